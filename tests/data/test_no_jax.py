@@ -1,0 +1,63 @@
+"""Loader workers start many times over: what they import must not bring JAX along."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vlvm_jax
+
+ROOT = Path(vlvm_jax.__file__).parent
+FORBIDDEN = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "tensorflow"}
+
+
+def imported(file):
+    """Full names of all modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import, which this check does not follow"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def file_of(name):
+    """The file of a module of ours, or None. Importing `a.b.c` also runs the packages `a` and `a.b`."""
+    path = ROOT.parent.joinpath(*name.split("."))
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+
+
+def reachable(start):
+    todo, found = list(start), {}
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found[file] = imported(file)
+        for name in found[file]:
+            parts = name.split(".")
+            if parts[0] == "vlvm_jax":
+                parents = [".".join(parts[: i + 1]) for i in range(len(parts))]
+                todo += [f for f in map(file_of, parents) if f]
+    return found
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "data").rglob("*.py")), ids=lambda f: f.stem)
+def test_data_imports_no_jax(file):
+    assert not {name for name in imported(file) if name.split(".")[0] in FORBIDDEN}
+
+
+def test_nor_does_anything_of_ours_that_data_imports():
+    found = reachable((ROOT / "data").rglob("*.py"))
+    assert {ROOT / "config.py", ROOT / "errors.py", ROOT / "__init__.py"} <= found.keys()
+    guilty = {file.name: names for file, names in found.items() if {n.split(".")[0] for n in names} & FORBIDDEN}
+    assert not guilty
+
+
+def test_the_check_sees_what_it_should(tmp_path):
+    file = tmp_path / "m.py"
+    file.write_text("def f():\n    import jax.numpy as jnp\n    from flax import nnx\n")
+    assert {"jax.numpy", "flax", "flax.nnx"} == imported(file)
+    assert file_of("vlvm_jax.data.video") == ROOT / "data" / "video.py" and file_of("vlvm_jax.absent") is None

@@ -1,0 +1,40 @@
+"""What all commands share: faults of the user's end in one line and exit code 2, interruptions in 75."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from vlvm_jax.errors import InputError, Interrupted
+
+
+def run(main: Callable[[], None], usage: str, argv: Sequence[str] | None = None) -> int:
+    """Parses the flags that the command's module defined, calls `main`, and returns the exit code."""
+    argv = list(sys.argv if argv is None else argv)
+    if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
+        print(usage.strip())
+        return 0
+    try:
+        rest = _parse(argv)
+        if rest:
+            raise InputError(f"unexpected argument {rest[0]!r}; see --help")
+        main()
+        return 0
+    except (InputError, Interrupted) as error:
+        print(f"{'error' if error.exit_code == 2 else 'interrupted'}: {error}", file=sys.stderr, flush=True)
+        if error.exit_code == 75:
+            print("run the same command again to continue", file=sys.stderr, flush=True)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)[1:]
+    except (flags.Error, KeyError, AttributeError, ValueError, TypeError, FileNotFoundError) as error:
+        # ml_collections reports a bad override or a missing config file by whatever exception came first.
+        message = " ".join(str(error).split()).strip("'\"")
+        raise InputError(message or type(error).__name__) from None

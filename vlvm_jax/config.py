@@ -1,0 +1,337 @@
+"""What a run is made of: frozen, validated settings, built from the `ConfigDict` a file in `configs/` returns.
+
+Every error names the key by its full path (`stages.1.trainable`), what was found and what was expected.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vlvm_jax.errors import InputError
+
+DType = Literal["float32", "bfloat16"]
+Remat = Literal["none", "minimal", "full"]
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: immutable, hashable, unknown keys are errors."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class VisionConfig(Settings):
+    """A ViT tower; field names are HF's.
+
+    `feature_layer` is the layer whose output is used, counted as HF counts hidden states: -1 the last, -2 the
+    penultimate (LLaVA's choice). `position_init` is the standard deviation of fresh position embeddings (default
+    hidden_size**-0.5; larger lets a small tower trained from scratch tell places apart sooner). `attention_layer` asks for the attention that patches receive at that layer (an
+    index into the layers that run), which the `encoder_attn` sampler ranks by.
+    """
+
+    kind: Literal["clip", "siglip"] = "clip"
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    image_size: PositiveInt
+    patch_size: PositiveInt
+    hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"
+    layer_norm_eps: PositiveFloat = 1e-5
+    feature_layer: int = -2
+    post_norm: bool = False
+    position_init: PositiveFloat | None = None
+    attention_layer: int | None = None
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_used_layers(self) -> int:
+        return self.num_hidden_layers + self.feature_layer + 1
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if not 0 < self.num_used_layers <= self.num_hidden_layers:
+            raise ValueError(f"feature_layer {self.feature_layer} is outside {self.num_hidden_layers} layers")
+        return self
+
+
+class DecoderConfig(Settings):
+    """A decoder of the Llama family; field names are HF's."""
+
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh"] = "silu"
+    rope_theta: PositiveFloat = 10000.0
+    rms_norm_eps: PositiveFloat = 1e-5
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    tie_word_embeddings: bool = False
+    max_position_embeddings: PositiveInt = 4096
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
+        return self
+
+
+class ConnectorConfig(Settings):
+    kind: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
+
+
+class AdapterConfig(Settings):
+    """Which file of `models/adapters/` turns frame features into visual tokens, and its options.
+
+    `options` are that file's own `Options`, checked when the adapter is built.
+    """
+
+    name: str
+    connector: ConnectorConfig = ConnectorConfig()
+    options: Any = Field(default_factory=dict)
+
+    @pydantic.field_validator("options", mode="after")
+    @classmethod
+    def _freeze(cls, options):
+        return FrozenDict(options)
+
+
+class FrozenDict(dict):
+    """A dict that hashes by content, so that a config stays hashable (NNX compares modules by their static parts)."""
+
+    def __hash__(self):
+        return hash(json.dumps(self, sort_keys=True, default=list))
+
+    def _refuse(self, *_args, **_kwargs):
+        raise TypeError("settings are immutable")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = _refuse
+
+
+class ModelConfig(Settings):
+    """Tower, adapter and decoder; `dtype` is the computation's, parameters' dtypes belong to the stage."""
+
+    vision: VisionConfig
+    adapter: AdapterConfig
+    decoder: DecoderConfig
+    dtype: DType = "bfloat16"
+    vision_remat: Remat = "none"
+    decoder_remat: Remat = "none"
+    init_from: str | None = None
+
+
+class MixtureEntry(Settings):
+    """One annotation file and how much of it to take.
+
+    `fraction` takes that share of the records, drawn with the stage's seed. `media` keeps only image, video or text
+    records. `types` keeps only records whose `type` (or, in a conversation of several, one of whose `types`) is named.
+    """
+
+    path: str
+    media_root: str | None = None
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    repeat: PositiveInt = 1
+    media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
+
+
+class DataConfig(Settings):
+    """What all stages share: the tokenizer, the chat template and how frames are taken from a clip."""
+
+    tokenizer: str
+    chat_template: str = "vicuna_v1"
+    embedded: Any = None
+    image_token: str = "<image>"
+    frame_sampling: Literal["uniform", "fps"] = "uniform"
+    fps: PositiveFloat = 1.0
+    workers: NonNegativeInt = 1
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+
+    @pydantic.field_validator("embedded", mode="after")
+    @classmethod
+    def _freeze(cls, options):
+        return None if options is None else FrozenDict(options)
+
+
+class StageConfig(Settings):
+    """One training stage.
+
+    `trainable` maps parameter patterns to learning rates; the last match wins and what matches none is frozen.
+    `encoder/layers/[-3:]/**` addresses the last three of the layers that run. `batch_size` counts rows; with `pack`,
+    a row holds as many samples as fit its `frames` and `length`.
+    """
+
+    name: str
+    data: tuple[MixtureEntry, ...]
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    batch_size: PositiveInt
+    accumulate: PositiveInt = 1
+    frames: PositiveInt
+    video_frames: PositiveInt | None = None
+    length: PositiveInt
+    pack: bool = True
+    trainable: tuple[tuple[str, PositiveFloat], ...]
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    clip_norm: PositiveFloat | None = 1.0
+    loss_chunks: PositiveInt = 1
+    loss_on: Literal["answer", "all_text"] = "answer"
+    frozen_dtype: DType = "float32"
+    seed: int = 0
+    save_every: PositiveInt | None = None
+    log_every: PositiveInt = 10
+
+    @pydantic.field_validator("trainable", mode="before")
+    @classmethod
+    def _pairs(cls, value):
+        return tuple(value.items()) if isinstance(value, Mapping) else value
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.length % self.loss_chunks:
+            raise ValueError(f"length {self.length} is not a multiple of loss_chunks {self.loss_chunks}")
+        if not self.trainable:
+            raise ValueError("trainable names no parameters")
+        if self.frames_per_video > self.frames:
+            raise ValueError(f"video_frames {self.video_frames} do not fit the row's frames {self.frames}")
+        return self
+
+    @property
+    def frames_per_video(self) -> int:
+        return self.video_frames or self.frames
+
+
+class EvalConfig(Settings):
+    """Held-out questions asked after the last stage, with the controls to hold the answers against."""
+
+    name: str
+    data: tuple[MixtureEntry, ...]
+    batch_size: PositiveInt
+    frames: PositiveInt
+    video_frames: PositiveInt | None = None
+    length: PositiveInt
+    pack: bool = True
+    controls: tuple[Literal["blank_video", "shuffled_frames"], ...] = ("blank_video", "shuffled_frames")
+    limit: PositiveInt | None = None
+    seed: int = 0
+    loss_on: Literal["answer"] = "answer"
+
+    @property
+    def frames_per_video(self) -> int:
+        return self.video_frames or self.frames
+
+
+class MeshConfig(Settings):
+    """Sizes of the mesh axes; -1 (at most once) takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+class CheckpointConfig(Settings):
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+
+
+class Config(Settings):
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    evals: tuple[EvalConfig, ...] = ()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages share a name: {names}")
+        return self
+
+
+def build(cls: type[SettingsT], values: Any, where: str = "config") -> SettingsT:
+    """Builds settings from plain data, or raises `InputError` with one line for the first fault."""
+    if hasattr(values, "to_dict"):
+        values = values.to_dict()
+    try:
+        return cls.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InputError(_one_line(error, cls, where)) from None
+
+
+def _one_line(error: pydantic.ValidationError, cls: type[Settings], where: str) -> str:
+    fault = error.errors()[0]
+    path = ".".join([where, *(str(part) for part in fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(cls, fault["loc"][:-1])
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(sorted(known))}"
+        return f"{path}: unknown key{hint}"
+    if fault["type"] == "missing":
+        return f"{path}: this key is required and missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    value = fault.get("input")
+    found = "" if isinstance(value, Mapping | Settings) else f" (found {value!r})"
+    return f"{path}: {message}{found}"
+
+
+def _fields_at(cls: Any, loc: tuple) -> list[str]:
+    """Field names of the settings class at a location of an error, following nested and tuple-typed fields."""
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = cls.model_fields[part].annotation
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        cls = next(a for a in nested if isinstance(a, type) and issubclass(a, Settings))
+    return list(cls.model_fields)
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json")
+
+
+def fingerprint(settings: Settings) -> str:
+    """Short hash of everything in the settings; two runs share a workdir only if it is equal."""
+    text = json.dumps(to_json(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,230 @@
+"""The embedded data set: scenes written once as real PNG and MP4 files with LLaVA-format JSON beside them.
+
+Training reads it through the same path as anybody's data. The folder's name holds a hash of all that decides its
+content; a folder is complete or absent (it is built under another name and renamed).
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from pydantic import Field, PositiveInt
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from vlvm_jax.config import Settings
+from vlvm_jax.data import scenes
+
+FORMAT = 1  # raise when the files written for equal options change
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
+
+
+class ShapesOptions(Settings):
+    """How much to make, and how large.
+
+    `size` and `num_frames` are the files' own, not the model's: the loader samples and resizes like for any clip.
+    """
+
+    train_images: PositiveInt = 12000
+    train_videos: PositiveInt = 4000
+    heldout_images: PositiveInt = 200
+    heldout_videos: PositiveInt = 400
+    size: PositiveInt = 48
+    num_frames: PositiveInt = 16
+    fps: PositiveInt = 8
+    kinds: tuple[str, ...] = Field(default=("move", "move", "appear", "change"))
+    seed: int = 0
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps({"format": FORMAT, "vocabulary": scenes.vocabulary(), **self.model_dump(mode="json")})
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One annotation file: its scenes, and which of what is asked goes in."""
+
+    name: str
+    kinds: tuple[str, ...]
+    count: int
+    held_out: bool
+
+
+def default_root() -> Path:
+    """`$VLVM_JAX_DATA`, or the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("VLVM_JAX_DATA", cache / "vlvm_jax"))
+
+
+def folder(options: ShapesOptions, root: Path | None = None) -> Path:
+    """Where the data set with these options lives, whether or not it exists yet."""
+    return (root or default_root()) / f"shapes-{options.hash}"
+
+
+def splits(options: ShapesOptions) -> list[Split]:
+    return [
+        Split("train_images", ("image",), options.train_images, held_out=False),
+        Split("train_videos", options.kinds, options.train_videos, held_out=False),
+        Split("heldout_images", ("image",), options.heldout_images, held_out=True),
+        Split("heldout_videos", options.kinds, options.heldout_videos, held_out=True),
+    ]
+
+
+def ensure(
+    options: ShapesOptions,
+    root: Path | None = None,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Makes the data set if it is not there, and returns its folder.
+
+    Writes `<split>.json` (conversations), `<split>_captions.json`, `media/<split>/*.png|mp4`, `tokenizer.json` and
+    `dataset.json` (options, counts, content hash of the annotations).
+
+    Args:
+      workers: processes that render; 0 renders in this one. The result does not depend on it.
+      progress: called with files done and files in all.
+    """
+    target = folder(options, root)
+    if target.exists():
+        return target
+    building = target.with_name(f"{target.name}.building-{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        _build(options, building, workers, progress)
+        building.rename(target)
+    except FileExistsError:  # another process finished first; its content is the same
+        pass
+    except OSError:
+        if not target.exists():
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[[int, int], None]) -> None:
+    tasks = []
+    for number, split in enumerate(splits(options)):
+        (path / "media" / split.name).mkdir(parents=True)
+        chunk = 100
+        for start in range(0, split.count, chunk):
+            tasks.append((options, str(path), number, start, min(start + chunk, split.count)))
+    total = sum(split.count for split in splits(options))
+    records: dict[str, list[dict]] = {split.name: [] for split in splits(options)}
+    done = 0
+    for (_, _, number, start, stop), made in zip(tasks, _run(tasks, workers), strict=True):
+        records[splits(options)[number].name] += made
+        done += stop - start
+        progress(done, total)
+    digest = hashlib.sha256()
+    for name, made in records.items():
+        for suffix, part in (("", "conversations"), ("_captions", "caption")):
+            kept = [{k: v for k, v in r.items() if k not in ("conversations", "caption", "types")} for r in made]
+            for record, source in zip(kept, made, strict=True):
+                record["conversations"] = source[part]
+                if part == "conversations":
+                    record["types"] = source["types"]
+                else:
+                    record["type"] = "caption"
+            text = json.dumps(kept)
+            digest.update(text.encode())
+            (path / f"{name}{suffix}.json").write_text(text)
+    tokenizer().save(str(path / "tokenizer.json"))
+    info = {
+        "options": options.model_dump(mode="json"),
+        "records": {name: len(made) for name, made in records.items()},
+        "annotations_sha256": digest.hexdigest(),
+    }
+    (path / "dataset.json").write_text(json.dumps(info, indent=2))
+
+
+def _run(tasks: list[tuple], workers: int) -> Iterator[list[dict]]:
+    if not workers:
+        yield from map(_write_chunk, tasks)
+        return
+    with concurrent.futures.ProcessPoolExecutor(workers, initializer=_default_signals) as pool:
+        try:
+            yield from pool.map(_write_chunk, tasks)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _default_signals() -> None:
+    """A forked worker must not run its parent's handlers; an interrupted parent ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_chunk(task: tuple) -> list[dict]:
+    options, path, number, start, stop = task
+    split = splits(options)[number]
+    return [_write_one(options, Path(path), split, number, index) for index in range(start, stop)]
+
+
+def _write_one(options: ShapesOptions, path: Path, split: Split, number: int, index: int) -> dict:
+    rng = np.random.default_rng([options.seed, number, index])
+    kind = split.kinds[index % len(split.kinds)]
+    scene = scenes.draw_scene(rng, kind, held_out=split.held_out)
+    medium = "image" if kind == "image" else "video"
+    name = f"media/{split.name}/{index:06d}.{'png' if medium == 'image' else 'mp4'}"
+    if medium == "image":
+        Image.fromarray(scenes.render(scene, 1, options.size)[0]).save(path / name, compress_level=1)
+    else:
+        write_mp4(path / name, scenes.render(scene, options.num_frames, options.size), options.fps)
+    asked = scenes.questions(scene, rng)
+    return {
+        "id": f"{split.name}/{index:06d}",
+        medium: name,
+        "combination": "/".join(scenes.combination(scene)),
+        "conversations": conversation([(q.question, q.answer) for q in asked]),
+        "types": [q.type for q in asked],
+        "caption": conversation([(scenes.CAPTION_PROMPTS[medium], scenes.caption(scene))]),
+    }
+
+
+def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """Question-answer pairs as LLaVA turns, the placeholder in the first."""
+    said = []
+    for number, (question, answer) in enumerate(turns):
+        said.append({"from": "human", "value": question if number else f"<image>\n{question}"})
+        said.append({"from": "gpt", "value": answer})
+    return said
+
+
+def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
+    """H.264, yuv420p; uint8 frames [T, H, W, 3] with even H and W."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def tokenizer() -> Tokenizer:
+    """One token per word of the scenes' vocabulary."""
+    words = [*SPECIAL_TOKENS, *scenes.vocabulary()]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    made.add_special_tokens(list(SPECIAL_TOKENS))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def vocab_size() -> int:
+    """Rounded up to a multiple of 64, so that any mesh divides it."""
+    return -(-(len(SPECIAL_TOKENS) + len(scenes.vocabulary())) // 64) * 64

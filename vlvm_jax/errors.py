@@ -1,0 +1,13 @@
+"""Exceptions that carry an exit code. Commands turn them into one line on stderr (`vlvm_jax.cli`)."""
+
+
+class InputError(Exception):
+    """The user's input is at fault: the message names the file, key or flag, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT arrived and everything worth keeping is saved: run the same command again to continue."""
+
+    exit_code = 75

@@ -1,0 +1,107 @@
+"""What a training run asks its model at the end: the held-out questions, the controls, and a few frames to look at."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vlvm_jax.config import Config, EvalConfig
+from vlvm_jax.data import pipeline, records
+from vlvm_jax.data.records import Record
+from vlvm_jax.data.video import BadSampleError
+from vlvm_jax.evaluation import heldout
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model, Params
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.progress import Meter
+from vlvm_jax.training.stages import sample_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Frames of one clip with the share of each patch that reaches the decoder.
+
+    Attributes:
+      frames: uint8 [T, H, W, 3].
+      weights: [T, side, side] summed over the sampler's K tokens, or None where the adapter weighs nothing.
+      title: what was asked and what is true.
+    """
+
+    frames: np.ndarray
+    weights: np.ndarray | None
+    title: str
+
+
+def evaluate(
+    config: Config, params: Params, trained_on: list[Record], mesh: Mesh, stop: StopSignal
+) -> tuple[dict[str, Any], list[Picture]]:
+    """Answers every held-out set with and without its controls.
+
+    Returns:
+      The `eval` entry of the summary by set, and pictures of the last set's first clips.
+    """
+    results: dict[str, Any] = {}
+    pictures: list[Picture] = []
+    if not config.evals:
+        return results, pictures
+    predict = heldout.make_predict(config.model, mesh)
+    segmented = params_lib.split(params, {})
+    for held_out in config.evals:
+        asked = pipeline.split_turns(records.read_mixture(held_out.data, held_out.seed))
+        if held_out.limit is not None:
+            asked = asked[: held_out.limit]
+        has_video = any(record.kind == "video" for record in asked)
+        controls = held_out.controls if has_video else ()
+        given = {}
+        with Meter(f"eval {held_out.name}", len(asked) * (1 + len(controls))) as meter:
+            for number, control in enumerate((None, *controls)):
+
+                def on_batch(done: int, number=number, meter=meter, asked=asked) -> None:
+                    stop.check("during evaluation; every stage is saved")
+                    meter.update(number * len(asked) + done, "questions")
+
+                given[control] = heldout.ask(
+                    predict, segmented, asked, sample_spec(config, held_out, control), held_out, mesh,
+                    workers=config.data.workers, on_batch=on_batch,
+                )  # fmt: skip
+        answers = given.pop(None)
+        given["majority"] = heldout.majority_answers([a.record for a in answers], trained_on)
+        results[held_out.name] = heldout.summarise(answers, given)
+        if has_video:
+            pictures = draw_clips(config, segmented, held_out, asked)
+    return results, pictures
+
+
+def draw_clips(config: Config, params: Params, held_out: EvalConfig, asked: list[Record], count: int = 3) -> list[Picture]:
+    """Frames and sampler weights of the first clips of different kinds of question."""
+    loader = pipeline.SampleLoader(asked, sample_spec(config, held_out))
+    model = Model(config.model)
+
+    @jax.jit
+    def weigh(params: Params, frames):
+        bound = model.bind(params)
+        return bound.adapter.frame_weights(bound.encoder(frames))
+
+    pictures, seen = [], set()
+    for index, record in enumerate(asked):
+        turn = record.turns[0]
+        if record.kind != "video" or turn.type in seen:
+            continue
+        try:
+            frames = loader.load(index)["frames"]
+        except BadSampleError:
+            continue
+        if len(frames) < held_out.frames_per_video:
+            continue
+        seen.add(turn.type)
+        weights = weigh(params, frames[None])
+        if weights is not None:
+            side = round(weights.shape[-1] ** 0.5)
+            weights = np.asarray(weights[0]).reshape(len(frames), side, side)
+        question = turn.question.replace("<image>", "").strip()
+        pictures.append(Picture(frames, weights, f"{question}  {turn.answer}"))
+        if len(pictures) == count:
+            break
+    return pictures

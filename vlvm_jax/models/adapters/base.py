@@ -1,0 +1,80 @@
+"""The seam: what every video adapter takes and gives."""
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vlvm_jax.config import Settings
+from vlvm_jax.models.vision import VisionFeatures
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FrameLayout:
+    """Which medium each frame of a row belongs to. Packed rows hold frames of several images and clips.
+
+    Attributes:
+      media: [B, T] 0 for padding; frames of one image or clip share an id, ids count up along the row.
+      is_video: [B, T] True for frames of a clip, False for images (and padding).
+    """
+
+    media: Int[Array, "B T"]
+    is_video: Bool[Array, "B T"]
+
+    @property
+    def mask(self) -> Bool[Array, "B T"]:
+        return self.media > 0
+
+    @property
+    def index_in_medium(self) -> Int[Array, "B T"]:
+        """0, 1, 2, ... within each clip."""
+        num_frames = self.media.shape[1]
+        steps = jnp.arange(num_frames)
+        starts = jnp.concatenate([jnp.ones_like(self.media[:, :1], bool), self.media[:, 1:] != self.media[:, :-1]], 1)
+        return steps - jax.lax.cummax(jnp.where(starts, steps, 0), axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisualTokens:
+    """What the decoder reads in place of the placeholders, in order: the valid ones of `tokens`.
+
+    Attributes:
+      tokens: [B, V, C].
+      valid: [B, V] False for slots that hold nothing (padding frames, a shorter image among clips).
+    """
+
+    tokens: Float[Array, "B V C"]
+    valid: Bool[Array, "B V"]
+
+
+class VideoAdapter(nnx.Module, abc.ABC):
+    """Frame features to visual tokens. Owns the connector, because the systems place it differently."""
+
+    Options: ClassVar[type[Settings]]
+
+    @abc.abstractmethod
+    def num_video_tokens(self, num_frames: int) -> int:
+        """Tokens that a clip of `num_frames` frames takes in the sequence. Static: the pipeline lays it out."""
+
+    @abc.abstractmethod
+    def num_image_tokens(self) -> int:
+        """Tokens that one image takes in the sequence."""
+
+    @abc.abstractmethod
+    def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+        """Args:
+        features: of the tower, `patches` [B, T, N, D].
+        layout: which frames belong together.
+        rng: key for what is random in training; None in evaluation, where nothing may be.
+        """
+
+    def frame_weights(self, features: VisionFeatures) -> Float[Array, "B T N"] | None:
+        """How much of each patch reaches the decoder, for pictures; None where the adapter has no such notion."""
+        del features
+        return None

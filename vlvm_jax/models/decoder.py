@@ -1,0 +1,185 @@
+"""Decoder of the Llama family: Llama, Vicuna, Mistral, Qwen2, SmolLM. Module names follow HF's `LlamaForCausalLM`.
+
+The family's members differ by configuration only: grouped key/value heads, biases on q/k/v, rotary base, tied head.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vlvm_jax.config import DecoderConfig
+from vlvm_jax.models.attention import attention, segment_mask
+from vlvm_jax.models.layers import Linear
+from vlvm_jax.models.stack import LayerStack
+from vlvm_jax.models.vision import ACTIVATIONS
+from vlvm_jax.parallel.rules import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of what the decoder has read, for S slots.
+
+    Attributes:
+      key, value: [layers, B, S, G, F].
+      positions: [B, S] position of each slot.
+      segments: [B, S] segment of each slot, 0 where nothing is stored.
+      index: the next free slot, one scalar for the whole batch.
+    """
+
+    key: Float[Array, "layers B S G F"]
+    value: Float[Array, "layers B S G F"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+    index: Int[Array, ""]
+
+
+def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
+    shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+    return KVCache(
+        key=jnp.zeros(shape, dtype),
+        value=jnp.zeros(shape, dtype),
+        positions=jnp.zeros((batch, slots), jnp.int32),
+        segments=jnp.zeros((batch, slots), jnp.int32),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def rotary_embedding(
+    positions: Int[Array, "B L"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B L 1 F"], Float[Array, "B L 1 F"]]:
+    """cos and sin in HF's half-split layout, fp32."""
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: Float[Array, "B L H F"], cos: Array, sin: Array) -> Float[Array, "B L H F"]:
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + rotated * sin).astype(x.dtype)
+
+
+class DecoderAttention(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        self.config = config
+        width, head = config.hidden_size, config.head_dim
+        bias = config.attention_bias
+
+        def linear(inputs, outputs, use_bias):
+            return Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+
+        self.q_proj = linear(width, config.num_attention_heads * head, bias)
+        self.k_proj = linear(width, config.num_key_value_heads * head, bias)
+        self.v_proj = linear(width, config.num_key_value_heads * head, bias)
+        self.o_proj = linear(config.num_attention_heads * head, width, config.attention_out_bias)
+
+    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: Bool[Array, "B 1 L S"], index, layer_cache):
+        """Attends within `x`, or within the cache after writing `x`'s keys and values at slot `index`."""
+        batch, length, _ = x.shape
+        head = self.config.head_dim
+        q = apply_rotary(self.q_proj(x).reshape(batch, length, -1, head), cos, sin)
+        k = apply_rotary(self.k_proj(x).reshape(batch, length, -1, head), cos, sin)
+        v = self.v_proj(x).reshape(batch, length, -1, head)
+        if layer_cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(layer_cache[0], k.astype(layer_cache[0].dtype), index, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(layer_cache[1], v.astype(layer_cache[1].dtype), index, axis=1)
+            layer_cache = (k, v)
+        out = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask)
+        return self.o_proj(out.reshape(batch, length, -1)), layer_cache
+
+
+class DecoderMLP(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        def linear(inputs, outputs):
+            return Linear(inputs, outputs, use_bias=False, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+        self.activation = config.hidden_act
+
+    def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, dtype, rngs: nnx.Rngs):
+        def norm():
+            return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+
+        self.input_layernorm = norm()
+        self.self_attn = DecoderAttention(config, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = norm()
+        self.mlp = DecoderMLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask, index, layer_cache=None):
+        out, layer_cache = self.self_attn(self.input_layernorm(x), cos, sin, mask, index, layer_cache)
+        x = x + out
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return constrain(x, "batch", "length", None), layer_cache
+
+
+_INIT = nnx.initializers.lecun_normal()
+
+
+class Decoder(nnx.Module):
+    """Embeddings in, final hidden states out; `logits` applies the head.
+
+    The head is apart so that the training loss can run it in chunks and never hold [B, L, vocab].
+    """
+
+    def __init__(self, config: DecoderConfig, *, dtype, remat: str = "none", splits=(), rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        width = config.hidden_size
+        self.embed_tokens = nnx.Embed(config.vocab_size, width, dtype=dtype, embedding_init=_INIT, rngs=rngs)
+        self.layers = LayerStack(
+            lambda rngs: DecoderLayer(config, dtype=dtype, rngs=rngs),
+            config.num_hidden_layers,
+            splits=splits,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.norm = nnx.RMSNorm(width, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(width, config.vocab_size, use_bias=False, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+        )
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B L C"],
+        positions: Int[Array, "B L"],
+        segment_ids: Int[Array, "B L"],
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "B L C"], KVCache | None]:
+        """Causal within each segment; segment 0 is padding.
+
+        With a cache, the L new tokens are written at `cache.index` and attend to all that is stored.
+        """
+        cos, sin = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
+        if cache is None:
+            mask = segment_mask(segment_ids, segment_ids, positions, positions)
+            x, _ = self.layers(embeddings, cos, sin, mask, None)
+            return self.norm(x), None
+        update = jax.lax.dynamic_update_slice_in_dim
+        key_positions = update(cache.positions, positions, cache.index, axis=1)
+        key_segments = update(cache.segments, segment_ids, cache.index, axis=1)
+        mask = segment_mask(segment_ids, key_segments, positions, key_positions)
+        x, (key, value) = self.layers(embeddings, cos, sin, mask, cache.index, layer_inputs=(cache.key, cache.value))
+        cache = KVCache(key, value, key_positions, key_segments, cache.index + positions.shape[1])
+        return self.norm(x), cache
+
+    def embed(self, token_ids: Int[Array, "B L"]) -> Float[Array, "B L C"]:
+        return self.embed_tokens(token_ids)
+
+    def logits(self, hidden: Float[Array, "*batch C"]) -> Float[Array, "*batch vocab"]:
+        """fp32 logits."""
+        head = self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+        return jnp.dot(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)

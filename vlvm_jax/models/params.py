@@ -1,0 +1,96 @@
+"""Parameters as a flat dict from path to array, the form everything outside the model works with.
+
+On disk, in configs and in messages a layer stack is whole: `decoder/layers/mlp/up_proj/kernel`, [layers, ...]. Inside
+a model it is cut into segments (`decoder/layers/segments/0/mlp/...`, see `models.stack`); `split` and `join` convert.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vlvm_jax.config import ModelConfig
+from vlvm_jax.models.stack import segment_bounds
+from vlvm_jax.models.video_llm import VideoLLM
+
+Params = dict[str, jax.Array]
+Splits = Mapping[str, tuple[int, ...]]
+
+_SEGMENT = re.compile(r"^(?P<stack>[^/]+)/layers/segments/(?P<index>\d+)/(?P<rest>.+)$")
+
+
+class Model:
+    """A VideoLLM without its parameters: bind it to a flat dict of them to run it.
+
+    Args:
+      splits: where each stack is cut, by the name of the part that holds it: `{"encoder": (20,)}`.
+    """
+
+    def __init__(self, config: ModelConfig, splits: Splits | None = None):
+        self.config = config
+        self.splits = dict(splits or {})
+        abstract = nnx.eval_shape(lambda: VideoLLM(config, splits=self.splits, rngs=nnx.Rngs(0)))
+        self.graphdef, state = nnx.split(abstract)
+        self._variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
+
+    def bind(self, params: Mapping[str, jax.Array]) -> VideoLLM:
+        """The model with these (segmented) parameters. Cheap; meant to be called inside a jitted function."""
+        if params.keys() != self._variables.keys():
+            missing, extra = self._variables.keys() - params.keys(), params.keys() - self._variables.keys()
+            raise ValueError(f"parameters missing: {sorted(missing)[:3]}, unknown: {sorted(extra)[:3]}")
+        flat = [(path, variable.replace(params[name])) for name, (path, variable) in self._variables.items()]
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the segmented parameters, fp32."""
+        return {
+            name: jax.ShapeDtypeStruct(variable[...].shape, jnp.float32)
+            for name, (_, variable) in self._variables.items()
+        }
+
+    def init(self, seed: int) -> Params:
+        """Fresh parameters, segmented; jit it to have them created in their shardings."""
+        model = VideoLLM(self.config, splits=self.splits, rngs=nnx.Rngs(seed))
+        flat = nnx.to_flat_state(nnx.state(model))
+        return {"/".join(map(str, path)): variable[...] for path, variable in flat}
+
+
+def whole_path(path: str) -> str:
+    """`encoder/layers/segments/1/mlp/fc1/kernel` -> `encoder/layers/mlp/fc1/kernel`; other paths are unchanged."""
+    match = _SEGMENT.match(path)
+    return f"{match['stack']}/layers/{match['rest']}" if match else path
+
+
+def segment_of(path: str) -> tuple[str, int] | None:
+    """`encoder/layers/segments/1/...` -> `("encoder", 1)`; None for a parameter outside the stacks."""
+    match = _SEGMENT.match(path)
+    return (match["stack"], int(match["index"])) if match else None
+
+
+def join(params: Mapping[str, jax.Array]) -> Params:
+    """Segmented to whole; where a stack mixes dtypes the widest wins."""
+    pieces: dict[str, list[tuple[int, jax.Array]]] = {}
+    for path, value in params.items():
+        segment = segment_of(path)
+        pieces.setdefault(whole_path(path), []).append((segment[1] if segment else 0, value))
+    whole = {}
+    for path, parts in pieces.items():
+        values = [value for _, value in sorted(parts, key=lambda part: part[0])]
+        whole[path] = values[0] if len(values) == 1 else jnp.concatenate(values)
+    return whole
+
+
+def split(params: Mapping[str, jax.Array], splits: Splits) -> Params:
+    """Whole to segmented."""
+    cut = {}
+    for path, value in params.items():
+        part, *rest = path.split("/", 2)
+        if rest[:1] != ["layers"]:
+            cut[path] = value
+            continue
+        bounds = segment_bounds(value.shape[0], splits.get(part, ()))
+        for index, (start, stop) in enumerate(bounds):
+            cut[f"{part}/layers/segments/{index}/{rest[1]}"] = value[start:stop] if len(bounds) > 1 else value
+    return cut

@@ -1,0 +1,94 @@
+"""A stack of identical layers, run by `jax.lax.scan`: one compiled body, whatever the depth.
+
+The parameters of all layers are stacked on a leading axis. A stage that trains only some layers (the last three of
+the tower, say) cuts the stack into *segments*, so that no gradient, no optimizer state and no saved activation exists
+for the frozen part. `vlvm_jax.training.partition` cuts and joins; on disk a stack is always whole.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class LayerStack(nnx.Module):
+    """`num_layers` layers made by `make_layer(rngs)`, of which the first `num_used` run.
+
+    A tower read at its penultimate layer keeps the unused last layer's parameters (an export needs them) without
+    running it.
+
+    Args:
+      make_layer: builds one layer; called under `nnx.vmap`.
+      splits: increasing layer indices at which the stack is cut into segments.
+      remat: key of `REMAT_POLICIES`; what the backward pass keeps of each layer.
+    """
+
+    def __init__(
+        self,
+        make_layer: Callable[[nnx.Rngs], nnx.Module],
+        num_layers: int,
+        *,
+        num_used: int | None = None,
+        splits: tuple[int, ...] = (),
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        self.num_used = num_layers if num_used is None else num_used
+        self.remat = remat
+        self.bounds = segment_bounds(num_layers, splits)
+
+        def create(size: int) -> nnx.Module:
+            split = nnx.split_rngs(splits=size)(nnx.vmap(make_layer, in_axes=0, out_axes=0))
+            return split(rngs)
+
+        self.segments = nnx.List([create(stop - start) for start, stop in self.bounds])
+
+    def __call__(self, x: jax.Array, *args, layer_inputs=None):
+        """Runs the layers: `x, out = layer(x, *args, layer_input)`.
+
+        Args:
+          x: the carry, same shape in and out of every layer.
+          *args: passed to every layer unchanged.
+          layer_inputs: pytree with a leading layer axis of length `num_used` (a KV cache, say), or None.
+
+        Returns:
+          The final carry and the per-layer outputs stacked on a leading axis.
+        """
+        outputs = []
+        for segment, (start, stop) in zip(self.segments, self.bounds, strict=True):
+            stop = min(stop, self.num_used)
+            if start >= stop:
+                continue
+            graphdef, params = nnx.split(segment)
+            if stop - start < segment_length(params):
+                params = jax.tree.map(lambda p, n=stop - start: p[:n], params)
+
+            def body(carry, inputs, graphdef=graphdef):
+                layer_params, layer_input = inputs
+                return nnx.merge(graphdef, layer_params)(carry, *args, layer_input)
+
+            if (policy := REMAT_POLICIES[self.remat]) is not None:
+                body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+            inputs = jax.tree.map(lambda v, a=start, b=stop: v[a:b], layer_inputs)
+            x, out = jax.lax.scan(body, x, (params, inputs))
+            outputs.append(out)
+        return x, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts) if len(parts) > 1 else parts[0], *outputs)
+
+
+def segment_bounds(num_layers: int, splits: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """`(start, stop)` of each segment: `segment_bounds(24, (20, 23))` -> `((0, 20), (20, 23), (23, 24))`."""
+    edges = [0, *splits, num_layers]
+    if any(a >= b for a, b in itertools.pairwise(edges)):
+        raise ValueError(f"splits {splits} do not cut {num_layers} layers into non-empty segments")
+    return tuple(itertools.pairwise(edges))
+
+
+def segment_length(params) -> int:
+    return jax.tree.leaves(params)[0].shape[0]

@@ -1,0 +1,88 @@
+"""VideoLLM = tower + adapter + decoder, and the merge of visual tokens into the text."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vlvm_jax.config import ModelConfig
+from vlvm_jax.models.adapters import build_adapter
+from vlvm_jax.models.adapters.base import FrameLayout, VisualTokens
+from vlvm_jax.models.decoder import Decoder, KVCache
+from vlvm_jax.models.vision import VisionTower
+from vlvm_jax.parallel.rules import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch of packed rows; every shape is fixed for a stage.
+
+    Attributes:
+      frames: [B, T, H, W, 3] uint8.
+      media: [B, T] 0 for padding, else the id of the image or clip within the row.
+      is_video: [B, T].
+      token_ids: [B, L]; visual positions hold any id and are marked in `media_mask`.
+      media_mask: [B, L] True where a visual token goes.
+      positions: [B, L], from 0 within each packed sample.
+      segment_ids: [B, L] 0 for padding, else the sample within the row.
+      loss_mask: [B, L] True for tokens to be predicted.
+    """
+
+    frames: UInt8[Array, "B T H W 3"]
+    media: Int[Array, "B T"]
+    is_video: Bool[Array, "B T"]
+    token_ids: Int[Array, "B L"]
+    media_mask: Bool[Array, "B L"]
+    positions: Int[Array, "B L"]
+    segment_ids: Int[Array, "B L"]
+    loss_mask: Bool[Array, "B L"]
+
+
+class VideoLLM(nnx.Module):
+    """Reads frames and text, gives the decoder's hidden states.
+
+    Args:
+      splits: where to cut the layer stacks, `{"encoder": (20,), "decoder": ()}`; see `models.stack`.
+    """
+
+    def __init__(self, config: ModelConfig, *, splits: dict[str, tuple[int, ...]] | None = None, rngs: nnx.Rngs):
+        splits = splits or {}
+        dtype = jnp.dtype(config.dtype)
+        self.encoder = VisionTower(
+            config.vision, dtype=dtype, remat=config.vision_remat, splits=splits.get("encoder", ()), rngs=rngs
+        )
+        self.adapter = build_adapter(config, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(
+            config.decoder, dtype=dtype, remat=config.decoder_remat, splits=splits.get("decoder", ()), rngs=rngs
+        )
+
+    def visual_tokens(self, frames: UInt8[Array, "B T H W 3"], layout: FrameLayout, rng=None) -> VisualTokens:
+        return self.adapter(self.encoder(frames), layout, rng=rng)
+
+    def embed(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
+        """Text embeddings with the visual tokens in their places."""
+        visual = self.visual_tokens(batch.frames, FrameLayout(batch.media, batch.is_video), rng)
+        text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
+        return constrain(merge(text, batch.media_mask, visual), "batch", "length", None)
+
+    def __call__(
+        self, batch: Batch, *, cache: KVCache | None = None, rng: jax.Array | None = None
+    ) -> tuple[Float[Array, "B L C"], KVCache | None]:
+        """Final hidden states of every position (apply `decoder.logits`), and the filled cache if one was given."""
+        return self.decoder(self.embed(batch, rng), batch.positions, batch.segment_ids, cache)
+
+
+def merge(text: Float[Array, "B L C"], media_mask: Bool[Array, "B L"], visual: VisualTokens) -> Float[Array, "B L C"]:
+    """Puts the i-th valid visual token of a row at the row's i-th marked position.
+
+    A cumulative sum and a gather: static shapes, and the gradient of a gather is exact.
+    """
+    rank = jnp.cumsum(media_mask, axis=1)
+    valid_so_far = jnp.cumsum(visual.valid, axis=1)
+    find = jax.vmap(lambda counts, wanted: jnp.searchsorted(counts, wanted, method="scan_unrolled"))
+    source = jnp.minimum(find(valid_so_far, rank), visual.tokens.shape[1] - 1)
+    gathered = jnp.take_along_axis(visual.tokens, source[..., None], axis=1)
+    return jnp.where(media_mask[..., None], gathered.astype(text.dtype), text)

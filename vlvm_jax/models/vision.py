@@ -1,0 +1,148 @@
+"""Vision transformer towers, CLIP- and SigLIP-style. Module names follow HF's `CLIPVisionModel`/`SiglipVisionModel`.
+
+What differs between the two: CLIP has a class token, a layer norm before the layers and no bias in the patch
+embedding; SigLIP has none of the first two and has the bias.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from vlvm_jax.config import VisionConfig
+from vlvm_jax.models.attention import attention, attention_received
+from vlvm_jax.models.layers import Linear
+from vlvm_jax.models.stack import LayerStack
+from vlvm_jax.parallel.rules import constrain
+
+ACTIVATIONS: dict[str, Callable] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisionFeatures:
+    """What the tower says of every frame.
+
+    Attributes:
+      patches: [B, T, N, D] patch features of the chosen layer, raster order.
+      attention: [B, T, N] attention each patch receives at the chosen layer (fp32, see `attention_layer` of the
+        config), or None when no adapter asked for it.
+    """
+
+    patches: Float[Array, "B T N D"]
+    attention: Float[Array, "B T N"] | None = None
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        self.num_heads = config.num_attention_heads
+        width = config.hidden_size
+
+        def linear():
+            return Linear(width, width, dtype=dtype, rngs=rngs)
+
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = linear(), linear(), linear(), linear()
+        self.with_attention = config.attention_layer is not None
+        self.has_class_token = config.kind == "clip"
+
+    def __call__(self, x: Float[Array, "B N D"]):
+        batch, length, width = x.shape
+        q, k, v = (
+            proj(x).reshape(batch, length, self.num_heads, width // self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        received = attention_received(q, k, from_first=self.has_class_token) if self.with_attention else None
+        return self.out_proj(attention(q, k, v).reshape(batch, length, width)), received
+
+
+class VisionMLP(nnx.Module):
+    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.activation = config.hidden_act
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class VisionLayer(nnx.Module):
+    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        self.layer_norm1 = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.self_attn = VisionAttention(config, dtype=dtype, rngs=rngs)
+        self.layer_norm2 = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.mlp = VisionMLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"], layer_input=None):
+        del layer_input
+        out, received = self.self_attn(self.layer_norm1(x))
+        x = x + out
+        return constrain(x + self.mlp(self.layer_norm2(x)), "batch", None, None), received
+
+
+class VisionTower(nnx.Module):
+    """Frames to patch features.
+
+    Pixels arrive as uint8 and are normalised here, on the device, by the config's `image_mean` and `image_std`:
+    a batch crosses from host to device at a quarter of its fp32 size.
+    """
+
+    def __init__(self, config: VisionConfig, *, dtype, remat: str = "none", splits=(), rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        width, num_patches = config.hidden_size, config.num_patches
+        clip = config.kind == "clip"
+        init = nnx.initializers.normal(width**-0.5)
+        self.patch_embedding = Linear(config.patch_size**2 * 3, width, use_bias=not clip, dtype=dtype, rngs=rngs)
+        self.class_embedding = nnx.Param(init(rngs.params(), (width,))) if clip else None
+        place = nnx.initializers.normal(config.position_init or width**-0.5)
+        self.position_embedding = nnx.Param(place(rngs.params(), (num_patches + clip, width)))
+        self.pre_layrnorm = (
+            nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs) if clip else None
+        )
+        self.layers = LayerStack(
+            lambda rngs: VisionLayer(config, dtype=dtype, rngs=rngs),
+            config.num_hidden_layers,
+            num_used=config.num_used_layers,
+            splits=splits,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.post_layernorm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+
+    def __call__(self, frames: UInt8[Array, "B T H W 3"]) -> VisionFeatures:
+        config = self.config
+        batch, num_frames = frames.shape[:2]
+        x = self.embed(frames.reshape(-1, *frames.shape[2:]))
+        x, received = self.layers(x)
+        if config.post_norm:
+            x = self.post_layernorm(x)
+        skip = int(config.kind == "clip")
+        patches = x[:, skip:].reshape(batch, num_frames, config.num_patches, config.hidden_size)
+        if received is None:
+            return VisionFeatures(patches)
+        received = received[config.attention_layer][:, skip:]
+        return VisionFeatures(patches, received.reshape(batch, num_frames, config.num_patches))
+
+    def embed(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B M D"]:
+        """Patch tokens (after a class token for CLIP) with positions added."""
+        config = self.config
+        batch = images.shape[0]
+        mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
+        pixels = ((images.astype(jnp.float32) / 255 - mean) / std).astype(self.dtype)
+        side, patch = config.image_size // config.patch_size, config.patch_size
+        pixels = pixels.reshape(batch, side, patch, side, patch, 3)
+        pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, patch * patch * 3)
+        x = self.patch_embedding(pixels)
+        if self.class_embedding is not None:
+            token = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (batch, 1, config.hidden_size))
+            x = jnp.concatenate([token, x], axis=1)
+        x = x + self.position_embedding[...].astype(self.dtype)
+        return x if self.pre_layrnorm is None else self.pre_layrnorm(x)

@@ -1,0 +1,105 @@
+"""Where every array lives: one table from parameters to logical axes, one from logical axes to mesh axes.
+
+A parameter that matches no row, or more than one, is an error: nothing large is silently replicated.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Logical axis -> mesh axes. Batches are split over `data` and `fsdp`; large parameter axes over `fsdp` and `tensor`.
+MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "norm": None,
+    "small": None,
+}
+
+# Parameter path (its end) -> logical axes. Stacked layers get a leading "layers" axis by themselves.
+PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)/kernel", ("embed", "heads")),
+    (r"(q_proj|k_proj|v_proj|fc1)/bias", ("heads",)),
+    (r"(o_proj|out_proj|down_proj|fc2)/kernel", ("heads", "embed")),
+    (r"(o_proj|out_proj|fc2)/bias", ("norm",)),
+    (r"embed_tokens/embedding", ("vocab", "embed")),
+    (r"lm_head/kernel", ("embed", "vocab")),
+    (r"(layernorm|layer_norm1|layer_norm2|layrnorm|norm)/(scale|bias)", ("norm",)),
+    (r"patch_embedding/kernel", ("small", "embed")),
+    (r"patch_embedding/bias", ("norm",)),
+    (r"class_embedding", ("norm",)),
+    (r"position_embedding", ("small", "embed")),
+    (r"adapter/.*linear_1/kernel", ("embed", "mlp")),
+    (r"adapter/.*linear_1/bias", ("mlp",)),
+    (r"adapter/.*linear_2/kernel", ("mlp", "embed")),
+    (r"adapter/.*linear_2/bias", ("norm",)),
+    (r"sampler/(key_proj|value_proj|score_in)/kernel", ("embed", "small")),
+    (r"sampler/(queries|score_out)/kernel", ("small", "small")),
+    (r"sampler/(key_proj|value_proj|score_in|score_out)/bias", ("norm",)),
+    (r"(sampler/prior|temporal_embedding)", ("small", "small")),
+)
+
+
+def logical_axes(path: str) -> tuple[str, ...]:
+    """Logical axes of the parameter at `path` (`decoder/layers/mlp/up_proj/kernel`), without the layer axis."""
+    matches = [axes for pattern, axes in PARAMETER_AXES if re.search(rf"(^|/|_){pattern}$", path)]
+    if len(matches) != 1:
+        raise ValueError(f"{path}: {len(matches)} rows of parallel.rules.PARAMETER_AXES match it; exactly one must")
+    return matches[0]
+
+
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The sharding of one parameter. An axis that the mesh does not divide stays whole on that axis."""
+    axes = logical_axes(path)
+    if len(shape) == len(axes) + 1:
+        axes = ("layers", *axes)
+    if len(shape) != len(axes):
+        raise ValueError(f"{path}: shape {shape} does not fit the logical axes {axes}")
+    spec = []
+    for size, axis in zip(shape, axes, strict=True):
+        names = MESH_AXES[axis]
+        width = _width(mesh, names)
+        spec.append(names if width > 1 and size % width == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return _width(mesh, MESH_AXES["batch"])
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation to its logical axes under the current mesh; without a mesh it returns `x` unchanged."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = []
+    for size, axis in zip(x.shape, axes, strict=True):
+        names = None if axis is None else MESH_AXES[axis]
+        width = _width(mesh, names)
+        spec.append(names if width > 1 and size % width == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _width(mesh, names: str | tuple[str, ...] | None) -> int:
+    if names is None:
+        return 1
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    width = 1
+    for name in (names,) if isinstance(names, str) else names:
+        width *= sizes[name]
+    return width

@@ -1,0 +1,110 @@
+"""Checkpoints of one stage. The only file that knows Orbax.
+
+A checkpoint holds the whole parameters (trainable and frozen alike, so that it stands alone), the optimizer's state,
+step and RNG, the position in the data, and the config. It is written under another name and renamed: what is there is
+complete. It restores onto any mesh.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from vlvm_jax.errors import InputError
+from vlvm_jax.models.params import Params
+from vlvm_jax.parallel import rules
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save at length
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    rng: jax.Array
+
+
+class StageCheckpoints:
+    """Checkpoints by step in one folder, the newest `keep` of them.
+
+    Args:
+      directory: local or gs://.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int):
+        self.directory = epath.Path(directory)
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(
+        self, step: int, *, params: Params, opt_state: Any, rng: jax.Array, data: Any, config: Mapping[str, Any]
+    ) -> None:
+        """Copies what is to be saved and writes it in the background; waits for an earlier save first.
+
+        Args:
+          params: whole parameters in buffers that nobody will donate.
+          data: the data iterator; its position as of now is saved.
+        """
+        items = {
+            "params": params,
+            "opt_state": opt_state,
+            "progress": {"step": jnp.asarray(step, jnp.int32), "rng": rng},
+            "data": data,
+            "config": dict(config),
+        }
+        self._checkpointer.wait()
+        self._checkpointer.save_checkpointables_async(step, items, force=True)
+
+    def wait(self) -> None:
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+    def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> Params:
+        """Whole parameters of the newest checkpoint, each on its sharding."""
+        return self._load({"params": on_mesh(abstract, mesh)})["params"]
+
+    def restore(self, abstract: Mapping[str, jax.ShapeDtypeStruct], opt_state: Any, data: Any, mesh: Mesh) -> Restored:
+        """Everything a stage continues from; `data` (the iterator) is set to its saved position.
+
+        Args:
+          opt_state: abstract, with shardings.
+        """
+        everywhere = rules.replicated(mesh)
+        progress = {
+            "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
+            "rng": jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere),
+        }
+        items = {"params": on_mesh(abstract, mesh), "opt_state": opt_state, "progress": progress, "data": data}
+        loaded = self._load(items)
+        progress = loaded["progress"]
+        return Restored(loaded["params"], loaded["opt_state"], progress["step"], progress["rng"])
+
+    def _load(self, items: dict[str, Any]) -> dict[str, Any]:
+        step = self.latest()
+        if step is None:
+            raise InputError(f"{self.directory}: no complete checkpoint here")
+        return self._checkpointer.load_checkpointables(step, items)
+
+
+def on_mesh(abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Whole parameters' shapes with their shardings."""
+    return {
+        path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.parameter_sharding(path, a.shape, mesh))
+        for path, a in abstract.items()
+    }

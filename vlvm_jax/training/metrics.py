@@ -1,0 +1,76 @@
+"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard, wandb."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+
+class MetricsWriter:
+    """One line per step in `metrics.jsonl`, the same to TensorBoard and, when asked, wandb.
+
+    A resumed stage first drops the lines after the step it resumes from, so that no step is there twice.
+    """
+
+    def __init__(self, workdir: epath.Path, *, tensorboard: bool, wandb_project: str | None, name: str, config: dict):
+        self.path = workdir / "metrics.jsonl"
+        self._tensorboard = None
+        self._wandb = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+        if wandb_project is not None:
+            import wandb
+
+            self._wandb = wandb.init(project=wandb_project, name=name, config=config, resume="allow")
+        self._lines: list[str] = []
+
+    def drop_after(self, stage: str, step: int) -> None:
+        """Forgets what was logged of `stage` after `step`, and a line that a crash left half-written."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry["stage"] != stage or entry["step"] <= step:
+                kept.append(line)
+        temporary = self.path.with_name("metrics.jsonl.new")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.rename(self.path)
+
+    def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        self._lines.append(json.dumps({"stage": stage, "step": step, **values}))
+        if self._tensorboard is not None:
+            for key, value in values.items():
+                self._tensorboard.add_scalar(f"{stage}/{key}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{stage}/{key}": value for key, value in values.items()} | {f"{stage}/step": step})
+
+    def flush(self) -> None:
+        if self._lines:
+            with self.path.open("a") as file:
+                file.write("".join(f"{line}\n" for line in self._lines))
+            self._lines = []
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Loss by step of every stage, as logged so far."""
+        self.flush()
+        curves: dict[str, list[tuple[int, float]]] = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                entry = json.loads(line)
+                curves.setdefault(entry["stage"], []).append((entry["step"], entry["loss"]))
+        return curves
+
+    def close(self) -> None:
+        self.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()

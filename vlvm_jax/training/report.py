@@ -1,0 +1,149 @@
+"""Tables before and after a run, `summary.json` and `summary.png`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from etils import epath
+from rich.table import Table
+
+from vlvm_jax.config import Config
+from vlvm_jax.evaluation.final import Picture
+from vlvm_jax.models.params import Model
+from vlvm_jax.training.progress import console, say
+from vlvm_jax.training.stages import PreparedStage, adapter_of
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
+    """What will be trained, on what, before anything starts."""
+    adapter = adapter_of(config)
+    patches = config.model.vision.num_patches
+    table = Table(title=f"{config.name}: {len(prepared)} stages", title_justify="left")
+    for column in ("stage", "records", "steps", "rows", "trains", "parameters", "frozen"):
+        table.add_column(column, justify="left" if column in ("stage", "trains") else "right")
+    for part in prepared:
+        sizes = {path: int(np.prod(a.shape)) for path, a in Model(config.model, part.partition.splits).abstract().items()}
+        trained = sum(size for path, size in sizes.items() if path in part.partition.rates)
+        trains = "\n".join(f"{pattern} at {rate:g}" for pattern, rate in part.stage.trainable)
+        kinds = {kind: sum(r.kind == kind for r in part.records) for kind in ("image", "video", "text")}
+        mixed = "\n".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+        table.add_row(
+            part.stage.name, mixed, f"{part.num_steps:,}", str(part.stage.batch_size), trains, f"{trained:,}",
+            f"{sum(sizes.values()) - trained:,}",
+        )  # fmt: skip
+    console.print(table)
+    frames = max(part.stage.frames_per_video for part in prepared)
+    say(
+        f"tokens per frame: {patches} -> {adapter.num_video_tokens(frames) / frames:g} in clips "
+        f"({frames} frames: {adapter.num_video_tokens(frames)} visual tokens), {adapter.num_image_tokens()} for an image"
+    )
+    for note in config.notes:
+        say(note)
+
+
+def write(
+    workdir: epath.Path,
+    summary: Mapping[str, Any],
+    losses: Mapping[str, list[tuple[int, float]]],
+    pictures: Sequence[Picture],
+) -> None:
+    """Prints the closing tables and writes `summary.json` and `summary.png`."""
+    temporary = workdir / "summary.json.new"
+    temporary.write_text(json.dumps(summary, indent=2))
+    temporary.rename(workdir / "summary.json")
+    with (workdir / "summary.png").open("wb") as file:
+        draw(summary, losses, pictures).savefig(file, dpi=110, bbox_inches="tight")
+    plt.close("all")
+    print_stages(summary)
+    for name, result in summary["eval"].items():
+        print_eval(name, result)
+    if summary["skipped"]:
+        say("skipped samples: " + ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()))
+    say(f"written: {workdir / 'summary.json'}, {workdir / 'summary.png'}, {workdir / 'metrics.jsonl'}")
+
+
+def print_stages(summary: Mapping[str, Any]) -> None:
+    table = Table(title="stages", title_justify="left")
+    for column in ("stage", "steps", "first loss", "last loss", "seconds", "compilations"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in summary["stages"]:
+        table.add_row(
+            stage["name"], f"{stage['steps']:,}", _number(stage["first_loss"]), _number(stage["last_loss"]),
+            f"{stage['seconds']:.0f}", str(stage["compilations"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def print_eval(name: str, result: Mapping[str, Any]) -> None:
+    controls = list(result["controls"])
+    table = Table(title=f"held out: {name}, {result['questions']} questions", title_justify="left")
+    table.add_column("question type")
+    for column in ("accuracy", *(control.replace("_", " ") for control in controls)):
+        table.add_column(column, justify="right")
+    for kind, accuracy in result["by_type"].items():
+        table.add_row(kind, f"{accuracy:.2f}", *(_number(result["controls"][c]["by_type"].get(kind), 2) for c in controls))
+    table.add_section()
+    table.add_row("all", f"{result['accuracy']:.2f}", *(f"{result['controls'][c]['accuracy']:.2f}" for c in controls))
+    console.print(table)
+
+
+def draw(summary: Mapping[str, Any], losses: Mapping[str, list[tuple[int, float]]], pictures: Sequence[Picture]):
+    """Loss per stage, accuracy by type against its controls, sampled frames with the sampler's weights."""
+    evals = list(summary["eval"].items())
+    rows = 1 + bool(evals) + len(pictures)
+    heights = [3.0] + [3.2] * bool(evals) + [1.5] * len(pictures)
+    figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
+    panels = figure.subfigures(rows, 1, height_ratios=heights)
+    panels = list(np.atleast_1d(panels))
+    _draw_losses(panels.pop(0), losses)
+    if evals:
+        axes = np.atleast_1d(panels.pop(0).subplots(1, len(evals)))
+        for axis, (name, result) in zip(axes, evals, strict=True):
+            _draw_accuracy(axis, name, result)
+    for panel, picture in zip(panels, pictures, strict=True):
+        _draw_frames(panel, picture)
+    return figure
+
+
+def _draw_losses(panel, losses: Mapping[str, list[tuple[int, float]]]) -> None:
+    axes = np.atleast_1d(panel.subplots(1, max(1, len(losses)), sharey=True))
+    for axis, (name, curve) in zip(axes, losses.items(), strict=False):
+        steps, values = zip(*curve, strict=True)
+        axis.plot(steps, values, linewidth=0.8)
+        axis.set(title=name, xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("loss")
+
+
+def _draw_accuracy(axis, name: str, result: Mapping[str, Any]) -> None:
+    kinds = list(result["by_type"])
+    series = {"model": result["by_type"], **{c.replace("_", " "): v["by_type"] for c, v in result["controls"].items()}}
+    width = 0.8 / len(series)
+    for number, (label, values) in enumerate(series.items()):
+        places = np.arange(len(kinds)) + (number - (len(series) - 1) / 2) * width
+        axis.bar(places, [values.get(kind, 0) for kind in kinds], width, label=label)
+    axis.set_xticks(np.arange(len(kinds)), [kind.replace("_", "/") for kind in kinds], rotation=20)
+    axis.set(title=f"held-out {name}", ylim=(0, 1.05), ylabel="accuracy")
+    axis.legend(fontsize=7, ncols=2)
+
+
+def _draw_frames(panel, picture: Picture) -> None:
+    panel.suptitle(picture.title, fontsize=9)
+    axes = np.atleast_1d(panel.subplots(1, len(picture.frames)))
+    for index, axis in enumerate(axes):
+        axis.imshow(picture.frames[index])
+        if picture.weights is not None:
+            height, width = picture.frames.shape[1:3]
+            axis.imshow(
+                picture.weights[index], extent=(0, width, height, 0), cmap="magma", alpha=0.45, interpolation="nearest"
+            )
+        axis.set_axis_off()
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,405 @@
+"""Runs the stages of a config in order, each from the last one's checkpoint, and continues where an earlier run of the
+same command stopped."""
+
+import dataclasses
+import json
+import platform
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from vlvm_jax import config as config_lib
+from vlvm_jax.config import Config, EvalConfig, StageConfig
+from vlvm_jax.data import pipeline, records, shapes
+from vlvm_jax.data.pipeline import SampleSpec, SkipLog
+from vlvm_jax.data.records import Record
+from vlvm_jax.errors import InputError
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.adapters.base import VideoAdapter
+from vlvm_jax.models.params import Model, Params
+from vlvm_jax.parallel import rules
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training import partition as partition_lib
+from vlvm_jax.training.checkpoint import StageCheckpoints
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.loop import StageRun, run_stage
+from vlvm_jax.training.metrics import MetricsWriter
+from vlvm_jax.training.partition import Partition
+from vlvm_jax.training.progress import Meter, say
+from vlvm_jax.training.step import StepFunctions, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedStage:
+    """A stage with everything checked before anything runs."""
+
+    stage: StageConfig
+    records: list[Record]
+    spec: SampleSpec
+    num_steps: int
+    partition: Partition
+
+
+def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]:
+    """Trains all stages and asks the held-out questions; returns what `summary.json` holds.
+
+    Raises:
+      InputError: the config, the data or the workdir is at fault.
+      Interrupted: a signal came and the state is saved; the same call continues.
+    """
+    from vlvm_jax.training import report  # matplotlib is slow to import and not needed to fail early
+
+    if config.model.init_from is not None:
+        raise InputError(
+            f"config.model.init_from: loading {config.model.init_from!r} is not there yet; this version trains from "
+            "scratch only (preset `tiny`)"
+        )
+    mesh = make_mesh(config.mesh)
+    check_batches(config, mesh)
+    claim_workdir(config, workdir)
+    config = with_embedded_data(config, stop)
+    prepared = [prepare_stage(config, stage) for stage in config.stages]
+    write_run_card(config, workdir, prepared)
+    report.print_plan(config, prepared)
+    config_json = config_lib.to_json(config)
+    writer = MetricsWriter(
+        workdir, tensorboard=config.tensorboard, wandb_project=config.wandb_project, name=config.name, config=config_json
+    )
+    results = []
+    params: Params | None = None
+    try:
+        for number, stage in enumerate(prepared):
+            stop.check(f"between stages, before {stage.stage.name!r}")
+            previous = workdir / prepared[number - 1].stage.name if number else None
+            result, params = train_stage(config, stage, workdir, previous, params, mesh, writer, stop)
+            results.append(result)
+        summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
+        assert params is not None
+        from vlvm_jax.evaluation import final
+
+        summary["eval"], pictures = final.evaluate(config, params, prepared[-1].records, mesh, stop)
+    finally:
+        writer.close()
+    report.write(workdir, summary, writer.losses(), pictures)
+    return summary
+
+
+# --- before anything runs ------------------------------------------------------------------------------------------
+
+
+def check_batches(config: Config, mesh: Mesh) -> None:
+    shards = rules.batch_shards(mesh)
+    for stage in config.stages:
+        rows = stage.batch_size // stage.accumulate
+        if rows % shards:
+            raise InputError(
+                f"config.stages.{stage.name}.batch_size: {stage.batch_size} rows / accumulate {stage.accumulate} = "
+                f"{rows} rows a micro-batch, which the mesh's data x fsdp = {shards} does not divide"
+            )
+    for held_out in config.evals:
+        if held_out.batch_size % shards:
+            raise InputError(
+                f"config.evals.{held_out.name}.batch_size: {held_out.batch_size} rows are not divided by the mesh's "
+                f"data x fsdp = {shards}"
+            )
+
+
+def claim_workdir(config: Config, workdir: epath.Path) -> None:
+    """Writes `config.json`, or checks that the one there is of the same run."""
+    path = workdir / "config.json"
+    mine = config_lib.to_json(config)
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        if theirs != mine:
+            key = _first_difference(theirs, mine)
+            raise InputError(
+                f"--workdir={workdir}: holds another config's run (they differ in {key}); give another folder, or the "
+                "same config to continue it"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.new"
+    temporary.write_text(json.dumps(mine, indent=2))
+    temporary.rename(path)
+
+
+def _first_difference(a: Any, b: Any, path: str = "config") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            if a.get(key) != b.get(key):
+                return _first_difference(a.get(key), b.get(key), f"{path}.{key}")
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            if x != y:
+                return _first_difference(x, y, f"{path}.{index}")
+    return f"{path}: {a!r} there, {b!r} here"
+
+
+def with_embedded_data(config: Config, stop: StopSignal) -> Config:
+    """Makes the embedded data set if the config asks for it, and puts its folder for `{embedded}` in the paths."""
+    if config.data.embedded is None:
+        return config
+    options = config_lib.build(shapes.ShapesOptions, dict(config.data.embedded), "config.data.embedded")
+    if not shapes.folder(options).exists():
+        say(f"making the embedded data set (once) in {shapes.folder(options)}")
+        total = sum(split.count for split in shapes.splits(options))
+        with Meter("data", total) as meter:
+
+            def progress(done: int, total: int) -> None:
+                del total
+                stop.check("while making the embedded data set")
+                meter.update(done, "files")
+
+            shapes.ensure(options, workers=2, progress=progress)
+    text = json.dumps(config_lib.to_json(config)).replace("{embedded}", str(shapes.folder(options)))
+    return config_lib.build(Config, json.loads(text))
+
+
+def adapter_of(config: Config) -> VideoAdapter:
+    """The adapter without parameters, to ask how many tokens it gives."""
+    return Model(config.model).bind(Model(config.model).abstract()).adapter
+
+
+def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
+    adapter = adapter_of(config)
+    data = config.data
+    return SampleSpec(
+        length=part.length,
+        frames=part.frames,
+        frames_per_video=part.frames_per_video,
+        image_size=config.model.vision.image_size,
+        image_tokens=adapter.num_image_tokens(),
+        video_tokens=tuple(adapter.num_video_tokens(n) for n in range(part.frames_per_video + 1)),
+        tokenizer=data.tokenizer,
+        chat_template=data.chat_template,
+        frame_sampling=data.frame_sampling,
+        fps=data.fps,
+        loss_on=part.loss_on,
+        control=control,
+    )
+
+
+def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
+    """Reads the stage's records and checks that they fit; needs no device."""
+    where = f"config.stages.{stage.name}"
+    found = records.read_mixture(stage.data, stage.seed)
+    spec = sample_spec(config, stage)
+    spec.check(where, any(record.kind == "video" for record in found))
+    pipeline.check_lengths(pipeline.SampleLoader(found, spec), where, config.data.max_bad_share)
+    if stage.steps is not None:
+        steps = stage.steps
+    elif stage.pack:
+        raise InputError(f"{where}.epochs: how many rows packing makes of an epoch is not known; give steps, or pack=False")
+    else:
+        steps = max(1, round(len(found) * (stage.epochs or 0) / stage.batch_size))
+    return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
+
+
+def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedStage]) -> None:
+    """What would be needed to repeat the run, beside its result."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "vlvm_jax")
+    card = {
+        "config": config.name,
+        "config_hash": config_lib.fingerprint(config),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
+        "data": {p.stage.name: {"records": len(p.records), "hash": data_hash(p.records)} for p in prepared},
+    }
+    (workdir / "run_card.json").write_text(json.dumps(card, indent=2))
+
+
+def data_hash(found: list[Record]) -> str:
+    """Of annotations and media names, in order."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for record in found:
+        media = [(kind, epath.Path(path).name) for kind, path in record.media]
+        digest.update(repr((record.id, media, record.turns)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# --- one stage -----------------------------------------------------------------------------------------------------
+
+
+def train_stage(
+    config: Config,
+    prepared: PreparedStage,
+    workdir: epath.Path,
+    previous: epath.Path | None,
+    params: Params | None,
+    mesh: Mesh,
+    writer: MetricsWriter,
+    stop: StopSignal,
+) -> tuple[dict[str, Any], Params]:
+    """Trains one stage, or what is left of it; returns its entry of the summary and its whole parameters.
+
+    Args:
+      previous: folder of the stage before, whose final checkpoint this one starts from.
+      params: those parameters, if this process has them already.
+    """
+    stage, num_steps = prepared.stage, prepared.num_steps
+    folder = workdir / stage.name
+    abstract = whole_abstract(config, prepared.partition, stage)
+    checkpoints = StageCheckpoints(folder / "checkpoints", config.checkpoint.keep)
+    result_file = folder / "result.json"
+    try:
+        if checkpoints.latest() == num_steps and result_file.exists():
+            say(f"{stage.name}: done before")
+            return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
+        functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
+        skip_log = SkipLog(prepared.records, config.data.max_bad_share, workdir / "skipped.jsonl", stage.name)
+        data = iter(make_stage_dataset(config, prepared, skip_log))
+        try:
+            run = start_stage(
+                config, prepared, functions, checkpoints, data, mesh, lambda: _initial(config, previous, params, mesh)
+            )
+            writer.drop_after(stage.name, int(run.state.step))
+            run_stage(run, mesh, writer, stop)
+        finally:
+            data.close()
+        result = stage_result(config, run, writer, skip_log)
+        temporary = folder / "result.json.new"
+        temporary.write_text(json.dumps(result, indent=2))
+        temporary.rename(result_file)
+        return result, params_lib.join({**run.frozen, **run.state.params})
+    finally:
+        checkpoints.close()
+
+
+def make_stage_dataset(config: Config, prepared: PreparedStage, skip_log: SkipLog):
+    stage = prepared.stage
+    return pipeline.make_dataset(
+        prepared.records,
+        prepared.spec,
+        rows=stage.batch_size // jax.process_count(),
+        pack=stage.pack,
+        skip_log=skip_log,
+        seed=stage.seed,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def whole_abstract(config: Config, partition: Partition, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Whole parameters as this stage keeps them: fp32 where any part trains, `frozen_dtype` elsewhere."""
+    segmented = {
+        path: jax.ShapeDtypeStruct(a.shape, jnp.float32 if path in partition.rates else jnp.dtype(stage.frozen_dtype))
+        for path, a in Model(config.model, partition.splits).abstract().items()
+    }
+    return jax.eval_shape(params_lib.join, segmented)
+
+
+def start_stage(
+    config: Config, prepared: PreparedStage, functions: StepFunctions, checkpoints: StageCheckpoints, data, mesh, initial
+) -> StageRun:
+    """The state to train from: this stage's newest checkpoint, or `initial()` parameters."""
+    stage, partition = prepared.stage, prepared.partition
+    abstract = whole_abstract(config, partition, stage)
+    abstract_params = {
+        path: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=functions.state_shardings.params[path])
+        for path, a in Model(config.model, partition.splits).abstract().items()
+        if path in partition.rates
+    }
+    latest = checkpoints.latest()
+    restored = None
+    if latest is not None:
+        opt_state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(functions.init, abstract_params, jax.ShapeDtypeStruct((2,), jnp.uint32)).opt_state,
+            functions.state_shardings.opt_state,
+        )
+        restored = checkpoints.restore(abstract, opt_state, data, mesh)
+        say(f"{stage.name}: continuing from step {latest}")
+    whole = restored.params if restored else initial()
+    trainable, frozen = divide(whole, partition, functions, stage)
+    if restored:
+        state = dataclasses.replace(functions.init(trainable, restored.rng), step=restored.step, opt_state=restored.opt_state)
+    else:
+        key = jax.random.fold_in(jax.random.key(config.seed), stage.seed)
+        state = functions.init(trainable, jax.random.key_data(key))
+    return StageRun(
+        stage=stage,
+        num_steps=prepared.num_steps,
+        functions=functions,
+        state=state,
+        frozen=frozen,
+        data=data,
+        checkpoints=checkpoints,
+        save_every=stage.save_every or config.checkpoint.save_every,
+        config={"stage": stage.name, "steps": prepared.num_steps, "config": config_lib.to_json(config)},
+    )
+
+
+def divide(whole: Params, partition: Partition, functions: StepFunctions, stage: StageConfig) -> tuple[Params, Params]:
+    """Whole parameters to this stage's trainable masters and frozen rest, on their shardings."""
+    shardings = (functions.state_shardings.params, dict(functions.frozen_shardings))
+
+    def cut(whole: Params) -> tuple[Params, Params]:
+        segmented = params_lib.split(whole, partition.splits)
+        trainable = {p: v.astype(jnp.float32) for p, v in segmented.items() if p in partition.rates}
+        frozen = {p: v.astype(stage.frozen_dtype) for p, v in segmented.items() if p not in partition.rates}
+        return trainable, frozen
+
+    return jax.jit(cut, out_shardings=shardings)(whole)
+
+
+def _initial(config: Config, previous: epath.Path | None, params: Params | None, mesh: Mesh) -> Params:
+    """Parameters a fresh stage starts from: the previous stage's, or a fresh model created in its shardings."""
+    if params is not None:
+        return params
+    model = Model(config.model)
+    abstract = jax.eval_shape(params_lib.join, model.abstract())
+    if previous is not None:
+        checkpoints = StageCheckpoints(previous / "checkpoints", config.checkpoint.keep)
+        try:
+            return checkpoints.restore_params(abstract, mesh)
+        finally:
+            checkpoints.close()
+    shardings = {path: rules.parameter_sharding(path, a.shape, mesh) for path, a in abstract.items()}
+    return jax.jit(lambda: params_lib.join(model.init(config.seed)), out_shardings=shardings)()
+
+
+def stage_result(config: Config, run: StageRun, writer: MetricsWriter, skip_log: SkipLog) -> dict[str, Any]:
+    losses = writer.losses().get(run.stage.name, [])
+    adapter = adapter_of(config)
+    return {
+        "name": run.stage.name,
+        "steps": run.num_steps,
+        "first_loss": losses[0][1] if losses else None,
+        "last_loss": losses[-1][1] if losses else None,
+        "seconds": round(run.seconds, 2),
+        "compilations": run.functions.train._cache_size(),
+        "trainable_parameters": sum(v.size for v in run.state.params.values()),
+        "frozen_parameters": sum(v.size for v in run.frozen.values()),
+        "visual_tokens_per_sample": {
+            "image": adapter.num_image_tokens(),
+            "video": adapter.num_video_tokens(run.stage.frames_per_video),
+        },
+        "checkpoint": str(run.checkpoints.directory / str(run.num_steps)),
+        "skipped": skip_log.summary(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _skipped(results: list[dict[str, Any]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for result in results:
+        for cause, count in result["skipped"].items():
+            total[cause] = total.get(cause, 0) + count
+    return total
