@@ -49,7 +49,7 @@ def tiny(options: ConfigDict) -> ConfigDict:
     root = "{embedded}"
     fraction = options.video_fraction or 1.0
     video = entry(f"{root}/train_videos.json", fraction=fraction)
-    objects = entry(f"{root}/train_objects.json")
+    objects = entry(f"{root}/train_images_captions.json")
     images = entry(f"{root}/train_images.json")
     captions = entry(f"{root}/train_images_captions.json")
 
@@ -93,7 +93,7 @@ def tiny(options: ConfigDict) -> ConfigDict:
             "name": f"ftfv-tiny-{strategy}",
             "model": model,
             "data": {
-                "embedded": {"seed": 0},
+                "embedded": {"train_images": 12000, "train_videos": 4000, "heldout_images": 200, "heldout_videos": 400, "seed": 0},
                 "tokenizer": f"{root}/tokenizer.json",
                 "chat_template": "bare",
                 "workers": 1,

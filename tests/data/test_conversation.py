@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -179,6 +179,7 @@ def test_text_on_both_sides_of_a_placeholder_is_tokenised_as_it_stands():
 plain_text = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=20)
 
 
+@settings(deadline=None)
 @given(
     turns=st.lists(st.builds(Turn, plain_text, plain_text), min_size=1, max_size=3),
     template=st.sampled_from(sorted(TEMPLATES)),

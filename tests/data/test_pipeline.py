@@ -158,17 +158,13 @@ def test_batches_have_one_fixed_shape(world):
 @pytest.mark.parametrize("seed", [None, 3])
 def test_packed_rows_keep_samples_apart(world, seed):
     batches = take(iter(dataset(world, rows=3, seed=seed)), 12)
-    counts = [
-        check_row({key: value[i] for key, value in batch.items()}, *world) for batch in batches for i in range(3)
-    ]
+    counts = [check_row({key: value[i] for key, value in batch.items()}, *world) for batch in batches for i in range(3)]
     assert max(counts) >= 3, "nothing was packed"
 
 
 def test_without_packing_a_row_holds_one_sample(world):
     batches = list(dataset(world, rows=3, pack=False))
-    counts = [
-        check_row({key: value[i] for key, value in batch.items()}, *world) for batch in batches for i in range(3)
-    ]
+    counts = [check_row({key: value[i] for key, value in batch.items()}, *world) for batch in batches for i in range(3)]
     assert counts == [1] * NUM + [0] * (-NUM % 3)
 
 

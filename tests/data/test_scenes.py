@@ -218,8 +218,10 @@ def test_the_vocabulary_holds_every_word_of_every_text():
 
 def test_captions_name_the_event():
     for kind, pattern in {
-        "move": lambda s: f"{s.things[0].color} {s.things[0].shape} goes {s.motion.direction} "
-        + ("faster" if s.motion.faster else "slower"),
+        "move": lambda s: (
+            f"{s.things[0].color} {s.things[0].shape} goes {s.motion.direction} "
+            + ("faster" if s.motion.faster else "slower")
+        ),
         "appear": lambda s: " then ".join(f"{t.color} {t.shape}" for t in s.things[:2]),
         "change": lambda s: f"{s.things[0].shape} {s.things[0].color} then {s.new_color}",
     }.items():

@@ -3,7 +3,7 @@
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -58,6 +58,7 @@ def test_uniform_worked_numbers(total, count, expected):
     assert uniform_indices(total, count) == expected
 
 
+@settings(deadline=None)
 @given(total=st.integers(0, 100_000), count=st.integers(1, 256))
 def test_uniform_is_sorted_distinct_and_spread(total, count):
     chosen = uniform_indices(total, count)
@@ -90,6 +91,7 @@ def test_fps_worked_numbers(total, clip_fps, fps, cap, expected):
     assert fps_indices(total, clip_fps, fps, cap) == expected
 
 
+@settings(deadline=None)
 @given(
     total=st.integers(1, 5000),
     clip_fps=st.floats(0.5, 120),

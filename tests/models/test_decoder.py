@@ -146,9 +146,8 @@ def test_later_tokens_do_not_change_earlier_ones(model):
     assert (np.abs(before - after)[:, 6:].max(-1) > 1e-4).all()
 
 
-@pytest.mark.parametrize("splits", [(2,), (1, 2)])
-def test_cut_decoder_gives_the_same(model, splits):
-    cut = hf.fill(make(config(), splits=splits))
+def test_cut_decoder_gives_the_same(model):
+    cut = hf.fill(make(config(), splits=(1, 2)))
     layers = nnx.state(model.layers.segments[0])
     for segment, (start, stop) in zip(cut.layers.segments, cut.layers.bounds, strict=True):
         nnx.update(segment, jax.tree.map(lambda p, a=start, b=stop: p[a:b], layers))
@@ -235,18 +234,3 @@ def test_remat_policies_differ_in_what_they_keep():
         counts[remat] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
     assert counts["full"] > counts["none"]
     assert counts["minimal"] == counts["none"]
-
-
-def test_model_with_remat_has_the_same_gradient(model):
-    positions, segments = (np.broadcast_to(part, TOKENS.shape) for part in row(6, 3))
-
-    def gradient(remat):
-        graphdef, params = nnx.split(hf.fill(make(config(), remat=remat)))
-
-        def loss(params):
-            model = nnx.merge(graphdef, params)
-            return jnp.square(model(model.embed(TOKENS), positions, segments)[0]).mean()
-
-        return jax.jit(jax.grad(loss))(params)
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient("none"), gradient("full"))

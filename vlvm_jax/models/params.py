@@ -46,7 +46,7 @@ class Model:
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the segmented parameters, fp32."""
         return {
-            name: jax.ShapeDtypeStruct(variable[...].shape, jnp.float32)
+            name: jax.ShapeDtypeStruct(variable.get_raw_value().shape, jnp.float32)
             for name, (_, variable) in self._variables.items()
         }
 

@@ -40,7 +40,7 @@ class MetricsWriter:
                 kept.append(line)
         temporary = self.path.with_name("metrics.jsonl.new")
         temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.rename(self.path)
+        temporary.replace(self.path)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         self._lines.append(json.dumps({"stage": stage, "step": step, **values}))

@@ -55,7 +55,7 @@ def write(
     """Prints the closing tables and writes `summary.json` and `summary.png`."""
     temporary = workdir / "summary.json.new"
     temporary.write_text(json.dumps(summary, indent=2))
-    temporary.rename(workdir / "summary.json")
+    temporary.replace(workdir / "summary.json")
     with (workdir / "summary.png").open("wb") as file:
         draw(summary, losses, pictures).savefig(file, dpi=110, bbox_inches="tight")
     plt.close("all")

@@ -125,7 +125,7 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.new"
     temporary.write_text(json.dumps(mine, indent=2))
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def _first_difference(a: Any, b: Any, path: str = "config") -> str:
@@ -275,7 +275,7 @@ def train_stage(
         result = stage_result(config, run, writer, skip_log)
         temporary = folder / "result.json.new"
         temporary.write_text(json.dumps(result, indent=2))
-        temporary.rename(result_file)
+        temporary.replace(result_file)
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
