@@ -44,12 +44,12 @@ def tiny(options: ConfigDict) -> ConfigDict:
     """Everything from scratch in minutes: the recipe's stages over the embedded data.
 
     The recipe starts from a pretrained tower and LLM. Here a first stage, `base`, stands in for them: it trains tower,
-    adapter and decoder on images of one shape, then the three stages follow as they would on a real model.
+    adapter and decoder on images, then the three stages follow as they would on a real model.
     """
     root = "{embedded}"
     fraction = options.video_fraction or 1.0
     video = entry(f"{root}/train_videos.json", fraction=fraction)
-    objects = entry(f"{root}/train_images_captions.json")
+    video_captions = {**video, "path": f"{root}/train_videos_captions.json"}
     images = entry(f"{root}/train_images.json")
     captions = entry(f"{root}/train_images_captions.json")
 
@@ -65,19 +65,20 @@ def tiny(options: ConfigDict) -> ConfigDict:
     pretrain = [LAST_THREE, "adapter/**" if strategy == "S2" else "adapter/connector/**"]
     pretrain_data = [images, captions]
     if strategy == "S2":
-        pretrain_data.append(entry(f"{root}/train_videos_captions.json", fraction=fraction))
+        pretrain_data.append(video_captions)
     stages = [
-        stage("base", [objects], 400, ["encoder/**", "adapter/connector/**", "decoder/**"], clips=False, lr=1e-3),
+        stage("base", [captions, images], 900, ["encoder/**", "adapter/connector/**", "decoder/**"], clips=False, lr=1e-3),
         stage("align", [captions], 100, ALIGN, clips=False, lr=1e-3),
         stage("pretrain", pretrain_data, 200, pretrain, clips=strategy == "S2", lr=5e-4),
     ]
     instruct = ["adapter/**", "decoder/**"]
     if strategy == "S3":
         stages.append(stage("instruct", [images], 800, ["adapter/connector/**", "decoder/**"], clips=False, lr=1e-3))
-        stages.append(stage("video", [video, {**images, "fraction": 0.1}], 1000, instruct, clips=True, lr=1e-3, rows=16))
+        mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
+        stages.append(stage("video", mixed, 1800, instruct, clips=True, lr=1e-3, rows=16))
     else:
-        mixed = [video, {**images, "fraction": 0.2}]
-        stages.append(stage("instruct", mixed, 1500, instruct, clips=True, lr=1e-3, rows=16))
+        mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
+        stages.append(stage("instruct", mixed, 1800, instruct, clips=True, lr=1e-3, rows=16))
     model = tiny_model(
         adapter={
             "name": "weighted_sampler",

@@ -91,8 +91,9 @@ def test_bare_with_an_image():
 def test_bare_with_two_turns_learns_both_answers():
     turns = [Turn("<image>\nhow many ?", "two"), Turn("circle color ?", "red")]
     tokens = encode(turns, [2], WORDS, TEMPLATES["bare"])
-    expected = "how many ? ASSISTANT: two </s> USER: circle color ? ASSISTANT: red </s>".split()
-    assert words(tokens.ids[3:]) == expected
+    assert " ".join(words(tokens.ids[3:])) == (
+        "how many ? ASSISTANT: two </s> USER: circle color ? ASSISTANT: red </s>"
+    )
     assert words(tokens.ids[tokens.loss_mask]) == ["two", "</s>", "red", "</s>"]
     assert np.flatnonzero(tokens.loss_mask).tolist() == [7, 8, 14, 15]
 
@@ -110,7 +111,9 @@ def test_several_images_in_one_conversation():
     turns = [Turn("<image> or <image> first ?", "circle"), Turn("<image>\nhow many ?", "one")]
     tokens = encode(turns, [2, 1, 3], WORDS, TEMPLATES["bare"])
     shown = ["*" if media else word for word, media in zip(words(tokens.ids), tokens.media_mask, strict=True)]
-    assert shown == ("USER: * * or * first ? ASSISTANT: circle </s> USER: * * * how many ? ASSISTANT: one </s>".split())
+    assert " ".join(shown) == (
+        "USER: * * or * first ? ASSISTANT: circle </s> USER: * * * how many ? ASSISTANT: one </s>"
+    )
     assert words(tokens.ids[tokens.loss_mask]) == ["circle", "</s>", "one", "</s>"]
 
 

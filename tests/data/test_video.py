@@ -1,5 +1,7 @@
 """Frames from real files: which indices, that they are the right frames, the resize rule, and what is unusable."""
 
+import itertools
+
 import av
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_uniform_worked_numbers(total, count, expected):
 def test_uniform_is_sorted_distinct_and_spread(total, count):
     chosen = uniform_indices(total, count)
     assert len(chosen) == min(total, count)
-    assert all(a < b for a, b in zip(chosen, chosen[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(chosen))
     assert all(0 <= i < total for i in chosen)
     for part, index in enumerate(chosen):
         assert part * total <= index * len(chosen) + len(chosen) and index * len(chosen) <= (part + 1) * total
@@ -101,12 +103,12 @@ def test_fps_worked_numbers(total, clip_fps, fps, cap, expected):
 def test_fps_is_sorted_in_range_and_capped(total, clip_fps, fps, cap):
     chosen = fps_indices(total, clip_fps, fps, cap)
     assert 1 <= len(chosen) <= cap
-    assert all(a < b for a, b in zip(chosen, chosen[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(chosen))
     assert chosen[0] >= 0 and chosen[-1] < total
     step = clip_fps / fps
     if step >= 1 and total / step < cap - 1:
         assert chosen[0] == 0 and total - chosen[-1] <= step + 1
-        assert all(abs(b - a - step) < 1 + 1e-6 for a, b in zip(chosen, chosen[1:], strict=False))
+        assert all(abs(b - a - step) < 1 + 1e-6 for a, b in itertools.pairwise(chosen))
 
 
 # --- the right frames --------------------------------------------------------------------------------------------
@@ -281,8 +283,10 @@ def test_an_image_of_the_right_size_is_untouched():
 
 @pytest.mark.parametrize(
     ("mode", "name"),
-    [("RGB", "i.png"), ("P", "i.png"), ("L", "i.png"), ("1", "i.png"), ("RGBA", "i.png"), ("LA", "i.png")]
-    + [("P", "i.gif"), ("L", "i.jpg"), ("CMYK", "i.jpg"), ("RGBA", "i.webp"), ("I;16", "i.png")],
+    [
+        *((mode, "i.png") for mode in ("RGB", "P", "L", "1", "RGBA", "LA", "I;16")),
+        *(("P", "i.gif"), ("L", "i.jpg"), ("CMYK", "i.jpg"), ("RGBA", "i.webp")),
+    ],
 )
 def test_image_modes(tmp_path, mode, name):
     image = picture(40, 30, "L").convert("I;16") if mode == "I;16" else picture(40, 30, mode)

@@ -31,13 +31,14 @@ MAX_QUESTIONS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """A shape in a cell, from `appears` (share of the clip) on."""
+    """A shape in a cell, from `appears` until `vanishes` (shares of the clip)."""
 
     shape: str
     color: str
     cell: tuple[int, int]
     jitter: tuple[float, float]
     appears: float = 0.0
+    vanishes: float = 1.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +118,13 @@ def _draw(rng: np.random.Generator, kind: str) -> Scene:
         path = {(start[0] + row_step * i, start[1] + column_step * i) for i in range(length + 1)}
         cells = [start, *(cell for cell in cells if cell not in path)]
         motion = Motion(direction, length, bool(rng.integers(2)))
-    appears = [0.0] * count
-    if kind == "appear":
-        early, late = rng.uniform(0.15, 0.4), rng.uniform(0.6, 0.85)
-        appears[:2] = [early, late]
+    spans = [(0.0, 1.01)] * count
+    if kind == "appear":  # both for equally long: only the order of the frames tells which came first
+        length, early, late = rng.uniform(0.3, 0.4), rng.uniform(0.03, 0.1), rng.uniform(0.5, 0.57)
+        spans[:2] = [(early, early + length), (late, late + length)]
     things = tuple(
-        Thing(str(s), str(c), cell, tuple(rng.uniform(-0.07, 0.07, 2).round(3).tolist()), float(a))
-        for s, c, cell, a in zip(shapes, colors, cells, appears, strict=False)
+        Thing(str(s), str(c), cell, tuple(rng.uniform(-0.07, 0.07, 2).round(3).tolist()), *map(float, span))
+        for s, c, cell, span in zip(shapes, colors, cells, spans, strict=False)
     )
     new_color = None
     if kind == "change":
@@ -142,7 +143,7 @@ def render(scene: Scene, num_frames: int, size: int) -> np.ndarray:
     for index in range(num_frames):
         time = index / max(num_frames - 1, 1)
         for number, thing in enumerate(scene.things):
-            if time < thing.appears:
+            if not thing.appears <= time < thing.vanishes:
                 continue
             color = thing.color
             if number == 0 and scene.new_color is not None and time >= scene.change_at:

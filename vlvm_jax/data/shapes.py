@@ -24,7 +24,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from vlvm_jax.config import Settings
 from vlvm_jax.data import scenes
 
-FORMAT = 1  # raise when the files written for equal options change
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 
 
@@ -46,7 +45,9 @@ class ShapesOptions(Settings):
 
     @property
     def hash(self) -> str:
-        text = json.dumps({"format": FORMAT, "vocabulary": scenes.vocabulary(), **self.model_dump(mode="json")})
+        """Of the options and of the code that draws, asks and writes: a change of either is another data set."""
+        code = "".join(Path(module).read_text() for module in (scenes.__file__, __file__))
+        text = json.dumps({"code": code, **self.model_dump(mode="json")}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

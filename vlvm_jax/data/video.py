@@ -5,6 +5,7 @@ from typing import Literal
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image, UnidentifiedImageError
 
 
@@ -54,10 +55,11 @@ def read_clip(
             stated, clip_fps = stream.frames, float(stream.average_rate or fps)
             frames: dict[int, np.ndarray] = {}
             wanted = set(_choose(stated, count, rule, clip_fps, fps)) if stated else None
+            to_pixels = _Converter(size)
             total = 0
             for frame in container.decode(stream):
                 if wanted is not None and total in wanted:  # else counted first: all frames may not fit in memory
-                    frames[total] = resize(frame.to_image(), size)
+                    frames[total] = to_pixels(frame)
                 total += 1
     except (av.FFmpegError, ValueError, OSError) as error:
         raise BadSampleError("corrupt", f"{path} ({_brief(error)})") from None
@@ -77,8 +79,21 @@ def _choose(total: int, count: int, rule: str, clip_fps: float, fps: float) -> l
 
 def _reread(path: str, wanted: set[int], size: int) -> np.ndarray:
     with av.open(path, metadata_errors="ignore") as container:
-        decoded = enumerate(container.decode(video=0))
-        return np.stack([resize(frame.to_image(), size) for i, frame in decoded if i in wanted])
+        to_pixels = _Converter(size)
+        return np.stack([to_pixels(frame) for i, frame in enumerate(container.decode(video=0)) if i in wanted])
+
+
+class _Converter:
+    """Decoded frame to pixels. One conversion context for all frames of a clip: making one per frame, as
+    `frame.to_image()` does, takes longer than decoding small clips."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return resize(Image.fromarray(pixels), self.size)
 
 
 def read_image(path: str, size: int) -> np.ndarray:

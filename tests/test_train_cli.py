@@ -1,0 +1,151 @@
+"""Bad input to the command ends in one line that says what is wrong, exit code 2, no traceback."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from recipes import small, train
+
+from configs import ftfv
+from vlvm_jax import cli
+from vlvm_jax.config import Config, build
+from vlvm_jax.data import shapes
+from vlvm_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("arg", "extra", "message"),
+    [
+        ("huge", (), "no preset 'huge'; there are tiny, vicuna-7b"),
+        ("tiny,colour=red", (), "unknown key 'colour'"),
+        ("tiny,tokens=many", (), "tokens='many' is not a int"),
+        ("tiny,video_strategy=S9", (), "video_strategy='S9'"),
+        ("tiny", ("--config.model.decoder.hidden_siz=8",), "hidden_siz"),
+        ("tiny", ("--config.seed=x",), "seed"),
+        ("tiny", ("--nonsense=1",), "nonsense"),
+        ("vicuna-7b", (), "from scratch only"),
+        ("tiny", ("--config.mesh.data=3",), "does not divide the 1 devices here"),
+    ],
+)
+def test_command_line_faults(tmp_path, data_root, arg, extra, message):
+    done = train(tmp_path / "run", data_root, *extra, arg=arg) if arg != "vicuna-7b" else train_without_data(tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+
+
+def train_without_data(tmp_path):
+    """vicuna-7b has no embedded data for `train` to shrink."""
+    import subprocess
+
+    from recipes import ROOT, environment
+
+    return subprocess.run(
+        [sys.executable, "-m", "vlvm_jax.train", "--config=configs/ftfv.py:vicuna-7b", f"--workdir={tmp_path}/run"],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_help_helps(capsys):
+    assert cli.run(lambda: None, "usage: something", ["train", "--help"]) == 0
+    assert "usage: something" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own_data(tmp_path, data_root):
+    """A user's copy of the embedded data, to spoil."""
+    source = next(data_root.glob("shapes-*"))
+    target = tmp_path / "clips"
+    shutil.copytree(source, target)
+    return target
+
+
+def spoilt(own_data, **changes) -> Config:
+    """The last stage alone, over the user's own folder."""
+    config = ftfv.get_config("tiny,scale=0.002").to_dict()
+    config = json.loads(json.dumps(config).replace("{embedded}", str(own_data)))
+    config["data"] |= {"embedded": None, "workers": 0}
+    config["stages"] = [config["stages"][-1] | changes]
+    config["stages"][0]["data"] = [{"path": f"{own_data}/train_videos.json"}]
+    config |= {"evals": [], "tensorboard": False}
+    return build(Config, config)
+
+
+def run(config: Config, workdir):
+    from etils import epath
+
+    from vlvm_jax.training import stages
+    from vlvm_jax.training.interrupt import StopSignal
+
+    return stages.run(config, epath.Path(workdir), StopSignal())
+
+
+def test_a_missing_annotation_file(tmp_path, own_data):
+    (own_data / "train_videos.json").unlink()
+    with pytest.raises(InputError, match=r"train_videos\.json: no such annotation file"):
+        run(spoilt(own_data), tmp_path / "run")
+
+
+def test_json_that_is_not_llava_names_the_record(tmp_path, own_data):
+    records = json.loads((own_data / "train_videos.json").read_text())
+    records[5] = {"video": "a.mp4", "caption": "x"}
+    (own_data / "train_videos.json").write_text(json.dumps(records))
+    with pytest.raises(InputError, match=r"record 5: no 'conversations' list"):
+        run(spoilt(own_data), tmp_path / "run")
+
+
+def test_more_tokens_than_the_length_allows_with_the_arithmetic(tmp_path, own_data):
+    with pytest.raises(InputError, match=r"8 frames takes 32 visual tokens \(4 a frame\).*length of 32"):
+        run(spoilt(own_data, length=32), tmp_path / "run")
+    with pytest.raises(InputError, match=r"32 visual \+ \d+ text tokens > length 40"):
+        run(spoilt(own_data, length=40), tmp_path / "run2")
+
+
+def test_a_batch_that_the_mesh_does_not_divide(tmp_path, own_data):
+    # The tests run on eight CPU devices.
+    with pytest.raises(InputError, match=r"12 rows / accumulate 1 = 12 rows .* data x fsdp = 8 does not divide"):
+        run(spoilt(own_data, batch_size=12), tmp_path / "run")
+
+
+def test_corrupt_and_empty_videos_are_skipped_and_counted_up_to_the_share(tmp_path, own_data):
+    clips = sorted((own_data / "media" / "train_videos").glob("*.mp4"))
+    clips[3].write_bytes(b"")
+    clips[7].write_bytes(clips[7].read_bytes()[:200])
+    few = spoilt(own_data, steps=8)
+    few = few.model_copy(update={"data": few.data.model_copy(update={"max_bad_share": 0.1})})
+    summary = run(few, tmp_path / "run")
+    assert summary["skipped"] == {"corrupt": 2}
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert {entry["detail"].split(" ")[0] for entry in listed} == {str(clips[3]), str(clips[7])}
+    with pytest.raises(InputError, match=r"1 of 48 samples of stage 'instruct' cannot be used.*max_bad_share = 0\.01"):
+        run(spoilt(own_data, steps=8), tmp_path / "run2")
+
+
+def test_every_preset_builds():
+    for preset in ftfv.PRESETS:
+        for strategy in ftfv.STRATEGIES:
+            config = build(Config, ftfv.get_config(f"{preset},video_strategy={strategy}"))
+            sees_video = [stage.name for stage in config.stages if any("ideo" in e.path for e in stage.data)]
+            assert sees_video == {
+                "S1": ["instruct"], "S2": ["pretrain", "instruct"], "S3": ["video"],
+            }[strategy]  # fmt: skip
+
+
+def test_config_errors_name_the_key():
+    config = ftfv.get_config().to_dict()
+    config["stages"][1]["batch_sise"] = 3
+    with pytest.raises(InputError, match=r"config\.stages\.1\.batch_sise: unknown key; did you mean 'batch_size'"):
+        build(Config, config)
+    config = ftfv.get_config().to_dict()
+    config["model"]["vision"]["patch_size"] = 7
+    with pytest.raises(InputError, match=r"config\.model\.vision: image_size 48 is not a multiple of patch_size 7"):
+        build(Config, config)
+
+
+def test_settings_are_immutable_and_hash_by_content():
+    assert hash(small().model) == hash(small().model)
+    with pytest.raises(TypeError):
+        small().model.adapter.options["reading"] = "mean"
+    assert shapes.ShapesOptions(seed=1).hash != shapes.ShapesOptions().hash

@@ -1,0 +1,60 @@
+"""Schedules, rates by group, what decays, and where the optimizer's state lives."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import small
+
+from vlvm_jax.training.optimizer import make_optimizer, schedule
+
+STAGE = small().stages[0]
+
+
+def with_(**changes):
+    return STAGE.model_copy(update=changes)
+
+
+def test_warm_up_rises_to_one_then_cosine_falls_to_the_final_ratio():
+    factor = schedule(with_(warmup_ratio=0.1, final_lr_ratio=0.1, schedule="cosine"), 100)
+    values = np.array([factor(step) for step in range(101)])
+    assert values[0] == pytest.approx(0.1)
+    assert values[9] == pytest.approx(1.0) and values[10] == pytest.approx(1.0)
+    assert np.all(np.diff(values[10:]) <= 0)
+    assert values[55] == pytest.approx(0.55, abs=1e-6)
+    assert values[100] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("kind", "middle"), [("constant", 1.0), ("linear", 0.5)])
+def test_other_schedules(kind, middle):
+    factor = schedule(with_(warmup_ratio=0.0, final_lr_ratio=0.0, schedule=kind), 100)
+    assert factor(0) == pytest.approx(1.0)
+    assert factor(50) == pytest.approx(middle)
+
+
+def test_each_group_moves_at_its_own_rate():
+    stage = with_(warmup_ratio=0.0, weight_decay=0.0, clip_norm=None, schedule="constant")
+    tx = make_optimizer(stage, {"a": 1e-2, "b": 1e-4}, 10, frozenset())
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"], -1e-2, rtol=1e-4)  # Adam's first step is the rate itself
+    np.testing.assert_allclose(updates["b"], -1e-4, rtol=1e-4)
+
+
+def test_matrices_decay_and_vectors_do_not_also_when_stacked():
+    stage = with_(warmup_ratio=0.0, weight_decay=0.5, clip_norm=None, schedule="constant")
+    params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2), "stack": jnp.ones((3, 2)), "deep": jnp.ones((3, 2, 2))}
+    rates = dict.fromkeys(params, 1e-2)
+    tx = make_optimizer(stage, rates, 10, frozenset({"stack", "deep"}))
+    zero = {path: jnp.zeros_like(value) for path, value in params.items()}
+    updates, _ = tx.update(zero, tx.init(params), params)
+    assert {path for path, value in updates.items() if jnp.any(value)} == {"matrix", "deep"}
+    np.testing.assert_allclose(updates["deep"], -1e-2 * 0.5)
+
+
+def test_clipping_is_by_the_norm_over_all_groups():
+    stage = with_(warmup_ratio=0.0, weight_decay=0.0, clip_norm=1.0, schedule="constant", beta1=0.0)
+    tx = make_optimizer(stage, {"a": 1.0, "b": 1.0}, 10, frozenset())
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    _, state = tx.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, tx.init(params), params)
+    moments = state[1].mu
+    np.testing.assert_allclose([moments["a"][0], moments["b"][0]], [0.6, 0.8], rtol=1e-6)

@@ -1,0 +1,118 @@
+"""Stopping and continuing with real processes: the losses are those of a run that nobody disturbed, to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from recipes import ROOT, command, environment, train
+
+ARG = "tiny,scale=0.012"
+EXTRA = ("--config.checkpoint.save_every=5", "--config.data.workers=1")
+
+
+def losses(workdir) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        curves.setdefault(entry["stage"], []).append((entry["step"], entry["loss"]))
+    return curves
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data_root):
+    workdir = tmp_path_factory.mktemp("run") / "undisturbed"
+    done = train(workdir, data_root, *EXTRA, arg=ARG)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def signal_when(workdir, data_root, ready, number: int) -> subprocess.Popen:
+    """Starts the run and sends `number` as soon as `ready(workdir)`; returns the ended process."""
+    process = subprocess.Popen(
+        command(workdir, *EXTRA, arg=ARG), cwd=ROOT, env=environment(data_root), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while process.poll() is None and not ready(workdir):
+        assert time.monotonic() < deadline, "the run never came to where it was to be stopped"
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.out, process.err = process.communicate(timeout=120)
+    return process
+
+
+def at_checkpoint(stage: str, step: int):
+    return lambda workdir: (workdir / stage / "checkpoints" / str(step)).exists()
+
+
+def test_sigterm_saves_and_the_same_command_continues_to_the_same_losses(tmp_path, data_root, undisturbed):
+    workdir = tmp_path / "run"
+    # In the first stage, and again in the last: the second run starts inside one stage and crosses into the others.
+    for stage, step in (("base", 5), ("instruct", 10)):
+        stopped = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGTERM)
+        assert stopped.returncode == 75, stopped.err
+        assert f"saved stage '{stage}' at step" in stopped.err
+        assert "same command" in stopped.err
+        assert "Traceback" not in stopped.err
+    done = train(workdir, data_root, *EXTRA, arg=ARG)
+    assert done.returncode == 0, done.stderr
+    assert "instruct: continuing from step" in done.stdout
+    assert losses(workdir) == losses(undisturbed)
+    mine, theirs = (json.loads((d / "summary.json").read_text()) for d in (workdir, undisturbed))
+    assert mine["eval"] == theirs["eval"]
+
+
+def test_kill_continues_from_the_last_checkpoint(tmp_path, data_root, undisturbed):
+    workdir = tmp_path / "run"
+    for stage, step in (("base", 5), ("pretrain", 2), ("instruct", 15)):
+        killed = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGKILL)
+        assert killed.returncode == -signal.SIGKILL
+    # What a crash can leave behind: half a line of metrics, half a checkpoint.
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "instruct", "step": 99')
+    done = train(workdir, data_root, *EXTRA, arg=ARG)
+    assert done.returncode == 0, done.stderr
+    assert losses(workdir) == losses(undisturbed)
+
+
+def test_a_finished_run_runs_again_without_training(data_root, undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    done = train(undisturbed, data_root, *EXTRA, arg=ARG)
+    assert done.returncode == 0, done.stderr
+    assert "instruct: done before" in done.stdout
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_keep_and_final_checkpoint(undisturbed):
+    kept = sorted(int(name) for name in os.listdir(undisturbed / "instruct" / "checkpoints"))
+    assert len(kept) == 2
+    assert kept[-1] == json.loads((undisturbed / "summary.json").read_text())["stages"][-1]["steps"]
+
+
+def test_the_workdir_of_another_config_is_refused(data_root, undisturbed):
+    done = train(undisturbed, data_root, *EXTRA, "--config.checkpoint.keep=7", arg=ARG)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "holds another config's run (they differ in config.checkpoint.keep: 2 there, 7 here)" in done.stderr
+
+
+def test_summary_and_run_card_hold_what_they_promise(undisturbed):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    keys = {
+        "name", "steps", "first_loss", "last_loss", "seconds", "compilations", "trainable_parameters",
+        "frozen_parameters", "visual_tokens_per_sample", "checkpoint",
+    }  # fmt: skip
+    assert [stage["name"] for stage in summary["stages"]] == ["base", "align", "pretrain", "instruct"]
+    for stage in summary["stages"]:
+        assert keys <= stage.keys()
+        assert stage["compilations"] == 1
+        assert stage["visual_tokens_per_sample"] == {"image": 9, "video": 32}
+    result = summary["eval"]["videos"]
+    assert {"accuracy", "by_type", "controls"} <= result.keys()
+    assert set(result["controls"]) == {"blank_video", "shuffled_frames", "majority"}
+    card = json.loads((undisturbed / "run_card.json").read_text())
+    assert {"config_hash", "versions", "devices", "seeds", "data"} <= card.keys()
+    assert (undisturbed / "summary.png").stat().st_size > 10_000

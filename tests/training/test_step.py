@@ -1,0 +1,136 @@
+"""The train step: what moves, what does not, and that meshes and micro-batches change nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import small
+
+from vlvm_jax.config import AdapterConfig, MeshConfig
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model, whole_path
+from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training.loop import to_device
+from vlvm_jax.training.partition import resolve
+from vlvm_jax.training.stages import divide
+from vlvm_jax.training.step import make_step
+
+CONFIG = small()
+ROWS, FRAMES, LENGTH = 8, 3, 24
+
+
+def batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows of a clip of two frames, an image, and text, with unequal numbers of learned tokens."""
+    rng = np.random.default_rng(seed)
+    token_ids = rng.integers(5, 40, (ROWS, LENGTH)).astype(np.int32)
+    media_mask = np.zeros((ROWS, LENGTH), bool)
+    media_mask[:, :8] = True  # 2 frames x 4 tokens
+    media_mask[:, 12:21] = True  # an image's 9
+    segment_ids = np.where(np.arange(LENGTH) < 12, 1, 2) * np.ones((ROWS, 1), int)
+    lengths = rng.integers(21, LENGTH + 1, ROWS)
+    segment_ids = np.where(np.arange(LENGTH) < lengths[:, None], segment_ids, 0)
+    return {
+        "frames": rng.integers(0, 255, (ROWS, FRAMES, 48, 48, 3)).astype(np.uint8),
+        "media": np.tile(np.array([1, 1, 2], np.int32), (ROWS, 1)),
+        "is_video": np.tile(np.array([True, True, False]), (ROWS, 1)),
+        "token_ids": token_ids,
+        "media_mask": media_mask,
+        "positions": np.tile(np.concatenate([np.arange(12), np.arange(12)]).astype(np.int32), (ROWS, 1)),
+        "segment_ids": segment_ids.astype(np.int32),
+        "loss_mask": (rng.random((ROWS, LENGTH)) < 0.5) & ~media_mask & (segment_ids > 0),
+    }
+
+
+def run(steps: int, *, mesh=None, model=CONFIG.model, **changes):
+    """Losses of a few steps of a stage, the parameters before and after (segmented), and the functions."""
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    trainable = changes.pop("trainable", (("adapter/**", 1e-3), ("decoder/**", 1e-3), ("encoder/layers/[-3:]/**", 1e-4)))
+    stage = CONFIG.stages[-1].model_copy(update={"trainable": trainable, "batch_size": ROWS, "length": LENGTH, **changes})
+    partition = resolve(model, stage)
+    functions = make_step(model, stage, partition, mesh, steps)
+    whole = params_lib.join(jax.jit(lambda: Model(model).init(0))())
+    trained, frozen = divide(whole, partition, functions, stage)
+    state = functions.init(trained, jax.random.key_data(jax.random.key(0)))
+    before = {path: np.array(value) for path, value in {**trained, **frozen}.items()}
+    losses = []
+    with jax.set_mesh(mesh):
+        for step in range(steps):
+            state, metrics = functions.train(state, frozen, to_device(batch(step), mesh))
+            losses.append(float(metrics["loss"]))
+    after = {path: np.array(value) for path, value in {**state.params, **frozen}.items()}
+    return losses, before, after, functions, set(partition.rates)
+
+
+def test_one_and_eight_devices_give_the_same_losses():
+    one, *_ = run(5)
+    eight, _, _, functions, _ = run(5, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    np.testing.assert_allclose(eight, one, atol=1e-4)
+    assert functions.train._cache_size() == 1
+    spread = [s for s in functions.state_shardings.params.values() if not s.is_fully_replicated]
+    assert spread  # the mesh is really used
+
+
+def test_frozen_parameters_do_not_change_by_a_bit_and_trainable_ones_all_do():
+    _, before, after, _, trainable = run(3)
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert changed == trainable
+    assert {path for path in before if path.startswith("encoder/layers/segments/0/")}.isdisjoint(changed)
+
+
+READINGS = {
+    "soft_slots": {"prior": "learned_grid"},
+    "soft_slots linear values": {"reading": "soft_slots", "value_net": "linear", "key_net": "linear"},
+    "scored_topk renorm": {"reading": "scored_topk"},
+    "scored_topk sigmoid": {"reading": "scored_topk", "weight": "sigmoid", "merge_rest": True},
+    "scored_topk ste": {"reading": "scored_topk", "weight": "ste", "score_net": "mlp"},
+    "local_weighted_pool": {"reading": "local_weighted_pool"},
+    "temporal": {"temporal_embed": "learned", "placement": "before_connector"},
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_sampler_parameter_receives_gradient(name):
+    options = {"num_tokens": 4, **READINGS[name]}
+    adapter = AdapterConfig(name="weighted_sampler", options=options)
+    model = CONFIG.model.model_copy(update={"adapter": adapter})
+    # Two steps: a zero-initialised output layer lets gradient through to what is before it only once it has moved.
+    _, before, after, _, trainable = run(2, model=model, trainable=(("adapter/**", 1e-3),), weight_decay=0.0)
+    still = [whole_path(p) for p in trainable if np.array_equal(before[p], after[p])]
+    assert still == []
+    assert any("sampler" in path for path in trainable)
+
+
+def test_accumulation_weighs_every_token_alike():
+    whole, _, after_whole, *_ = run(3)
+    parts, _, after_parts, *_ = run(3, accumulate=4)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for path in after_whole:
+        np.testing.assert_allclose(after_parts[path], after_whole[path], atol=2e-4, err_msg=path)
+
+
+def test_chunking_the_head_changes_nothing():
+    np.testing.assert_allclose(run(2, loss_chunks=6)[0], run(2)[0], rtol=1e-5)
+
+
+def test_one_compilation_and_a_donated_state(capfd):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **kwargs: compiled.append(kwargs.get("fun_name", "")) if "backend_compile" in name else None
+    )
+    *_, functions, _ = run(4)
+    assert functions.train._cache_size() == 1
+    assert sum("train" in name for name in compiled) <= 1
+
+
+def test_frozen_parameters_are_kept_in_the_asked_dtype():
+    _, before, *_ = run(1, frozen_dtype="bfloat16")
+    dtypes = {path: value.dtype for path, value in before.items()}
+    assert dtypes["encoder/position_embedding"] == jnp.bfloat16
+    assert dtypes["decoder/norm/scale"] == np.float32
+
+
+def test_batch_fields_are_what_the_pipeline_gives():
+    assert {field.name for field in dataclasses.fields(Batch)} <= batch().keys()
