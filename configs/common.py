@@ -1,11 +1,13 @@
 """What recipes share: the argument after the colon, the embedded data, the tiny model."""
 
+from typing import Any
+
 import ml_collections
 
 from vlvm_jax.errors import InputError
 
 
-def parse_arg(arg: str | None, presets: dict, **options):
+def parse_arg(arg: str | None, presets: dict, **options) -> tuple[str, Any]:
     """`preset,key=value,...` -> (preset, options). No preset means `tiny`; values take the default's type.
 
     Raises:

@@ -16,6 +16,8 @@ Keys:
 What the paper's public text says, what is borrowed from neighbours and what is our reading: docs/ftfv.md.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.common import entry, parse_arg, tiny_model
@@ -28,7 +30,7 @@ ALIGN = {"adapter/connector/**": 1e-3}
 LAST_THREE = "encoder/layers/[-3:]/**"
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
         arg, PRESETS, video_strategy="S1", video_fraction=0.0, sampler="soft_slots", tokens=0, frames=8, scale=1.0,
         seed=0, data="data",
@@ -40,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return tiny(options) if preset == "tiny" else vicuna_7b(options)
 
 
-def tiny(options: ConfigDict) -> ConfigDict:
+def tiny(options: Any) -> ConfigDict:
     """Everything from scratch in minutes: the recipe's stages over the embedded data.
 
     The recipe starts from a pretrained tower and LLM. Here a first stage, `base`, stands in for them: it trains tower,
@@ -57,7 +59,7 @@ def tiny(options: ConfigDict) -> ConfigDict:
         return {
             "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows,
             "frames": options.frames if clips else 1, "length": 96 if clips else 64,
-            "trainable": {pattern: lr for pattern in trainable}, "warmup_ratio": 0.05, "beta2": 0.98,
+            "trainable": dict.fromkeys(trainable, lr), "warmup_ratio": 0.05, "beta2": 0.98,
             "weight_decay": 0.01, "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
         }  # fmt: skip
 
@@ -67,7 +69,9 @@ def tiny(options: ConfigDict) -> ConfigDict:
     if strategy == "S2":
         pretrain_data.append(video_captions)
     stages = [
-        stage("base", [captions, images], 900, ["encoder/**", "adapter/connector/**", "decoder/**"], clips=False, lr=1e-3),
+        stage(
+            "base", [captions, images], 900, ["encoder/**", "adapter/connector/**", "decoder/**"], clips=False, lr=1e-3
+        ),
         stage("align", [captions], 100, ALIGN, clips=False, lr=1e-3),
         stage("pretrain", pretrain_data, 200, pretrain, clips=strategy == "S2", lr=5e-4),
     ]
@@ -94,7 +98,13 @@ def tiny(options: ConfigDict) -> ConfigDict:
             "name": f"ftfv-tiny-{strategy}",
             "model": model,
             "data": {
-                "embedded": {"train_images": 12000, "train_videos": 4000, "heldout_images": 200, "heldout_videos": 400, "seed": 0},
+                "embedded": {
+                    "train_images": 12000,
+                    "train_videos": 4000,
+                    "heldout_images": 200,
+                    "heldout_videos": 400,
+                    "seed": 0,
+                },
                 "tokenizer": f"{root}/tokenizer.json",
                 "chat_template": "bare",
                 "workers": 1,
@@ -110,7 +120,7 @@ def tiny(options: ConfigDict) -> ConfigDict:
     )
 
 
-def vicuna_7b(options: ConfigDict) -> ConfigDict:
+def vicuna_7b(options: Any) -> ConfigDict:
     """The sizes of the paper's LLM with the commonest tower of its time; data in the LLaVA format under `data`.
 
     Sourced: the stages and what they freeze, Vicuna-7B. Borrowed (LLaMA-VID's scripts): rates 1e-3 and 2e-5, batches
@@ -135,7 +145,9 @@ def vicuna_7b(options: ConfigDict) -> ConfigDict:
     last_three = {LAST_THREE: 1e-5, "adapter/**" if strategy == "S2" else "adapter/connector/**": 1e-4}
     stages = [
         stage("align", [align], 256, ALIGN, clips=False),
-        stage("pretrain", [images, video_text] if strategy == "S2" else [images], 256, last_three, clips=strategy == "S2"),
+        stage(
+            "pretrain", [images, video_text] if strategy == "S2" else [images], 256, last_three, clips=strategy == "S2"
+        ),
     ]
     everything = {"adapter/**": 2e-5, "decoder/**": 2e-5}
     if strategy == "S3":

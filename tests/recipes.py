@@ -36,7 +36,7 @@ def environment(data: Path, devices: int = 1) -> dict[str, str]:
     return {
         **os.environ,
         "VLVM_JAX_DATA": str(data),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "NO_COLOR": "1",
     }

@@ -32,8 +32,9 @@ class VisionConfig(Settings):
 
     `feature_layer` is the layer whose output is used, counted as HF counts hidden states: -1 the last, -2 the
     penultimate (LLaVA's choice). `position_init` is the standard deviation of fresh position embeddings (default
-    hidden_size**-0.5; larger lets a small tower trained from scratch tell places apart sooner). `attention_layer` asks for the attention that patches receive at that layer (an
-    index into the layers that run), which the `encoder_attn` sampler ranks by.
+    hidden_size**-0.5; larger lets a small tower trained from scratch tell places apart sooner). `attention_layer` asks
+    for the attention that patches receive at that layer (an index into the layers that run), which the `encoder_attn`
+    sampler ranks by.
     """
 
     kind: Literal["clip", "siglip"] = "clip"
@@ -70,6 +71,8 @@ class VisionConfig(Settings):
             )
         if not 0 < self.num_used_layers <= self.num_hidden_layers:
             raise ValueError(f"feature_layer {self.feature_layer} is outside {self.num_hidden_layers} layers")
+        if self.attention_layer is not None and not 0 <= self.attention_layer < self.num_used_layers:
+            raise ValueError(f"attention_layer {self.attention_layer} is outside the {self.num_used_layers} that run")
         return self
 
 
@@ -129,10 +132,11 @@ class FrozenDict(dict):
     def __hash__(self):
         return hash(json.dumps(self, sort_keys=True, default=list))
 
-    def _refuse(self, *_args, **_kwargs):
+    def __setitem__(self, key, value):
         raise TypeError("settings are immutable")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = _refuse
+    def __delitem__(self, key):
+        raise TypeError("settings are immutable")
 
 
 class ModelConfig(Settings):

@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, __doc__))
+    sys.exit(cli.run(main, __doc__ or ""))

@@ -12,8 +12,8 @@ from vlvm_jax.evaluation import heldout
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training.stages import sample_spec, with_embedded_data
 from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.stages import sample_spec, with_embedded_data
 
 
 def record(question: str, answer: str, kind: str = "color") -> Record:
@@ -44,9 +44,7 @@ def test_right_means_that_greedy_decoding_gives_the_answer(embedded):
     model = Model(config.model)
     params = jax.jit(lambda: model.init(1))()
     spec = sample_spec(config, held_out)
-    answers = heldout.ask(
-        heldout.make_predict(config.model, mesh), params, asked, spec, held_out, mesh, workers=0
-    )
+    answers = heldout.ask(heldout.make_predict(config.model, mesh), params, asked, spec, held_out, mesh, workers=0)
     assert [a.record for a in answers] == asked
     loader = pipeline.SampleLoader(asked, spec)
     for index in (0, 5, 11):

@@ -154,6 +154,21 @@ def test_merge_gradient_reaches_what_was_placed_and_nothing_else():
 # --- the whole
 
 
+@nnx.jit
+def parts(model, batch):
+    whole = model.adapter.connector(model.encoder(batch.frames).patches)
+    return model.embed(batch), whole, model.adapter.sampler(whole)
+
+
+def test_clips_images_and_text_are_where_they_belong(model):
+    embedded, whole, sampled = map(np.asarray, parts(model, BATCH))
+    row, marks = 0, BATCH.media_mask[0]
+    expected = np.concatenate([sampled[row, 0], sampled[row, 1], whole[row, 2]])
+    np.testing.assert_allclose(embedded[row, marks], expected, atol=1e-6)
+    table = model.decoder.embed_tokens.embedding[...]
+    np.testing.assert_allclose(embedded[row, ~marks], table[BATCH.token_ids[row, ~marks]], atol=1e-6)
+
+
 def test_packed_row_equals_its_samples_alone(model):
     hidden, logits = forward(model, BATCH)
     assert hidden.shape == (4, LENGTH, WIDTH) and logits.shape == (4, LENGTH, VOCAB)

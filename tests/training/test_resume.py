@@ -1,7 +1,6 @@
 """Stopping and continuing with real processes: the losses are those of a run that nobody disturbed, to the bit."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -87,7 +86,7 @@ def test_a_finished_run_runs_again_without_training(data_root, undisturbed):
 
 
 def test_keep_and_final_checkpoint(undisturbed):
-    kept = sorted(int(name) for name in os.listdir(undisturbed / "instruct" / "checkpoints"))
+    kept = sorted(int(path.name) for path in (undisturbed / "instruct" / "checkpoints").iterdir())
     assert len(kept) == 2
     assert kept[-1] == json.loads((undisturbed / "summary.json").read_text())["stages"][-1]["steps"]
 

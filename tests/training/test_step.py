@@ -47,8 +47,12 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
 def run(steps: int, *, mesh=None, model=CONFIG.model, **changes):
     """Losses of a few steps of a stage, the parameters before and after (segmented), and the functions."""
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    trainable = changes.pop("trainable", (("adapter/**", 1e-3), ("decoder/**", 1e-3), ("encoder/layers/[-3:]/**", 1e-4)))
-    stage = CONFIG.stages[-1].model_copy(update={"trainable": trainable, "batch_size": ROWS, "length": LENGTH, **changes})
+    trainable = changes.pop(
+        "trainable", (("adapter/**", 1e-3), ("decoder/**", 1e-3), ("encoder/layers/[-3:]/**", 1e-4))
+    )
+    stage = CONFIG.stages[-1].model_copy(
+        update={"trainable": trainable, "batch_size": ROWS, "length": LENGTH, **changes}
+    )
     partition = resolve(model, stage)
     functions = make_step(model, stage, partition, mesh, steps)
     whole = params_lib.join(jax.jit(lambda: Model(model).init(0))())
@@ -118,7 +122,9 @@ def test_chunking_the_head_changes_nothing():
 def test_one_compilation_and_a_donated_state(capfd):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **kwargs: compiled.append(kwargs.get("fun_name", "")) if "backend_compile" in name else None
+        lambda name, seconds, **kwargs: (
+            compiled.append(kwargs.get("fun_name", "")) if "backend_compile" in name else None
+        )
     )
     *_, functions, _ = run(4)
     assert functions.train._cache_size() == 1

@@ -9,11 +9,11 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
+from etils import epath
 
 from vlvm_jax.data import conversation, video
 from vlvm_jax.data.records import Record
@@ -44,7 +44,7 @@ class SampleSpec:
     video_tokens: tuple[int, ...]
     tokenizer: str
     chat_template: str
-    frame_sampling: str = "uniform"
+    frame_sampling: Literal["uniform", "fps"] = "uniform"
     fps: float = 1.0
     loss_on: str = "answer"
     control: str | None = None
@@ -149,7 +149,7 @@ class SkipLog:
       path: JSON-lines file that lists them; what it lists already counts.
     """
 
-    def __init__(self, records: Sequence[Record], max_share: float, path: Path | None = None, stage: str = ""):
+    def __init__(self, records: Sequence[Record], max_share: float, path: epath.Path | None = None, stage: str = ""):
         self.records, self.max_share, self.path, self.stage = records, max_share, path, stage
         self.causes: dict[str, str] = {}
         if path is not None and path.exists():
@@ -216,13 +216,15 @@ def make_dataset(
     usable = loaded.filter(skip_log.usable)
     packed = grain.experimental.FirstFitPackIterDataset(
         usable.map(_drop_note),
-        length_struct={key: spec.length for key in _TOKEN_FEATURES} | {key: spec.frames for key in _FRAME_FEATURES},
+        length_struct=dict.fromkeys(_TOKEN_FEATURES, spec.length) | dict.fromkeys(_FRAME_FEATURES, spec.frames),
         num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if pack else 1,
         meta_features=[key for key in (*_TOKEN_FEATURES, *_FRAME_FEATURES) if key not in ("token_ids", "frames")],
     )
-    return packed.map(_finish_row).batch(rows, drop_remainder=seed is not None, batch_fn=_pad_batch(rows))
+    batched = packed.map(_finish_row).batch(rows, drop_remainder=seed is not None, batch_fn=_pad_batch(rows))
+    # Packing the next batches overlaps with the step on this one.
+    return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
 
 
 _TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")

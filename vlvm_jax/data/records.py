@@ -97,8 +97,9 @@ def _objects(file: Path) -> Iterator[tuple[int, Any]]:
 def _parse(raw: Any, where: str, index: int, root: Path) -> Record:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected an object, found {type(raw).__name__}")
-    media = tuple(
-        (kind, str(_inside(root, name, where))) for kind in ("image", "video") for name in _names(raw, kind, where)
+    kinds: tuple[MediaKind, ...] = ("image", "video")
+    media: tuple[tuple[MediaKind, str], ...] = tuple(
+        (kind, str(_inside(root, name, where))) for kind in kinds for name in _names(raw, kind, where)
     )
     turns = _turns(raw, where)
     return Record(str(raw.get("id", index)), where, media, _place(turns, media, where))
@@ -128,7 +129,7 @@ def _turns(raw: dict, where: str) -> list[Turn]:
         raise InputError(f"{where}: no 'conversations' list; this is not the LLaVA format")
     messages = []
     for message in said:
-        role = ROLES.get(message.get("from", message.get("role"))) if isinstance(message, dict) else None
+        role = ROLES.get(str(message.get("from", message.get("role")))) if isinstance(message, dict) else None
         text = message.get("value", message.get("content")) if role else None
         if role is None or not isinstance(text, str):
             raise InputError(f"{where}: a turn must be {{'from': 'human'|'gpt', 'value': text}}, found {message!r}")
@@ -137,7 +138,9 @@ def _turns(raw: dict, where: str) -> list[Turn]:
         messages = messages[1:]
     roles = [role for role, _ in messages]
     if len(roles) < 2 or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise InputError(f"{where}: turns must alternate human, gpt and end with gpt; found {', '.join(roles) or 'none'}")
+        raise InputError(
+            f"{where}: turns must alternate human, gpt and end with gpt; found {', '.join(roles) or 'none'}"
+        )
     types = raw.get("types") or [raw.get("type", "")] * (len(messages) // 2)
     if len(types) != len(messages) // 2:
         raise InputError(f"{where}: {len(types)} 'types' for {len(messages) // 2} questions; give one each")
@@ -153,7 +156,9 @@ def _place(turns: list[Turn], media: tuple, where: str) -> tuple[Turn, ...]:
     if any("<image>" in turn.answer for turn in turns):
         raise InputError(f"{where}: an answer holds the placeholder <image>; only questions may")
     if count and not media:
-        raise InputError(f"{where}: a placeholder but neither 'image' nor 'video'; name the file or drop the placeholder")
+        raise InputError(
+            f"{where}: a placeholder but neither 'image' nor 'video'; name the file or drop the placeholder"
+        )
     if count not in (0, len(media)):
         raise InputError(f"{where}: {count} placeholders for {len(media)} media; give one each, or none")
     if count == 0 or len(media) == 1:

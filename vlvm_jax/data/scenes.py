@@ -106,7 +106,7 @@ def _draw(rng: np.random.Generator, kind: str) -> Scene:
     shapes = rng.permutation(SHAPES)[:count]
     colors = rng.permutation(list(COLORS))[:count]
     motion = None
-    cells = [tuple(divmod(int(c), 3)) for c in rng.permutation(9)]
+    cells = [divmod(int(c), 3) for c in rng.permutation(9)]
     if kind == "move":
         direction = str(rng.choice(list(DIRECTIONS)))
         row_step, column_step = DIRECTIONS[direction]
@@ -123,14 +123,19 @@ def _draw(rng: np.random.Generator, kind: str) -> Scene:
         length, early, late = rng.uniform(0.3, 0.4), rng.uniform(0.03, 0.1), rng.uniform(0.5, 0.57)
         spans[:2] = [(early, early + length), (late, late + length)]
     things = tuple(
-        Thing(str(s), str(c), cell, tuple(rng.uniform(-0.07, 0.07, 2).round(3).tolist()), *map(float, span))
-        for s, c, cell, span in zip(shapes, colors, cells, spans, strict=False)
+        Thing(str(s), str(c), cell, (_jitter(rng), _jitter(rng)), float(begin), float(end))
+        for s, c, cell, (begin, end) in zip(shapes, colors, cells, spans, strict=False)
     )
     new_color = None
     if kind == "change":
         new_color = str(rng.choice([c for c in COLORS if c not in colors]))
     change_at = float(rng.uniform(0.35, 0.65))
     return Scene(kind, things, int(rng.integers(2**31)), motion, new_color, change_at)
+
+
+def _jitter(rng: np.random.Generator) -> float:
+    """How far off its cell's middle a thing stands, in cells."""
+    return round(float(rng.uniform(-0.07, 0.07)), 3)
 
 
 # --- rendering ---------------------------------------------------------------------------------------------------

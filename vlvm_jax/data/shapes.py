@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import av
@@ -152,7 +152,7 @@ def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[
     (path / "dataset.json").write_text(json.dumps(info, indent=2))
 
 
-def _run(tasks: list[tuple], workers: int) -> Iterator[list[dict]]:
+def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
     if not workers:
         yield from map(_write_chunk, tasks)
         return

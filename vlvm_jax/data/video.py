@@ -1,4 +1,4 @@
-"""From a media file to frames: which frames, decoding with PyAV, resizing with PIL. All in numpy, for loader workers."""
+"""From a media file to frames: which frames, decoding with PyAV, resizing with PIL. All numpy, for loader workers."""
 
 from pathlib import Path
 from typing import Literal

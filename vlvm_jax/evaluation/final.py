@@ -74,7 +74,9 @@ def evaluate(
     return results, pictures
 
 
-def draw_clips(config: Config, params: Params, held_out: EvalConfig, asked: list[Record], count: int = 3) -> list[Picture]:
+def draw_clips(
+    config: Config, params: Params, held_out: EvalConfig, asked: list[Record], count: int = 3
+) -> list[Picture]:
     """Frames and sampler weights of the first clips of different kinds of question."""
     loader = pipeline.SampleLoader(asked, sample_spec(config, held_out))
     model = Model(config.model)

@@ -137,7 +137,9 @@ class Decoder(nnx.Module):
         self.config = config
         self.dtype = dtype
         width = config.hidden_size
-        self.embed_tokens = nnx.Embed(config.vocab_size, width, dtype=dtype, embedding_init=_INIT, rngs=rngs)
+        self.embed_tokens = nnx.Embed(
+            config.vocab_size, width, dtype=dtype, embedding_init=nnx.initializers.normal(width**-0.5), rngs=rngs
+        )
         self.layers = LayerStack(
             lambda rngs: DecoderLayer(config, dtype=dtype, rngs=rngs),
             config.num_hidden_layers,

@@ -6,6 +6,7 @@ a model it is cut into segments (`decoder/layers/segments/0/mlp/...`, see `model
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,8 @@ class Model:
         self.graphdef, state = nnx.split(abstract)
         self._variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
 
-    def bind(self, params: Mapping[str, jax.Array]) -> VideoLLM:
-        """The model with these (segmented) parameters. Cheap; meant to be called inside a jitted function."""
+    def bind(self, params: Mapping[str, Any]) -> VideoLLM:
+        """The model with these (segmented) parameters, or their shapes. Cheap; meant for jitted functions."""
         if params.keys() != self._variables.keys():
             missing, extra = self._variables.keys() - params.keys(), params.keys() - self._variables.keys()
             raise ValueError(f"parameters missing: {sorted(missing)[:3]}, unknown: {sorted(extra)[:3]}")

@@ -27,7 +27,7 @@ def near_square(count: int) -> tuple[int, int]:
 
 
 def grid_side(num_patches: int) -> int:
-    side = int(round(num_patches**0.5))
+    side = round(num_patches**0.5)
     if side * side != num_patches:
         raise InputError(f"config.model.vision: {num_patches} patches are not a square grid, which this sampler needs")
     return side
@@ -108,8 +108,10 @@ class SoftSlots(Sampler):
         zero_queries: bool = False, dtype=jnp.float32, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.num_slots, self.tau, self.key_net = num_slots, tau, key_net
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.key_proj = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        # With linear keys a bias shifts all tokens' logits alike, which softmax ignores: it would never learn.
+        bias = key_net == "mlp"
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.key_proj = Linear(width, hidden, use_bias=bias, dtype=dtype, rngs=rngs)
         init = nnx.initializers.zeros if zero_queries else nnx.initializers.normal(0.02)
         self.queries = Linear(hidden, num_slots, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
         self.value_proj = (
@@ -117,7 +119,7 @@ class SoftSlots(Sampler):
             if value_net == "linear"
             else None
         )
-        grid = None if prior == "none" else grid_prior(num_slots, num_patches, prior_sigma)
+        grid = np.zeros(0) if prior == "none" else grid_prior(num_slots, num_patches, prior_sigma)
         self.fixed_prior = HashableArray(grid) if prior == "grid" else None
         self.prior = nnx.Param(jnp.asarray(grid)) if prior == "learned_grid" else None
 
@@ -154,7 +156,9 @@ class ScoredTopK(Sampler):
         merge_rest: bool = False, gumbel: bool = False, dtype=jnp.float32, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.num_slots, self.weight, self.merge_rest, self.gumbel = num_slots, weight, merge_rest, gumbel
-        self.score = Scorer(width, score_net, hidden, dtype=dtype, rngs=rngs)
+        # Only a gate sees a shift of all scores; `renorm` and the merged rest are softmaxes, which ignore it.
+        bias = score_net == "mlp" or weight != "renorm"
+        self.score = Scorer(width, score_net, hidden, bias=bias, dtype=dtype, rngs=rngs)
 
     def weights(self, x, *, attention=None, patch_mask=None, rng=None):
         del attention
@@ -195,7 +199,7 @@ class LocalWeightedPool(Sampler):
     ):  # fmt: skip
         self.num_slots = num_slots
         self.windows = HashableArray(block_weights(num_slots, num_patches) > 0)
-        self.score = Scorer(width, score_net, hidden, zero=True, dtype=dtype, rngs=rngs)
+        self.score = Scorer(width, score_net, hidden, bias=score_net == "mlp", zero=True, dtype=dtype, rngs=rngs)
 
     def weights(self, x, *, attention=None, patch_mask=None, rng=None):
         del attention, rng
@@ -238,11 +242,13 @@ class RandomK(Sampler):
 
 
 class Scorer(nnx.Module):
-    """A score per token, fp32: linear, or C -> hidden -> 1 with GELU, after a layer norm."""
+    """A score per token, fp32: linear, or C -> hidden -> 1 with GELU, after a layer norm (with a bias if `bias`)."""
 
-    def __init__(self, width: int, kind: str, hidden: int, *, zero: bool = False, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, kind: str, hidden: int, *, bias: bool = True, zero: bool = False, dtype, rngs: nnx.Rngs
+    ):
         out_init = nnx.initializers.zeros if zero else nnx.initializers.normal(0.02)
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_bias=bias, dtype=dtype, rngs=rngs)
         self.score_in = Linear(width, hidden, dtype=dtype, rngs=rngs) if kind == "mlp" else None
         self.score_out = Linear(
             hidden if kind == "mlp" else width, 1, use_bias=False, dtype=dtype, kernel_init=out_init, rngs=rngs

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -79,7 +80,7 @@ class LayerStack(nnx.Module):
             inputs = jax.tree.map(lambda v, a=start, b=stop: v[a:b], layer_inputs)
             x, out = jax.lax.scan(body, x, (params, inputs))
             outputs.append(out)
-        return x, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts) if len(parts) > 1 else parts[0], *outputs)
+        return x, jax.tree.map(lambda first, *rest: jnp.concatenate([first, *rest]) if rest else first, *outputs)
 
 
 def segment_bounds(num_layers: int, splits: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -39,9 +39,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"adapter/.*linear_1/bias", ("mlp",)),
     (r"adapter/.*linear_2/kernel", ("mlp", "embed")),
     (r"adapter/.*linear_2/bias", ("norm",)),
-    (r"sampler/(key_proj|value_proj|score_in)/kernel", ("embed", "small")),
-    (r"sampler/(queries|score_out)/kernel", ("small", "small")),
-    (r"sampler/(key_proj|value_proj|score_in|score_out)/bias", ("norm",)),
+    (r"sampler/(key_proj|value_proj|score/score_in)/kernel", ("embed", "small")),
+    (r"sampler/(queries|score/score_out)/kernel", ("small", "small")),
+    (r"sampler/(key_proj|score/score_in)/bias", ("norm",)),
     (r"(sampler/prior|temporal_embedding)", ("small", "small")),
 )
 

@@ -40,9 +40,9 @@ class StageCheckpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int):
         self.directory = epath.Path(directory)
-        policies = ocp.training.preservation_policies
+        newest: Any = ocp.training.preservation_policies.LatestN(keep)
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
+            self.directory, preservation_policy=newest, cleanup_tmp_directories=True
         )
 
     def latest(self) -> int | None:

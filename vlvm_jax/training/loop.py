@@ -139,4 +139,3 @@ class _Rate:
 def _plain(value: np.ndarray) -> float | int:
     value = np.asarray(value)
     return int(value) if np.issubdtype(value.dtype, np.integer) else float(value)
-

@@ -31,13 +31,13 @@ def token_losses(
         logits = model.decoder.logits(hidden)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         right = (jnp.argmax(logits, axis=-1) == targets) & learned
-        sums = jnp.sum(losses * learned), jnp.sum(learned), jnp.sum(right)
-        return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), carry, sums), None
+        loss, count, rights = carry
+        return (loss + jnp.sum(losses * learned), count + jnp.sum(learned), rights + jnp.sum(right)), None
 
     def cut(x):
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
 
-    zero = (jnp.zeros(()),) * 3
+    zero = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
     inputs = (hidden, targets, learned)
     if chunks == 1:
         return piece(zero, inputs)[0]

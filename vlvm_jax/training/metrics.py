@@ -21,7 +21,7 @@ class MetricsWriter:
 
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
         if wandb_project is not None:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
             self._wandb = wandb.init(project=wandb_project, name=name, config=config, resume="allow")
         self._lines: list[str] = []

@@ -40,11 +40,14 @@ def make_optimizer(
     def decays(params):
         return {path: value.ndim - (path in stacked) > 1 for path, value in params.items()}
 
+    def descend(updates, _params):
+        return {path: value * -rates[path] for path, value in updates.items()}
+
     factor = schedule(stage, steps)
     parts = [
         optax.scale_by_adam(stage.beta1, stage.beta2, mu_dtype=jnp.float32),
         optax.add_decayed_weights(stage.weight_decay, mask=decays),
-        optax.stateless(lambda updates, _: {path: value * -rates[path] for path, value in updates.items()}),
+        optax.stateless(descend),
         optax.scale_by_schedule(factor),
     ]
     if stage.clip_norm is not None:
@@ -57,7 +60,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Mapping[str, jax.S
 
     def place(path, leaf):
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        owner = keys[-1] if keys else None
+        owner = keys[-1] if keys else ""
         return shardings[owner] if owner in params and params[owner].shape == leaf.shape else default
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, dict(params)))

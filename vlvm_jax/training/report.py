@@ -16,7 +16,7 @@ from vlvm_jax.training.progress import console, say
 from vlvm_jax.training.stages import PreparedStage, adapter_of
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
@@ -27,7 +27,9 @@ def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
     for column in ("stage", "records", "steps", "rows", "trains", "parameters", "frozen"):
         table.add_column(column, justify="left" if column in ("stage", "trains") else "right")
     for part in prepared:
-        sizes = {path: int(np.prod(a.shape)) for path, a in Model(config.model, part.partition.splits).abstract().items()}
+        sizes = {
+            path: int(np.prod(a.shape)) for path, a in Model(config.model, part.partition.splits).abstract().items()
+        }
         trained = sum(size for path, size in sizes.items() if path in part.partition.rates)
         trains = "\n".join(f"{pattern} at {rate:g}" for pattern, rate in part.stage.trainable)
         kinds = {kind: sum(r.kind == kind for r in part.records) for kind in ("image", "video", "text")}
@@ -38,9 +40,10 @@ def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
         )  # fmt: skip
     console.print(table)
     frames = max(part.stage.frames_per_video for part in prepared)
+    in_clip = adapter.num_video_tokens(frames)
     say(
-        f"tokens per frame: {patches} -> {adapter.num_video_tokens(frames) / frames:g} in clips "
-        f"({frames} frames: {adapter.num_video_tokens(frames)} visual tokens), {adapter.num_image_tokens()} for an image"
+        f"tokens per frame: {patches} -> {in_clip / frames:g} in clips ({frames} frames: {in_clip} visual tokens), "
+        f"{adapter.num_image_tokens()} for an image"
     )
     for note in config.notes:
         say(note)
@@ -86,7 +89,9 @@ def print_eval(name: str, result: Mapping[str, Any]) -> None:
     for column in ("accuracy", *(control.replace("_", " ") for control in controls)):
         table.add_column(column, justify="right")
     for kind, accuracy in result["by_type"].items():
-        table.add_row(kind, f"{accuracy:.2f}", *(_number(result["controls"][c]["by_type"].get(kind), 2) for c in controls))
+        table.add_row(
+            kind, f"{accuracy:.2f}", *(_number(result["controls"][c]["by_type"].get(kind), 2) for c in controls)
+        )
     table.add_section()
     table.add_row("all", f"{result['accuracy']:.2f}", *(f"{result['controls'][c]['accuracy']:.2f}" for c in controls))
     console.print(table)
@@ -98,11 +103,10 @@ def draw(summary: Mapping[str, Any], losses: Mapping[str, list[tuple[int, float]
     rows = 1 + bool(evals) + len(pictures)
     heights = [3.0] + [3.2] * bool(evals) + [1.5] * len(pictures)
     figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
-    panels = figure.subfigures(rows, 1, height_ratios=heights)
-    panels = list(np.atleast_1d(panels))
+    panels: list[Any] = list(figure.subfigures(rows, 1, height_ratios=heights, squeeze=False)[:, 0])
     _draw_losses(panels.pop(0), losses)
     if evals:
-        axes = np.atleast_1d(panels.pop(0).subplots(1, len(evals)))
+        axes = panels.pop(0).subplots(1, len(evals), squeeze=False)[0]
         for axis, (name, result) in zip(axes, evals, strict=True):
             _draw_accuracy(axis, name, result)
     for panel, picture in zip(panels, pictures, strict=True):
@@ -110,7 +114,7 @@ def draw(summary: Mapping[str, Any], losses: Mapping[str, list[tuple[int, float]
     return figure
 
 
-def _draw_losses(panel, losses: Mapping[str, list[tuple[int, float]]]) -> None:
+def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]]) -> None:
     axes = np.atleast_1d(panel.subplots(1, max(1, len(losses)), sharey=True))
     for axis, (name, curve) in zip(axes, losses.items(), strict=False):
         steps, values = zip(*curve, strict=True)
@@ -132,7 +136,7 @@ def _draw_accuracy(axis, name: str, result: Mapping[str, Any]) -> None:
     axis.legend(fontsize=7, ncols=2)
 
 
-def _draw_frames(panel, picture: Picture) -> None:
+def _draw_frames(panel: Any, picture: Picture) -> None:
     panel.suptitle(picture.title, fontsize=9)
     axes = np.atleast_1d(panel.subplots(1, len(picture.frames)))
     for index, axis in enumerate(axes):

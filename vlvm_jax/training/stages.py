@@ -68,7 +68,11 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
     writer = MetricsWriter(
-        workdir, tensorboard=config.tensorboard, wandb_project=config.wandb_project, name=config.name, config=config_json
+        workdir,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        name=config.name,
+        config=config_json,
     )
     results = []
     params: Params | None = None
@@ -194,7 +198,9 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     if stage.steps is not None:
         steps = stage.steps
     elif stage.pack:
-        raise InputError(f"{where}.epochs: how many rows packing makes of an epoch is not known; give steps, or pack=False")
+        raise InputError(
+            f"{where}.epochs: how many rows packing makes of an epoch is not known; give steps, or pack=False"
+        )
     else:
         steps = max(1, round(len(found) * (stage.epochs or 0) / stage.batch_size))
     return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
@@ -266,7 +272,13 @@ def train_stage(
         data = iter(make_stage_dataset(config, prepared, skip_log))
         try:
             run = start_stage(
-                config, prepared, functions, checkpoints, data, mesh, lambda: _initial(config, previous, params, mesh)
+                config,
+                prepared,
+                functions,
+                checkpoints,
+                data,
+                mesh,
+                lambda: initial_params(config, previous, params, mesh),
             )
             writer.drop_after(stage.name, int(run.state.step))
             run_stage(run, mesh, writer, stop)
@@ -306,7 +318,13 @@ def whole_abstract(config: Config, partition: Partition, stage: StageConfig) -> 
 
 
 def start_stage(
-    config: Config, prepared: PreparedStage, functions: StepFunctions, checkpoints: StageCheckpoints, data, mesh, initial
+    config: Config,
+    prepared: PreparedStage,
+    functions: StepFunctions,
+    checkpoints: StageCheckpoints,
+    data,
+    mesh,
+    initial,
 ) -> StageRun:
     """The state to train from: this stage's newest checkpoint, or `initial()` parameters."""
     stage, partition = prepared.stage, prepared.partition
@@ -329,7 +347,9 @@ def start_stage(
     whole = restored.params if restored else initial()
     trainable, frozen = divide(whole, partition, functions, stage)
     if restored:
-        state = dataclasses.replace(functions.init(trainable, restored.rng), step=restored.step, opt_state=restored.opt_state)
+        state = dataclasses.replace(
+            functions.init(trainable, restored.rng), step=restored.step, opt_state=restored.opt_state
+        )
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), stage.seed)
         state = functions.init(trainable, jax.random.key_data(key))
@@ -359,7 +379,7 @@ def divide(whole: Params, partition: Partition, functions: StepFunctions, stage:
     return jax.jit(cut, out_shardings=shardings)(whole)
 
 
-def _initial(config: Config, previous: epath.Path | None, params: Params | None, mesh: Mesh) -> Params:
+def initial_params(config: Config, previous: epath.Path | None, params: Params | None, mesh: Mesh) -> Params:
     """Parameters a fresh stage starts from: the previous stage's, or a fresh model created in its shardings."""
     if params is not None:
         return params

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from vlvm_jax.training.partition import Partition
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes; donated to it.
+    """What a step changes; donated to it. Holds arrays, or shapes or shardings in their place.
 
     Attributes:
       step: steps done, int32.
@@ -29,10 +30,10 @@ class TrainState:
       rng: raw key data; each step folds its number in.
     """
 
-    step: jax.Array
-    params: Params
+    step: Any
+    params: dict[str, Any]
     opt_state: optax.OptState
-    rng: jax.Array
+    rng: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,8 @@ def make_step(
             (loss, (count, right)), grads = _accumulate(gradient, state.params, frozen, batch, key, stage.accumulate)
         count_or_one = jnp.maximum(count, 1)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count_or_one, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, dict(state.params))
+        params: Any = optax.apply_updates(dict(state.params), updates)
         metrics = {
             "loss": loss / count_or_one,
             "token_accuracy": right / count_or_one,

@@ -1,4 +1,4 @@
-"""The one place where the systems differ in the network. A file here is a method; its name is `config.model.adapter.name`."""
+"""The one place where the systems differ in the network: one file a method, named by `config.model.adapter.name`."""
 
 import importlib
 import pkgutil

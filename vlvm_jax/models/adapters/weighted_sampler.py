@@ -118,6 +118,15 @@ def _check(options: Adapter.Options, config: ModelConfig) -> None:
             "config.model.adapter.options.reading: encoder_attn ranks patches by the tower's attention; set "
             "config.model.vision.attention_layer to the layer to read"
         )
+    if (
+        options.reading == "scored_topk"
+        and options.weight == "renorm"
+        and options.num_tokens - bool(options.merge_rest) == 1
+    ):
+        raise InputError(
+            "config.model.adapter.options.weight: renorm gives a single kept token the weight 1 whatever its score, so "
+            "the scorer would never learn; use sigmoid or ste, or more num_tokens"
+        )
     if options.merge_rest and options.num_tokens < 2:
         raise InputError("config.model.adapter.options.merge_rest: needs num_tokens >= 2, one of which is the rest")
 

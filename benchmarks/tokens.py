@@ -1,0 +1,161 @@
+"""How many tokens per frame are worth their time: K and sampler against step time and held-out accuracy.
+
+usage: python benchmarks/tokens.py [--workdir DIR] [--steps N] [--seeds N] [--timing-rounds N]
+
+One image model (36 patches a frame) is trained once; from it every setting trains the `instruct` stage for `--steps`
+steps and answers the held-out questions, once per seed. Step times are taken apart from training: all settings' steps
+are compiled first and then run in turn, round after round, so that each ratio compares neighbours in time.
+Writes `tokens.json` and prints the table that stands in docs/benchmarks.md. Settings done before are not run again.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+
+from configs import ftfv
+from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.data.pipeline import SkipLog
+from vlvm_jax.evaluation import final
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training import stages
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.loop import to_device
+from vlvm_jax.training.metrics import MetricsWriter
+from vlvm_jax.training.progress import say
+from vlvm_jax.training.step import make_step
+
+PATCHES = 36
+SETTINGS = [("none", PATCHES)] + [
+    (reading, tokens) for tokens in (16, 8, 4, 2, 1) for reading in ("soft_slots", "block_average", "stride")
+]
+TEMPORAL = ("direction", "order", "speed", "before_after")
+
+
+def setting(reading: str, tokens: int, seed: int, steps: int) -> Config:
+    """The tiny recipe with 8 x 8 patches: 36 a frame."""
+    config = ftfv.get_config(f"tiny,sampler={reading},tokens={tokens},seed={seed}")
+    config.model.vision.patch_size = 8
+    config.data.embedded.size = 48
+    config.tensorboard = False
+    longest = 8 * tokens + 64
+    for stage in config.stages:
+        stage.length = longest if stage.name == "instruct" else 96
+    config.stages[-1].steps = steps
+    config.evals[0].length = 8 * tokens + 32
+    config.evals[0].controls = ()
+    return build(Config, config)
+
+
+def image_model(workdir: epath.Path, stop: StopSignal) -> epath.Path:
+    """Trains the image stages once; returns the folder of the last one."""
+    config = setting("none", PATCHES, 0, 1)
+    config = config.model_copy(update={"stages": config.stages[:-1], "evals": ()})
+    stages.run(config, workdir / "image", stop)
+    return workdir / "image" / config.stages[-1].name
+
+
+def start_from(folder: epath.Path, config: Config, mesh) -> params_lib.Params:
+    """The image model's parameters with this setting's own fresh sampler."""
+    fresh = jax.jit(lambda: params_lib.join(Model(config.model).init(config.seed)))()
+    image = setting("none", PATCHES, 0, 1)
+    trained = stages.initial_params(image, folder, None, mesh)
+    return {**fresh, **{path: value for path, value in trained.items() if path in fresh}}
+
+
+def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal) -> dict[str, float]:
+    """Trains `instruct` and returns held-out accuracy, overall and over the temporal types."""
+    config = stages.with_embedded_data(config, stop)
+    prepared = stages.prepare_stage(config, config.stages[-1])
+    writer = MetricsWriter(workdir, tensorboard=False, wandb_project=None, name=config.name, config={})
+    workdir.mkdir(parents=True, exist_ok=True)
+    _, params = stages.train_stage(
+        config, prepared, workdir, None, start_from(folder, config, mesh), mesh, writer, stop
+    )
+    results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
+    by_type = results["videos"]["by_type"]
+    temporal = statistics.mean(by_type[kind] for kind in TEMPORAL)
+    static = statistics.mean(value for kind, value in by_type.items() if kind not in TEMPORAL)
+    return {"all": results["videos"]["accuracy"], "temporal": temporal, "static": static}
+
+
+def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
+    """Seconds per step of every setting: the median over rounds in which all settings take turns."""
+    runs = {}
+    for reading, tokens in SETTINGS:
+        config = stages.with_embedded_data(setting(reading, tokens, 0, 10), stop)
+        prepared = stages.prepare_stage(config, config.stages[-1])
+        functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
+        data = iter(stages.make_stage_dataset(config, prepared, SkipLog(prepared.records, 1.0)))
+        batch = to_device(next(data), mesh)
+        data.close()
+        whole = jax.jit(lambda config=config: params_lib.join(Model(config.model).init(0)))()
+        trainable, frozen = stages.divide(whole, prepared.partition, functions, prepared.stage)
+        state = functions.init(trainable, jax.random.key_data(jax.random.key(0)))
+        runs[reading, tokens] = [functions.train, state, frozen, batch]
+    times: dict[tuple, list[float]] = {key: [] for key in runs}
+    with jax.set_mesh(mesh):
+        for number in range(rounds + 1):
+            for key, run in runs.items():
+                train, state, frozen, batch = run
+                start = time.perf_counter()
+                run[1], _ = jax.block_until_ready(train(state, frozen, batch))
+                if number:  # the first round compiles
+                    times[key].append(time.perf_counter() - start)
+    return {f"{reading}/{tokens}": statistics.median(taken) for (reading, tokens), taken in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/tokens")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--timing-rounds", type=int, default=20)
+    args = parser.parse_args()
+    workdir = epath.Path(args.workdir)
+    mesh = make_mesh(MeshConfig())
+    results_file = Path(args.workdir) / "tokens.json"
+    with StopSignal() as stop:
+        folder = image_model(workdir, stop)
+        results = json.loads(results_file.read_text()) if results_file.exists() else {}
+        if "seconds" not in results:
+            results["seconds"] = step_times(args.timing_rounds, mesh, stop)
+            results_file.write_text(json.dumps(results, indent=2))
+        for seed in range(args.seeds):
+            for reading, tokens in SETTINGS:
+                key = f"{reading}/{tokens}/{seed}/{args.steps}"
+                if key in results:
+                    continue
+                config = setting(reading, tokens, seed, args.steps)
+                results[key] = accuracy(config, folder, workdir / key, mesh, stop)
+                say(f"{key}: {results[key]}")
+                results_file.write_text(json.dumps(results, indent=2))
+    print(table(results, args.steps))
+
+
+def table(results: dict, steps: int) -> str:
+    lines = [
+        "| tokens per frame | sampler | visual tokens (8 frames) | step time / none | accuracy | temporal | static |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    whole = results["seconds"][f"none/{PATCHES}"]
+    for reading, tokens in SETTINGS:
+        runs = [v for k, v in results.items() if k.startswith(f"{reading}/{tokens}/") and k.endswith(f"/{steps}")]
+        cells = []
+        for kind in ("all", "temporal", "static"):
+            values = [run[kind] for run in runs]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "-")
+        ratio = results["seconds"][f"{reading}/{tokens}"] / whole
+        lines.append(f"| {tokens} | {reading} | {8 * tokens} | {ratio:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
