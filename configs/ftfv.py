@@ -102,7 +102,7 @@ def tiny(options: Any) -> ConfigDict:
                     "train_images": 12000,
                     "train_videos": 4000,
                     "heldout_images": 200,
-                    "heldout_videos": 400,
+                    "heldout_videos": 240,
                     "seed": 0,
                 },
                 "tokenizer": f"{root}/tokenizer.json",

@@ -8,7 +8,7 @@ FLAGS = f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
+from absl import flags
 from etils import epath
 
 from vlvm_jax.data import conversation, video
@@ -82,7 +83,8 @@ class SampleLoader:
         try:
             return self.load(int(index))
         except BadSampleError as error:
-            note = json.dumps({"cause": error.cause, "detail": error.detail})
+            record = self.records[int(index)].source
+            note = json.dumps({"record": int(index), "source": record, "cause": error.cause, "detail": error.detail})
             return self._sample(int(index), _NO_TOKENS, [], note)
 
     def load(self, index: int) -> Sample:
@@ -141,22 +143,31 @@ _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.ze
 
 
 class SkipLog:
-    """Counts the samples that could not be used, once each, and fails the run when they are too many.
+    """Counts the records that could not be used, once each, and fails the run when they are too many.
 
     Args:
-      total: records of the stage.
-      max_share: of `total` that may be unusable.
-      path: JSON-lines file that lists them; what it lists already counts.
+      records: of the stage; `max_share` of them (of this process's share of them) may be unusable.
+      path: JSON-lines file that lists them; what it lists of this stage already counts.
     """
 
-    def __init__(self, records: Sequence[Record], max_share: float, path: epath.Path | None = None, stage: str = ""):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        max_share: float,
+        path: epath.Path | None = None,
+        stage: str = "",
+        process_count: int = 1,
+    ):
+        self.total = -(-len(records) // process_count)
         self.records, self.max_share, self.path, self.stage = records, max_share, path, stage
-        self.causes: dict[str, str] = {}
+        self.causes: dict[int, str] = {}
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
+                if not line.endswith("}"):  # a crash cut it off
+                    continue
                 entry = json.loads(line)
                 if entry["stage"] == stage:
-                    self.causes[entry["source"]] = entry["cause"]
+                    self.causes[entry["record"]] = entry["cause"]
 
     def usable(self, sample: Sample) -> bool:
         """False for an empty sample, which is noted.
@@ -167,25 +178,24 @@ class SkipLog:
         if not len(sample["bad"]):
             return True
         note = json.loads(sample["bad"].tobytes())
-        # An empty sample has no tokens to carry its index, so the detail names the file.
-        source = note["detail"]
-        if source not in self.causes:
-            self.causes[source] = note["cause"]
+        if note["record"] not in self.causes:
+            self.causes[note["record"]] = note["cause"]
             if self.path is not None:
                 with self.path.open("a") as file:
-                    file.write(json.dumps({"stage": self.stage, "source": source, **note}) + "\n")
+                    file.write(json.dumps({"stage": self.stage, **note}) + "\n")
             self._check(note)
         return False
 
-    def _check(self, note: dict[str, str]) -> None:
-        bad, total = len(self.causes), len(self.records)
-        if bad > self.max_share * total:
+    def _check(self, note: dict[str, Any]) -> None:
+        bad = len(self.causes)
+        if bad > self.max_share * self.total:
             raise InputError(
-                f"{bad} of {total} samples of stage {self.stage!r} cannot be used, more than config.data.max_bad_share "
-                f"= {self.max_share:g} allows; the last: {note['cause']}: {note['detail']}"
+                f"{bad} of {self.total} samples of stage {self.stage!r} cannot be used, more than "
+                f"config.data.max_bad_share = {self.max_share:g} allows; the last: {note['cause']}: {note['detail']}"
             )
 
     def summary(self) -> dict[str, int]:
+        """Number of unusable records by cause."""
         return dict(Counter(self.causes.values()))
 
 
@@ -211,6 +221,8 @@ def make_dataset(
     dataset = dataset[process_index::process_count].map(SampleLoader(records, spec))
     loaded = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=2 * rows))
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4 * rows)
         loaded = loaded.mp_prefetch(options, worker_init_fn=_leave_signals_to_parent)
     usable = loaded.filter(skip_log.usable)

@@ -110,7 +110,7 @@ def _draw(rng: np.random.Generator, kind: str) -> Scene:
     if kind == "move":
         direction = str(rng.choice(list(DIRECTIONS)))
         row_step, column_step = DIRECTIONS[direction]
-        length = int(rng.integers(1, 3))
+        length = int(rng.choice((1, 1, 2)))  # so that every row and column starts and ends as often
         along = int(rng.integers(0, 3 - length))
         along = along if row_step + column_step > 0 else 2 - along
         across = int(rng.integers(0, 3))
@@ -213,8 +213,9 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """
     event = _event_questions(scene, rng)
     asked = []
-    if scene.kind != "appear":  # never one shape, so the answer would be guessable
-        asked.append(Question("count", "how many ?", NUMBERS[len(scene.things) - 1]))
+    # Kept or not whatever the number is: with few things there is less to choose from. In "appear" never one.
+    if scene.kind != "appear" and rng.integers(2):
+        event.append(Question("count", "how many ?", NUMBERS[len(scene.things) - 1]))
     for index, thing in enumerate(scene.things):
         if index == 0 and scene.new_color is not None:
             asked += _place_questions(thing)

@@ -14,9 +14,11 @@ import shutil
 import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
+import pydantic
 from PIL import Image
 from pydantic import Field, PositiveInt
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -36,12 +38,18 @@ class ShapesOptions(Settings):
     train_images: PositiveInt = 12000
     train_videos: PositiveInt = 4000
     heldout_images: PositiveInt = 200
-    heldout_videos: PositiveInt = 400
+    heldout_videos: PositiveInt = 240
     size: PositiveInt = 48
     num_frames: PositiveInt = 16
     fps: PositiveInt = 8
-    kinds: tuple[str, ...] = Field(default=("move", "move", "appear", "change"))
+    kinds: tuple[Literal["move", "appear", "change"], ...] = Field(default=("move", "move", "appear", "change"))
     seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.size % 2:
+            raise ValueError(f"size {self.size} is odd; H.264 needs an even one")
+        return self
 
     @property
     def hash(self) -> str:

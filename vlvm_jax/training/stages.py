@@ -268,7 +268,9 @@ def train_stage(
             say(f"{stage.name}: done before")
             return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
         functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
-        skip_log = SkipLog(prepared.records, config.data.max_bad_share, workdir / "skipped.jsonl", stage.name)
+        skip_log = SkipLog(
+            prepared.records, config.data.max_bad_share, workdir / "skipped.jsonl", stage.name, jax.process_count()
+        )
         data = iter(make_stage_dataset(config, prepared, skip_log))
         try:
             run = start_stage(
