@@ -79,10 +79,10 @@ def tiny(options: Any) -> ConfigDict:
     if strategy == "S3":
         stages.append(stage("instruct", [images], 800, ["adapter/connector/**", "decoder/**"], clips=False, lr=1e-3))
         mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
-        stages.append(stage("video", mixed, 1800, instruct, clips=True, lr=1e-3, rows=16))
+        stages.append(stage("video", mixed, 2800, instruct, clips=True, lr=1e-3, rows=16))
     else:
         mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
-        stages.append(stage("instruct", mixed, 1800, instruct, clips=True, lr=1e-3, rows=16))
+        stages.append(stage("instruct", mixed, 2800, instruct, clips=True, lr=1e-3, rows=16))
     model = tiny_model(
         adapter={
             "name": "weighted_sampler",

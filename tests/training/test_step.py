@@ -138,5 +138,13 @@ def test_frozen_parameters_are_kept_in_the_asked_dtype():
     assert dtypes["decoder/norm/scale"] == np.float32
 
 
+def test_bfloat16_computes_in_bfloat16_with_fp32_masters():
+    full, *_ = run(3)
+    half, _, after, *_ = run(3, model=CONFIG.model.model_copy(update={"dtype": "bfloat16"}))
+    np.testing.assert_allclose(half, full, rtol=0.03)
+    assert not np.array_equal(half, full)
+    assert {value.dtype for value in after.values()} == {np.dtype(np.float32)}
+
+
 def test_batch_fields_are_what_the_pipeline_gives():
     assert {field.name for field in dataclasses.fields(Batch)} <= batch().keys()

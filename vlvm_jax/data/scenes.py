@@ -242,7 +242,7 @@ def _event_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     first = scene.things[0]
     if scene.motion is not None:
         speed = Question("speed", f"{first.shape} speed ?", "faster" if scene.motion.faster else "slower")
-        if rng.random() < 0.6:
+        if rng.random() < 0.7:
             return [Question("direction", f"{first.shape} direction ?", scene.motion.direction), speed]
         row_step, column_step = DIRECTIONS[scene.motion.direction]
         when = "after" if rng.integers(2) else "before"

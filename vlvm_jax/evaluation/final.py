@@ -77,7 +77,7 @@ def evaluate(
 def draw_clips(
     config: Config, params: Params, held_out: EvalConfig, asked: list[Record], count: int = 3
 ) -> list[Picture]:
-    """Frames and sampler weights of the first clips of different kinds of question."""
+    """Frames and sampler weights of a few clips, each another clip and another type of question."""
     loader = pipeline.SampleLoader(asked, sample_spec(config, held_out))
     model = Model(config.model)
 
@@ -89,7 +89,7 @@ def draw_clips(
     pictures, seen = [], set()
     for index, record in enumerate(asked):
         turn = record.turns[0]
-        if record.kind != "video" or turn.type in seen:
+        if record.kind != "video" or turn.type in seen or record.media in seen:
             continue
         try:
             frames = loader.load(index)["frames"]
@@ -97,7 +97,7 @@ def draw_clips(
             continue
         if len(frames) < held_out.frames_per_video:
             continue
-        seen.add(turn.type)
+        seen |= {turn.type, record.media}
         weights = weigh(params, frames[None])
         if weights is not None:
             side = round(weights.shape[-1] ** 0.5)

@@ -1,0 +1,84 @@
+"""The mesh, and that every parameter has exactly one place on it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+from recipes import small
+
+from configs import ftfv
+from vlvm_jax.config import AdapterConfig, Config, MeshConfig, build
+from vlvm_jax.errors import InputError
+from vlvm_jax.models.params import Model, whole_path
+from vlvm_jax.parallel import rules
+from vlvm_jax.parallel.mesh import make_mesh
+
+
+def mesh(**sizes: int):
+    return make_mesh(MeshConfig(**sizes), jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [({}, (8, 1, 1)), ({"fsdp": 4}, (2, 4, 1)), ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2))],
+)
+def test_minus_one_takes_what_is_left(sizes, shape):
+    assert mesh(**sizes).devices.shape == shape
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 4, "fsdp": 1, "tensor": 1}, {"data": -1, "fsdp": -1}, {"data": 0}])
+def test_sizes_that_cannot_be(sizes):
+    with pytest.raises(InputError, match=r"config\.mesh"):
+        mesh(**sizes)
+
+
+def test_a_parameter_lies_where_the_tables_say():
+    grid = mesh(data=2, fsdp=2, tensor=2)
+    place = rules.parameter_sharding("decoder/layers/mlp/up_proj/kernel", (3, 96, 240), grid)
+    assert place.spec == P(None, "fsdp", "tensor")
+    assert rules.parameter_sharding("decoder/norm/scale", (96,), grid).spec == P(None)
+    # 97 is not divided by 2: that axis stays whole.
+    assert rules.parameter_sharding("decoder/lm_head/kernel", (97, 64), grid).spec == P(None, "tensor")
+
+
+def test_a_parameter_without_a_row_is_an_error():
+    with pytest.raises(ValueError, match="0 rows"):
+        rules.logical_axes("decoder/something/new")
+
+
+OPTIONS = [
+    {},
+    {"value_net": "linear", "prior": "learned_grid", "temporal_embed": "learned"},
+    {"reading": "scored_topk", "score_net": "mlp"},
+    {"reading": "local_weighted_pool"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_parameter_has_one_row(options):
+    adapter = AdapterConfig(name="weighted_sampler", options={"num_tokens": 4, **options})
+    vision = small().model.vision.model_copy(update={"kind": "clip"})
+    decoder = small().model.decoder.model_copy(update={"attention_bias": True, "attention_out_bias": True})
+    model = small().model.model_copy(update={"adapter": adapter, "vision": vision, "decoder": decoder})
+    for path, abstract in Model(model, {"encoder": (1,)}).abstract().items():
+        rules.parameter_sharding(whole_path(path), abstract.shape, mesh(fsdp=4, tensor=2))
+
+
+def test_nothing_large_is_replicated_at_real_size():
+    config = build(Config, ftfv.get_config("vicuna-7b"))
+    grid = mesh(data=1, fsdp=8)
+    whole = split = 0
+    for path, abstract in Model(config.model).abstract().items():
+        place = rules.parameter_sharding(whole_path(path), abstract.shape, grid)
+        whole += abstract.size if place.is_fully_replicated else 0
+        split += abstract.size
+    assert split > 6.9e9
+    assert whole / split < 0.001
+
+
+def test_constrain_is_nothing_without_a_mesh_and_places_with_one():
+    x = jnp.zeros((8, 4))
+    assert rules.constrain(x, "batch", None) is x
+    with jax.set_mesh(mesh(data=4, tensor=2)):
+        y = jax.jit(lambda x: rules.constrain(x, "batch", None))(x)
+    assert y.sharding.spec == P(("data", "fsdp"))
