@@ -33,8 +33,8 @@ class VisionConfig(Settings):
     `feature_layer` is the layer whose output is used, counted as HF counts hidden states: -1 the last, -2 the
     penultimate (LLaVA's choice). `position_init` is the standard deviation of fresh position embeddings (default
     hidden_size**-0.5; larger lets a small tower trained from scratch tell places apart sooner). `attention_layer` asks
-    for the attention that patches receive at that layer (an index into the layers that run), which the `encoder_attn`
-    sampler ranks by.
+    for the attention that patches receive at that layer (a Python index into the layers that run), which the
+    `encoder_attn` sampler ranks by.
     """
 
     kind: Literal["clip", "siglip"] = "clip"
@@ -71,7 +71,10 @@ class VisionConfig(Settings):
             )
         if not 0 < self.num_used_layers <= self.num_hidden_layers:
             raise ValueError(f"feature_layer {self.feature_layer} is outside {self.num_hidden_layers} layers")
-        if self.attention_layer is not None and not 0 <= self.attention_layer < self.num_used_layers:
+        if (
+            self.attention_layer is not None
+            and not -self.num_used_layers <= self.attention_layer < self.num_used_layers
+        ):
             raise ValueError(f"attention_layer {self.attention_layer} is outside the {self.num_used_layers} that run")
         return self
 

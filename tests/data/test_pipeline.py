@@ -346,7 +346,12 @@ def one_clip(world):
 def test_too_long_gives_the_arithmetic(world):
     records, spec = one_clip(world), dataclasses.replace(world[1], length=24)
     note = json.loads(SampleLoader(records, spec)(0)["bad"].tobytes())
-    assert note == {"cause": "too_long", "detail": "notes.json: record 11: 11 visual + 14 text tokens > length 24"}
+    assert note == {
+        "record": 0,
+        "source": "notes.json: record 11",
+        "cause": "too_long",
+        "detail": "notes.json: record 11: 11 visual + 14 text tokens > length 24",
+    }
     fits = SampleLoader(records, dataclasses.replace(spec, length=25))(0)
     assert not len(fits["bad"]) and len(fits["token_ids"]) == 25
 
@@ -354,7 +359,7 @@ def test_too_long_gives_the_arithmetic(world):
 def test_too_many_frames_gives_the_arithmetic(world):
     spec = dataclasses.replace(world[1], frames=3)
     note = json.loads(SampleLoader(one_clip(world), spec)(0)["bad"].tobytes())
-    assert note == {"cause": "too_many_frames", "detail": "notes.json: record 11: 4 frames for a row of 3"}
+    assert (note["cause"], note["detail"]) == ("too_many_frames", "notes.json: record 11: 4 frames for a row of 3")
 
 
 def test_check_lengths_fails_before_anything_is_decoded(world):

@@ -26,7 +26,9 @@ def test_minus_one_takes_what_is_left(sizes, shape):
     assert mesh(**sizes).devices.shape == shape
 
 
-@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": 4, "fsdp": 1, "tensor": 1}, {"data": -1, "fsdp": -1}, {"data": 0}])
+@pytest.mark.parametrize(
+    "sizes", [{"data": 3}, {"data": 4, "fsdp": 1, "tensor": 1}, {"data": -1, "fsdp": -1}, {"data": 0}]
+)
 def test_sizes_that_cannot_be(sizes):
     with pytest.raises(InputError, match=r"config\.mesh"):
         mesh(**sizes)
@@ -79,6 +81,6 @@ def test_nothing_large_is_replicated_at_real_size():
 def test_constrain_is_nothing_without_a_mesh_and_places_with_one():
     x = jnp.zeros((8, 4))
     assert rules.constrain(x, "batch", None) is x
-    with jax.set_mesh(mesh(data=4, tensor=2)):
+    with jax.set_mesh(mesh(data=2, fsdp=2, tensor=2)):
         y = jax.jit(lambda x: rules.constrain(x, "batch", None))(x)
     assert y.sharding.spec == P(("data", "fsdp"))

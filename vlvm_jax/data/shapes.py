@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -164,7 +165,7 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
     if not workers:
         yield from map(_write_chunk, tasks)
         return
-    with concurrent.futures.ProcessPoolExecutor(workers, initializer=_default_signals) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, _SPAWN, _default_signals) as pool:
         try:
             yield from pool.map(_write_chunk, tasks)
         except BaseException:
@@ -172,8 +173,11 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
             raise
 
 
+_SPAWN = multiprocessing.get_context("spawn")  # forking a process in which jax runs threads can deadlock
+
+
 def _default_signals() -> None:
-    """A forked worker must not run its parent's handlers; an interrupted parent ends its workers itself."""
+    """A worker ends with its parent: an interrupted parent ends its workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

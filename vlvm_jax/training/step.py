@@ -92,7 +92,7 @@ def make_step(
         metrics = {
             "loss": loss / count_or_one,
             "token_accuracy": right / count_or_one,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr_factor": lr_factor(state.step),
             "learned_tokens": count,
             "tokens": jnp.sum(batch.segment_ids > 0),
