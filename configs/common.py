@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict, config_dict
 
+from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
 
 
@@ -27,7 +28,19 @@ def parse_arg(arg: str | None, presets: dict, **options) -> tuple[str, Any]:
             values[key] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         except ValueError:
             raise InputError(f"--config: {key}={text!r} is not a {kind.__name__}") from None
-    return preset, ml_collections.ConfigDict(values)
+    return preset, ConfigDict(values)
+
+
+def complete(config: dict) -> ConfigDict:
+    """The config with every setting's default written out, so that each can be overridden on the command line."""
+    full = build(Config, config).model_dump(mode="json", exclude_none=True)
+    for stage in full["stages"]:
+        stage["trainable"] = dict(stage["trainable"])
+    full = ConfigDict(full)
+    full.stages = [ConfigDict(stage) for stage in full.stages]
+    full.evals = [ConfigDict(held_out) for held_out in full.evals]
+    full.wandb_project = config_dict.placeholder(str)
+    return full
 
 
 def entry(path: str, **kwargs) -> dict:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import entry, parse_arg, tiny_model
+from configs.common import complete, entry, parse_arg, tiny_model
 from vlvm_jax.errors import InputError
 
 PRESETS = {"tiny": "embedded data", "vicuna-7b": "real sizes"}
@@ -46,7 +46,8 @@ def tiny(options: Any) -> ConfigDict:
     """Everything from scratch in minutes: the recipe's stages over the embedded data.
 
     The recipe starts from a pretrained tower and LLM. Here a first stage, `base`, stands in for them: it trains tower,
-    adapter and decoder on images, then the three stages follow as they would on a real model.
+    adapter and decoder on images. The connector is then thrown away, and the three stages follow as they would between
+    a finished tower and a finished decoder.
     """
     root = "{embedded}"
     fraction = options.video_fraction or 1.0
@@ -72,8 +73,8 @@ def tiny(options: Any) -> ConfigDict:
         stage(
             "base", [captions, images], 900, ["encoder/**", "adapter/connector/**", "decoder/**"], clips=False, lr=1e-3
         ),
-        stage("align", [captions], 100, ALIGN, clips=False, lr=1e-3),
-        stage("pretrain", pretrain_data, 200, pretrain, clips=strategy == "S2", lr=5e-4),
+        stage("align", [captions], 300, ALIGN, clips=False, lr=2e-3, reset=["adapter/connector/**"]),
+        stage("pretrain", pretrain_data, 300, pretrain, clips=strategy == "S2", lr=5e-4),
     ]
     instruct = ["adapter/**", "decoder/**"]
     if strategy == "S3":
@@ -93,7 +94,7 @@ def tiny(options: Any) -> ConfigDict:
         },
     )  # fmt: skip
     held_out = {"batch_size": 32, "frames": options.frames, "length": 64}
-    return ConfigDict(
+    return complete(
         {
             "name": f"ftfv-tiny-{strategy}",
             "model": model,
@@ -156,7 +157,7 @@ def vicuna_7b(options: Any) -> ConfigDict:
         stages.append(stage("video", [{**images, "fraction": 0.1}, video], 128, everything, clips=True))
     else:
         stages.append(stage("instruct", [images, video], 128, everything, clips=True))
-    return ConfigDict(
+    return complete(
         {
             "name": f"ftfv-vicuna-7b-{strategy}",
             "model": {

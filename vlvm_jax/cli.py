@@ -36,5 +36,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)[1:]
     except (flags.Error, KeyError, AttributeError, ValueError, TypeError, FileNotFoundError) as error:
         # ml_collections reports a bad override or a missing config file by whatever exception came first.
-        message = " ".join(str(error).split()).strip("'\"")
-        raise InputError(message or type(error).__name__) from None
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = " ".join(str(text).replace("\\n", " ").replace("\\", "").split()) or type(error).__name__
+        if isinstance(error, KeyError | AttributeError):
+            named = [arg.split("=")[0] for arg in argv if arg.startswith("--config.")]
+            faulty = [name for name in named if name.split(".")[-1] in message] or named
+            message = f"{', '.join(faulty)}: the config has no such key ({message})"
+        raise InputError(message) from None

@@ -191,7 +191,8 @@ class StageConfig(Settings):
 
     `trainable` maps parameter patterns to learning rates; the last match wins and what matches none is frozen.
     `encoder/layers/[-3:]/**` addresses the last three of the layers that run. `batch_size` counts rows; with `pack`,
-    a row holds as many samples as fit its `frames` and `length`.
+    a row holds as many samples as fit its `frames` and `length`. What `reset` matches starts the stage fresh instead of
+    from the stage before.
     """
 
     name: str
@@ -205,6 +206,7 @@ class StageConfig(Settings):
     length: PositiveInt
     pack: bool = True
     trainable: tuple[tuple[str, PositiveFloat], ...]
+    reset: tuple[str, ...] = ()
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -299,12 +301,19 @@ class Config(Settings):
 
 def build(cls: type[SettingsT], values: Any, where: str = "config") -> SettingsT:
     """Builds settings from plain data, or raises `InputError` with one line for the first fault."""
-    if hasattr(values, "to_dict"):
-        values = values.to_dict()
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(_plain(values))
     except pydantic.ValidationError as error:
         raise InputError(_one_line(error, cls, where)) from None
+
+
+def _plain(values: Any) -> Any:
+    """A `ConfigDict` as plain dicts, also where it stands inside lists."""
+    if hasattr(values, "to_dict"):
+        values = values.to_dict()
+    if isinstance(values, Mapping) and not isinstance(values, FrozenDict):
+        return {key: _plain(value) for key, value in values.items()}
+    return [_plain(value) for value in values] if isinstance(values, list) else values
 
 
 def _one_line(error: pydantic.ValidationError, cls: type[Settings], where: str) -> str:

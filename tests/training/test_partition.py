@@ -10,7 +10,8 @@ from vlvm_jax.config import StageConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
-from vlvm_jax.training.partition import resolve
+from vlvm_jax.training.partition import matching, resolve
+from vlvm_jax.training.stages import with_reset
 
 MODEL = small().model
 
@@ -61,6 +62,19 @@ def test_last_match_wins():
 def test_a_pattern_that_cannot_be_is_named(pattern, message):
     with pytest.raises(InputError, match=message):
         resolve(MODEL, stage(**{pattern: 1e-3}))
+
+
+def test_a_reset_that_matches_nothing_is_named():
+    with pytest.raises(InputError, match=r"align\.reset: 'x/\*\*' matches no parameter"):
+        matching(["x/**"], ["a/b", "c/d"], "config.stages.align.reset")
+
+
+def test_reset_draws_only_what_it_matches():
+    config = small()
+    whole = params_lib.join(jax.jit(lambda: Model(config.model).init(0))())
+    after = with_reset(config, config.stages[1], whole)
+    changed = {path for path in whole if not np.array_equal(whole[path], after[path])}
+    assert changed == {f"adapter/connector/linear_{n}/kernel" for n in (1, 2)}  # fresh biases are zeros again
 
 
 def test_split_and_join_are_inverse():

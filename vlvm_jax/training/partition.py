@@ -6,7 +6,7 @@ frozen has no gradient, no optimizer state and no saved activation.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.errors import InputError
@@ -70,6 +70,22 @@ def resolve(config: ModelConfig, stage: StageConfig, where: str = "config.stages
                 f"{some[0]}, {some[len(some) // 2]}"
             )
     return Partition(splits, rates)
+
+
+def matching(patterns: Sequence[str], paths: Iterable[str], where: str) -> set[str]:
+    """The whole paths that any of the patterns (without layer slices) matches.
+
+    Raises:
+      InputError: a pattern matches nothing.
+    """
+    paths = list(paths)
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {path for path in paths if _glob(pattern).match(path)}
+        if not matched:
+            raise InputError(f"{where}: {pattern!r} matches no parameter; paths look like {min(paths)}, {max(paths)}")
+        found |= matched
+    return found
 
 
 def _parse(text: str, rate: float, depths: Mapping[str, tuple[int, int]], where: str) -> _Pattern:

@@ -280,7 +280,7 @@ def train_stage(
                 checkpoints,
                 data,
                 mesh,
-                lambda: initial_params(config, previous, params, mesh),
+                lambda: with_reset(config, stage, initial_params(config, previous, params, mesh)),
             )
             writer.drop_after(stage.name, int(run.state.step))
             run_stage(run, mesh, writer, stop)
@@ -395,6 +395,21 @@ def initial_params(config: Config, previous: epath.Path | None, params: Params |
             checkpoints.close()
     shardings = {path: rules.parameter_sharding(path, a.shape, mesh) for path, a in abstract.items()}
     return jax.jit(lambda: params_lib.join(model.init(config.seed)), out_shardings=shardings)()
+
+
+def with_reset(config: Config, stage: StageConfig, params: Params) -> Params:
+    """The parameters with those that the stage resets drawn anew, by the stage's seed."""
+    if not stage.reset:
+        return params
+    fresh_ones = partition_lib.matching(stage.reset, params, f"config.stages.{stage.name}.reset")
+    seed = int(jax.random.randint(jax.random.fold_in(jax.random.key(config.seed), stage.seed + 1), (), 0, 2**31 - 1))
+    shardings = {path: params[path].sharding for path in fresh_ones}
+
+    def draw() -> Params:
+        whole = params_lib.join(Model(config.model).init(seed))
+        return {path: whole[path] for path in fresh_ones}
+
+    return {**params, **jax.jit(draw, out_shardings=shardings)()}
 
 
 def stage_result(config: Config, run: StageRun, writer: MetricsWriter, skip_log: SkipLog) -> dict[str, Any]:
