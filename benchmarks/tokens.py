@@ -33,6 +33,7 @@ from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import make_step
 
 PATCHES = 36
+QUESTIONS = 400
 SETTINGS = [("none", PATCHES)] + [
     (reading, tokens) for tokens in (16, 8, 4, 2, 1) for reading in ("soft_slots", "block_average", "stride")
 ]
@@ -45,12 +46,13 @@ def setting(reading: str, tokens: int, seed: int, steps: int) -> Config:
     config.model.vision.patch_size = 8
     config.data.embedded.size = 48
     config.tensorboard = False
-    longest = 8 * tokens + 64
+    longest = max(8 * tokens + 64, 96)  # an image keeps its 36 tokens
     for stage in config.stages:
         stage.length = longest if stage.name == "instruct" else 96
     config.stages[-1].steps = steps
     config.evals[0].length = 8 * tokens + 32
-    config.evals[0].controls = ()
+    config.evals[0].controls = []
+    config.evals[0].limit = QUESTIONS
     return build(Config, config)
 
 

@@ -66,9 +66,9 @@ def test_sigterm_saves_and_the_same_command_continues_to_the_same_losses(tmp_pat
 
 def test_kill_continues_from_the_last_checkpoint(tmp_path, data_root, undisturbed):
     workdir = tmp_path / "run"
-    for stage, step in (("base", 5), ("pretrain", 2), ("instruct", 15)):
+    for stage, step in (("base", 5), ("pretrain", 4), ("instruct", 15)):
         killed = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGKILL)
-        assert killed.returncode == -signal.SIGKILL
+        assert killed.returncode == -signal.SIGKILL, killed.err
     # What a crash can leave behind: half a line of metrics, half a checkpoint.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "instruct", "step": 99')
@@ -108,10 +108,17 @@ def test_summary_and_run_card_hold_what_they_promise(undisturbed):
     for stage in summary["stages"]:
         assert keys <= stage.keys()
         assert stage["compilations"] == 1
-        assert stage["visual_tokens_per_sample"] == {"image": 9, "video": 32}
+        seen = {"image": 9, "video": 32} if stage["name"] == "instruct" else {"image": 9}
+        assert stage["visual_tokens_per_sample"] == seen
     result = summary["eval"]["videos"]
     assert {"accuracy", "by_type", "controls"} <= result.keys()
     assert set(result["controls"]) == {"blank_video", "shuffled_frames", "majority"}
     card = json.loads((undisturbed / "run_card.json").read_text())
     assert {"config_hash", "versions", "devices", "seeds", "data"} <= card.keys()
     assert (undisturbed / "summary.png").stat().st_size > 10_000
+
+
+def test_workers_end_with_a_killed_parent(tmp_path, data_root):
+    """`kill -9` leaves no process behind: the workers hold the run's output open as long as they live."""
+    killed = signal_when(tmp_path / "run", data_root, at_checkpoint("base", 5), signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL  # `communicate` saw the end of the output, so no worker is left

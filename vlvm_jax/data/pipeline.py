@@ -6,7 +6,6 @@ order of samples does not depend on the number of workers, and so that what is s
 
 import dataclasses
 import json
-import signal
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from etils import epath
 from vlvm_jax.data import conversation, video
 from vlvm_jax.data.records import Record
 from vlvm_jax.data.video import BadSampleError
+from vlvm_jax.data.workers import follow_parent
 from vlvm_jax.errors import InputError
 
 Sample = dict[str, np.ndarray]
@@ -224,7 +224,7 @@ def make_dataset(
         if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4 * rows)
-        loaded = loaded.mp_prefetch(options, worker_init_fn=_leave_signals_to_parent)
+        loaded = loaded.mp_prefetch(options, worker_init_fn=_start_worker)
     usable = loaded.filter(skip_log.usable)
     packed = grain.experimental.FirstFitPackIterDataset(
         usable.map(_drop_note),
@@ -243,10 +243,8 @@ _TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")
 _FRAME_FEATURES = ("frames", "media", "is_video")
 
 
-def _leave_signals_to_parent(_worker: int, _workers: int) -> None:
-    """The parent decides when to stop: a signal to the whole group must not kill its workers under it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker(_worker: int, _workers: int) -> None:
+    follow_parent()
 
 
 def _drop_note(sample: Sample) -> Sample:

@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlvm_jax.config import Settings
 from vlvm_jax.data import scenes
+from vlvm_jax.data.workers import follow_parent
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 
@@ -165,7 +165,7 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
     if not workers:
         yield from map(_write_chunk, tasks)
         return
-    with concurrent.futures.ProcessPoolExecutor(workers, _SPAWN, _default_signals) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, _SPAWN, follow_parent) as pool:
         try:
             yield from pool.map(_write_chunk, tasks)
         except BaseException:
@@ -174,12 +174,6 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
 
 
 _SPAWN = multiprocessing.get_context("spawn")  # forking a process in which jax runs threads can deadlock
-
-
-def _default_signals() -> None:
-    """A worker ends with its parent: an interrupted parent ends its workers itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_chunk(task: tuple) -> list[dict]:

@@ -55,10 +55,15 @@ class StageCheckpoints:
     ) -> None:
         """Copies what is to be saved and writes it in the background; waits for an earlier save first.
 
+        A step that is saved already is left as it is: continued runs come to it in the same state.
+
         Args:
           params: whole parameters in buffers that nobody will donate.
           data: the data iterator; its position as of now is saved.
         """
+        self._checkpointer.wait()
+        if self.latest() == step:  # interrupted right after a save, or between a stage's last save and its result
+            return
         items = {
             "params": params,
             "opt_state": opt_state,
@@ -66,7 +71,6 @@ class StageCheckpoints:
             "data": data,
             "config": dict(config),
         }
-        self._checkpointer.wait()
         self._checkpointer.save_checkpointables_async(step, items, force=True)
 
     def wait(self) -> None:

@@ -286,7 +286,7 @@ def train_stage(
             run_stage(run, mesh, writer, stop)
         finally:
             data.close()
-        result = stage_result(config, run, writer, skip_log)
+        result = stage_result(config, prepared, run, writer, skip_log)
         temporary = folder / "result.json.new"
         temporary.write_text(json.dumps(result, indent=2))
         temporary.replace(result_file)
@@ -412,9 +412,12 @@ def with_reset(config: Config, stage: StageConfig, params: Params) -> Params:
     return {**params, **jax.jit(draw, out_shardings=shardings)()}
 
 
-def stage_result(config: Config, run: StageRun, writer: MetricsWriter, skip_log: SkipLog) -> dict[str, Any]:
+def stage_result(
+    config: Config, prepared: PreparedStage, run: StageRun, writer: MetricsWriter, skip_log: SkipLog
+) -> dict[str, Any]:
     losses = writer.losses().get(run.stage.name, [])
-    adapter = adapter_of(config)
+    spec = prepared.spec
+    tokens = {"image": spec.image_tokens, "video": spec.video_tokens[-1], "text": 0}
     return {
         "name": run.stage.name,
         "steps": run.num_steps,
@@ -424,10 +427,7 @@ def stage_result(config: Config, run: StageRun, writer: MetricsWriter, skip_log:
         "compilations": run.functions.train._cache_size(),
         "trainable_parameters": sum(v.size for v in run.state.params.values()),
         "frozen_parameters": sum(v.size for v in run.frozen.values()),
-        "visual_tokens_per_sample": {
-            "image": adapter.num_image_tokens(),
-            "video": adapter.num_video_tokens(run.stage.frames_per_video),
-        },
+        "visual_tokens_per_sample": {kind: tokens[kind] for kind in sorted({r.kind for r in prepared.records})},
         "checkpoint": str(run.checkpoints.directory / str(run.num_steps)),
         "skipped": skip_log.summary(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
