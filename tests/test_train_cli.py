@@ -9,7 +9,7 @@ from recipes import small, train
 
 from configs import ftfv
 from vlvm_jax import cli
-from vlvm_jax.config import Config, build
+from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.data import shapes
 from vlvm_jax.errors import InputError
 
@@ -64,7 +64,7 @@ def own_data(tmp_path, data_root):
 
 def spoilt(own_data, **changes) -> Config:
     """The last stage alone, over the user's own folder."""
-    config = ftfv.get_config("tiny,scale=0.002").to_dict()
+    config = to_json(build(Config, ftfv.get_config("tiny,scale=0.002")))
     config = json.loads(json.dumps(config).replace("{embedded}", str(own_data)))
     config["data"] |= {"embedded": None, "workers": 0}
     config["stages"] = [config["stages"][-1] | changes]
@@ -127,18 +127,20 @@ def test_every_preset_builds():
     for preset in ftfv.PRESETS:
         for strategy in ftfv.STRATEGIES:
             config = build(Config, ftfv.get_config(f"{preset},video_strategy={strategy}"))
-            sees_video = [stage.name for stage in config.stages if any("ideo" in e.path for e in stage.data)]
+            sees_video = [
+                stage.name for stage in config.stages if any("ideo" in f"{e.path} {e.media_root}" for e in stage.data)
+            ]
             assert sees_video == {
                 "S1": ["instruct"], "S2": ["pretrain", "instruct"], "S3": ["video"],
             }[strategy]  # fmt: skip
 
 
 def test_config_errors_name_the_key():
-    config = ftfv.get_config().to_dict()
+    config = to_json(build(Config, ftfv.get_config()))
     config["stages"][1]["batch_sise"] = 3
     with pytest.raises(InputError, match=r"config\.stages\.1\.batch_sise: unknown key; did you mean 'batch_size'"):
         build(Config, config)
-    config = ftfv.get_config().to_dict()
+    config = to_json(build(Config, ftfv.get_config()))
     config["model"]["vision"]["patch_size"] = 7
     with pytest.raises(InputError, match=r"config\.model\.vision: image_size 48 is not a multiple of patch_size 7"):
         build(Config, config)
