@@ -25,7 +25,7 @@ from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training import stages
+from vlvm_jax.training import prepare, stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import to_device
 from vlvm_jax.training.metrics import MetricsWriter
@@ -74,8 +74,8 @@ def start_from(folder: epath.Path, config: Config, mesh) -> params_lib.Params:
 
 def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal) -> dict[str, float]:
     """Trains `instruct` and returns held-out accuracy, overall and over the temporal types."""
-    config = stages.with_embedded_data(config, stop)
-    prepared = stages.prepare_stage(config, config.stages[-1])
+    config = prepare.with_embedded_data(config, stop)
+    prepared = prepare.prepare_stage(config, config.stages[-1])
     writer = MetricsWriter(workdir, tensorboard=False, wandb_project=None, name=config.name, config={})
     workdir.mkdir(parents=True, exist_ok=True)
     _, params = stages.train_stage(
@@ -92,8 +92,8 @@ def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
     """Seconds per step of every setting: the median over rounds in which all settings take turns."""
     runs = {}
     for reading, tokens in SETTINGS:
-        config = stages.with_embedded_data(setting(reading, tokens, 0, 10), stop)
-        prepared = stages.prepare_stage(config, config.stages[-1])
+        config = prepare.with_embedded_data(setting(reading, tokens, 0, 10), stop)
+        prepared = prepare.prepare_stage(config, config.stages[-1])
         functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
         data = iter(stages.make_stage_dataset(config, prepared, SkipLog(prepared.records, 1.0)))
         batch = to_device(next(data), mesh)

@@ -33,12 +33,12 @@ def parse_arg(arg: str | None, presets: dict, **options) -> tuple[str, Any]:
 
 def complete(config: dict) -> ConfigDict:
     """The config with every setting's default written out, so that each can be overridden on the command line."""
-    full = build(Config, config).model_dump(mode="json", exclude_none=True)
-    for stage in full["stages"]:
+    values = build(Config, config).model_dump(mode="json", exclude_none=True)
+    for stage in values["stages"]:
         stage["trainable"] = dict(stage["trainable"])
-    full = ConfigDict(full)
-    full.stages = [ConfigDict(stage) for stage in full.stages]
-    full.evals = [ConfigDict(held_out) for held_out in full.evals]
+    for part in ("stages", "evals"):
+        values[part] = [ConfigDict(entry) for entry in values[part]]
+    full = ConfigDict(values)
     full.wandb_project = config_dict.placeholder(str)
     return full
 

@@ -13,7 +13,7 @@ from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.training.stages import sample_spec, with_embedded_data
+from vlvm_jax.training.prepare import sample_spec, with_embedded_data
 
 
 def record(question: str, answer: str, kind: str = "color") -> Record:

@@ -15,8 +15,8 @@ from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.prepare import sample_spec
 from vlvm_jax.training.progress import Meter
-from vlvm_jax.training.stages import sample_spec
 
 
 @dataclasses.dataclass(frozen=True)

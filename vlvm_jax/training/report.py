@@ -12,8 +12,8 @@ from rich.table import Table
 from vlvm_jax.config import Config
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
+from vlvm_jax.training.prepare import PreparedStage, adapter_of
 from vlvm_jax.training.progress import console, say
-from vlvm_jax.training.stages import PreparedStage, adapter_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

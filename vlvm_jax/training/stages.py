@@ -3,9 +3,7 @@ same command stopped."""
 
 import dataclasses
 import json
-import platform
 import time
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -14,35 +12,32 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax.config import Config, EvalConfig, StageConfig
-from vlvm_jax.data import pipeline, records, shapes
-from vlvm_jax.data.pipeline import SampleSpec, SkipLog
-from vlvm_jax.data.records import Record
+from vlvm_jax.config import Config, StageConfig
+from vlvm_jax.data import pipeline
+from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
-from vlvm_jax.models.adapters.base import VideoAdapter
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import partition as partition_lib
+from vlvm_jax.training import report
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import StageRun, run_stage
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
-from vlvm_jax.training.progress import Meter, say
+from vlvm_jax.training.prepare import (
+    PreparedStage,
+    check_batches,
+    claim_workdir,
+    prepare_stage,
+    with_embedded_data,
+    write_run_card,
+)
+from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import StepFunctions, make_step
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedStage:
-    """A stage with everything checked before anything runs."""
-
-    stage: StageConfig
-    records: list[Record]
-    spec: SampleSpec
-    num_steps: int
-    partition: Partition
 
 
 def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]:
@@ -52,8 +47,6 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
       InputError: the config, the data or the workdir is at fault.
       Interrupted: a signal came and the state is saved; the same call continues.
     """
-    from vlvm_jax.training import report  # matplotlib is slow to import and not needed to fail early
-
     if config.model.init_from is not None:
         raise InputError(
             f"config.model.init_from: loading {config.model.init_from!r} is not there yet; this version trains from "
@@ -84,162 +77,11 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
             results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
         assert params is not None
-        from vlvm_jax.evaluation import final
-
         summary["eval"], pictures = final.evaluate(config, params, prepared[-1].records, mesh, stop)
     finally:
         writer.close()
     report.write(workdir, summary, writer.losses(), pictures)
     return summary
-
-
-# --- before anything runs ------------------------------------------------------------------------------------------
-
-
-def check_batches(config: Config, mesh: Mesh) -> None:
-    shards = rules.batch_shards(mesh)
-    for stage in config.stages:
-        rows = stage.batch_size // stage.accumulate
-        if rows % shards:
-            raise InputError(
-                f"config.stages.{stage.name}.batch_size: {stage.batch_size} rows / accumulate {stage.accumulate} = "
-                f"{rows} rows a micro-batch, which the mesh's data x fsdp = {shards} does not divide"
-            )
-    for held_out in config.evals:
-        if held_out.batch_size % shards:
-            raise InputError(
-                f"config.evals.{held_out.name}.batch_size: {held_out.batch_size} rows are not divided by the mesh's "
-                f"data x fsdp = {shards}"
-            )
-
-
-def claim_workdir(config: Config, workdir: epath.Path) -> None:
-    """Writes `config.json`, or checks that the one there is of the same run."""
-    path = workdir / "config.json"
-    mine = config_lib.to_json(config)
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if theirs != mine:
-            key = _first_difference(theirs, mine)
-            raise InputError(
-                f"--workdir={workdir}: holds another config's run (they differ in {key}); give another folder, or the "
-                "same config to continue it"
-            )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.new"
-    temporary.write_text(json.dumps(mine, indent=2))
-    temporary.replace(path)
-
-
-def _first_difference(a: Any, b: Any, path: str = "config") -> str:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in {**a, **b}:
-            if a.get(key) != b.get(key):
-                return _first_difference(a.get(key), b.get(key), f"{path}.{key}")
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            if x != y:
-                return _first_difference(x, y, f"{path}.{index}")
-    return f"{path}: {a!r} there, {b!r} here"
-
-
-def with_embedded_data(config: Config, stop: StopSignal) -> Config:
-    """Makes the embedded data set if the config asks for it, and puts its folder for `{embedded}` in the paths."""
-    if config.data.embedded is None:
-        return config
-    options = config_lib.build(shapes.ShapesOptions, dict(config.data.embedded), "config.data.embedded")
-    if not shapes.folder(options).exists():
-        say(f"making the embedded data set (once) in {shapes.folder(options)}")
-        total = sum(split.count for split in shapes.splits(options))
-        with Meter("data", total) as meter:
-
-            def progress(done: int, total: int) -> None:
-                del total
-                stop.check("while making the embedded data set")
-                meter.update(done, "files")
-
-            shapes.ensure(options, workers=2, progress=progress)
-    text = json.dumps(config_lib.to_json(config)).replace("{embedded}", str(shapes.folder(options)))
-    return config_lib.build(Config, json.loads(text))
-
-
-def adapter_of(config: Config) -> VideoAdapter:
-    """The adapter without parameters, to ask how many tokens it gives."""
-    return Model(config.model).bind(Model(config.model).abstract()).adapter
-
-
-def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
-    adapter = adapter_of(config)
-    data = config.data
-    return SampleSpec(
-        length=part.length,
-        frames=part.frames,
-        frames_per_video=part.frames_per_video,
-        image_size=config.model.vision.image_size,
-        image_tokens=adapter.num_image_tokens(),
-        video_tokens=tuple(adapter.num_video_tokens(n) for n in range(part.frames_per_video + 1)),
-        tokenizer=data.tokenizer,
-        chat_template=data.chat_template,
-        frame_sampling=data.frame_sampling,
-        fps=data.fps,
-        loss_on=part.loss_on,
-        control=control,
-    )
-
-
-def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
-    """Reads the stage's records and checks that they fit; needs no device."""
-    where = f"config.stages.{stage.name}"
-    found = records.read_mixture(stage.data, stage.seed)
-    spec = sample_spec(config, stage)
-    spec.check(where, any(record.kind == "video" for record in found))
-    pipeline.check_lengths(pipeline.SampleLoader(found, spec), where, config.data.max_bad_share)
-    if stage.steps is not None:
-        steps = stage.steps
-    elif stage.pack:
-        raise InputError(
-            f"{where}.epochs: how many rows packing makes of an epoch is not known; give steps, or pack=False"
-        )
-    else:
-        steps = max(1, round(len(found) * (stage.epochs or 0) / stage.batch_size))
-    return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
-
-
-def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedStage]) -> None:
-    """What would be needed to repeat the run, beside its result."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "vlvm_jax")
-    card = {
-        "config": config.name,
-        "config_hash": config_lib.fingerprint(config),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "processes": jax.process_count(),
-        "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
-        "data": {p.stage.name: {"records": len(p.records), "hash": data_hash(p.records)} for p in prepared},
-    }
-    (workdir / "run_card.json").write_text(json.dumps(card, indent=2))
-
-
-def data_hash(found: list[Record]) -> str:
-    """Of annotations and media names, in order."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for record in found:
-        media = [(kind, epath.Path(path).name) for kind, path in record.media]
-        digest.update(repr((record.id, media, record.turns)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-# --- one stage -----------------------------------------------------------------------------------------------------
 
 
 def train_stage(
