@@ -99,6 +99,7 @@ def test_json_that_is_not_llava_names_the_record(tmp_path, own_data):
 def test_more_tokens_than_the_length_allows_with_the_arithmetic(tmp_path, own_data):
     with pytest.raises(InputError, match=r"8 frames takes 32 visual tokens \(4 a frame\).*length of 32"):
         run(spoilt(own_data, length=32), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # a faulty config claims no folder
     with pytest.raises(InputError, match=r"32 visual \+ \d+ text tokens > length 40"):
         run(spoilt(own_data, length=40), tmp_path / "run2")
 

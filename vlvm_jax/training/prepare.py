@@ -54,8 +54,8 @@ def check_batches(config: Config, mesh: Mesh) -> None:
             )
 
 
-def claim_workdir(config: Config, workdir: epath.Path) -> None:
-    """Writes `config.json`, or checks that the one there is of the same run."""
+def check_workdir(config: Config, workdir: epath.Path) -> None:
+    """Raises `InputError` when the folder holds another config's run."""
     path = workdir / "config.json"
     mine = config_lib.to_json(config)
     if path.exists():
@@ -66,11 +66,14 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
                 f"--workdir={workdir}: holds another config's run (they differ in {key}); give another folder, or the "
                 "same config to continue it"
             )
-        return
+
+
+def claim_workdir(config: Config, workdir: epath.Path) -> None:
+    """Writes `config.json`. Called once everything is checked, so that a faulty config claims no folder."""
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.new"
-    temporary.write_text(json.dumps(mine, indent=2))
-    temporary.replace(path)
+    temporary.write_text(json.dumps(config_lib.to_json(config), indent=2))
+    temporary.replace(workdir / "config.json")
 
 
 def _first_difference(a: Any, b: Any, path: str = "config") -> str:

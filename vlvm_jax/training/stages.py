@@ -31,6 +31,7 @@ from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.prepare import (
     PreparedStage,
     check_batches,
+    check_workdir,
     claim_workdir,
     prepare_stage,
     with_embedded_data,
@@ -54,9 +55,11 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
         )
     mesh = make_mesh(config.mesh)
     check_batches(config, mesh)
-    claim_workdir(config, workdir)
+    check_workdir(config, workdir)
+    asked = config
     config = with_embedded_data(config, stop)
     prepared = [prepare_stage(config, stage) for stage in config.stages]
+    claim_workdir(asked, workdir)
     write_run_card(config, workdir, prepared)
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
