@@ -1,6 +1,7 @@
 """Stopping and continuing with real processes: the losses are those of a run that nobody disturbed, to the bit."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 from recipes import ROOT, command, environment, train
 
-ARG = "tiny,scale=0.012"
+ARG = "tiny,scale=0.03"
 EXTRA = ("--config.checkpoint.save_every=5", "--config.data.workers=1")
 
 
@@ -66,7 +67,7 @@ def test_sigterm_saves_and_the_same_command_continues_to_the_same_losses(tmp_pat
 
 def test_kill_continues_from_the_last_checkpoint(tmp_path, data_root, undisturbed):
     workdir = tmp_path / "run"
-    for stage, step in (("base", 5), ("pretrain", 4), ("instruct", 15)):
+    for stage, step in (("base", 5), ("pretrain", 5), ("instruct", 15)):
         killed = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGKILL)
         assert killed.returncode == -signal.SIGKILL, killed.err
     # What a crash can leave behind: half a line of metrics, half a checkpoint.
@@ -83,6 +84,19 @@ def test_a_finished_run_runs_again_without_training(data_root, undisturbed):
     assert done.returncode == 0, done.stderr
     assert "instruct: done before" in done.stdout
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_result(tmp_path, data_root, undisturbed):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    (workdir / "instruct" / "result.json").unlink()
+    (workdir / "summary.json").unlink()
+    done = train(workdir, data_root, *EXTRA, arg=ARG)
+    assert done.returncode == 0, done.stderr
+    assert losses(workdir) == losses(undisturbed)
+    mine, theirs = (json.loads((d / "summary.json").read_text()) for d in (workdir, undisturbed))
+    assert mine["eval"] == theirs["eval"]
+    assert mine["stages"][-1]["last_loss"] == theirs["stages"][-1]["last_loss"]
 
 
 def test_keep_and_final_checkpoint(undisturbed):
