@@ -1,11 +1,12 @@
 """How many tokens per frame are worth their time: K and sampler against step time and held-out accuracy.
 
-usage: python benchmarks/tokens.py [--workdir DIR] [--steps N] [--seeds N] [--timing-rounds N]
+usage: python benchmarks/tokens.py [--workdir DIR] [--steps N] [--seeds 0 1 2] [--timing-rounds N]
 
 One image model (36 patches a frame) is trained once; from it every setting trains the `instruct` stage for `--steps`
 steps and answers the held-out questions, once per seed. Step times are taken apart from training: all settings' steps
 are compiled first and then run in turn, round after round, so that each ratio compares neighbours in time.
-Writes `tokens.json` and prints the table that stands in docs/benchmarks.md. Settings done before are not run again.
+Every result is a file of its own in DIR/results, so that seeds may run as processes side by side; what is done is not
+run again. Prints the table that stands in docs/benchmarks.md.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import make_step
 
 PATCHES = 36
-QUESTIONS = 400
+QUESTIONS = 300
 SETTINGS = [("none", PATCHES)] + [
     (reading, tokens) for tokens in (16, 8, 4, 2, 1) for reading in ("soft_slots", "block_average", "stride")
 ]
@@ -118,44 +119,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="runs/tokens")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--timing-rounds", type=int, default=20)
     args = parser.parse_args()
     workdir = epath.Path(args.workdir)
     mesh = make_mesh(MeshConfig())
-    results_file = Path(args.workdir) / "tokens.json"
+    results = Path(args.workdir) / "results"
+    results.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
         folder = image_model(workdir, stop)
-        results = json.loads(results_file.read_text()) if results_file.exists() else {}
-        if "seconds" not in results:
-            results["seconds"] = step_times(args.timing_rounds, mesh, stop)
-            results_file.write_text(json.dumps(results, indent=2))
-        for seed in range(args.seeds):
+        if not (results / "seconds.json").exists():
+            write(results / "seconds.json", step_times(args.timing_rounds, mesh, stop))
+        for seed in args.seeds:
             for reading, tokens in SETTINGS:
-                key = f"{reading}/{tokens}/{seed}/{args.steps}"
-                if key in results:
+                name = f"{reading}-{tokens}-{args.steps}-{seed}"
+                if (results / f"{name}.json").exists():
                     continue
                 config = setting(reading, tokens, seed, args.steps)
-                results[key] = accuracy(config, folder, workdir / key, mesh, stop)
-                say(f"{key}: {results[key]}")
-                results_file.write_text(json.dumps(results, indent=2))
+                write(results / f"{name}.json", accuracy(config, folder, workdir / name, mesh, stop))
     print(table(results, args.steps))
 
 
-def table(results: dict, steps: int) -> str:
+def write(path: Path, values: dict[str, float]) -> None:
+    say(f"{path.stem}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
+    path.write_text(json.dumps(values, indent=2))
+
+
+def table(results: Path, steps: int) -> str:
     lines = [
-        "| tokens per frame | sampler | visual tokens (8 frames) | step time / none | accuracy | temporal | static |",
-        "|---:|---|---:|---:|---:|---:|---:|",
+        "| tokens per frame | sampler | visual tokens, 8 frames | step time / none | all | temporal | static | seeds |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    whole = results["seconds"][f"none/{PATCHES}"]
+    seconds = json.loads((results / "seconds.json").read_text())
+    whole = seconds[f"none/{PATCHES}"]
     for reading, tokens in SETTINGS:
-        runs = [v for k, v in results.items() if k.startswith(f"{reading}/{tokens}/") and k.endswith(f"/{steps}")]
+        runs = [json.loads(path.read_text()) for path in sorted(results.glob(f"{reading}-{tokens}-{steps}-*.json"))]
         cells = []
         for kind in ("all", "temporal", "static"):
             values = [run[kind] for run in runs]
             cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "-")
-        ratio = results["seconds"][f"{reading}/{tokens}"] / whole
-        lines.append(f"| {tokens} | {reading} | {8 * tokens} | {ratio:.2f} | {' | '.join(cells)} |")
+        ratio = seconds[f"{reading}/{tokens}"] / whole
+        lines.append(f"| {tokens} | {reading} | {8 * tokens} | {ratio:.2f} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(lines)
 
 
