@@ -7,8 +7,8 @@ from flax import nnx
 class Linear(nnx.Linear):
     """`nnx.Linear` that multiplies in two dimensions.
 
-    With [B, L, C] inputs the weight gradient contracts two axes, which XLA's CPU backend runs at half the speed of a
-    plain matrix product (benchmarks/linear.py); elsewhere the reshape costs nothing.
+    With [B, L, C] inputs the weight gradient contracts two axes, which XLA's CPU backend runs slower than a plain
+    matrix product (benchmarks/linear.py).
     """
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
