@@ -147,6 +147,13 @@ def test_config_errors_name_the_key():
         build(Config, config)
 
 
+def test_a_length_past_the_decoders_positions():
+    config = to_json(build(Config, ftfv.get_config()))
+    config["stages"][0]["length"] = 5000
+    with pytest.raises(InputError, match=r"base: length 5000 > the decoder's max_position_embeddings 4096"):
+        build(Config, config)
+
+
 def test_settings_are_immutable_and_hash_by_content():
     assert hash(small().model) == hash(small().model)
     with pytest.raises(TypeError):

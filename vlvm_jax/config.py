@@ -158,7 +158,7 @@ class MixtureEntry(Settings):
     """One annotation file and how much of it to take.
 
     `fraction` takes that share of the records, drawn with the stage's seed. `media` keeps only image, video or text
-    records. `types` keeps only records whose `type` (or, in a conversation of several, one of whose `types`) is named.
+    records.
     """
 
     path: str
@@ -174,7 +174,6 @@ class DataConfig(Settings):
     tokenizer: str
     chat_template: str = "vicuna_v1"
     embedded: Any = None
-    image_token: str = "<image>"
     frame_sampling: Literal["uniform", "fps"] = "uniform"
     fps: PositiveFloat = 1.0
     workers: NonNegativeInt = 1
@@ -296,6 +295,10 @@ class Config(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages share a name: {names}")
+        longest = self.model.decoder.max_position_embeddings
+        for part in (*self.stages, *self.evals):
+            if part.length > longest:
+                raise ValueError(f"{part.name}: length {part.length} > the decoder's max_position_embeddings {longest}")
         return self
 
 
