@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--timing-rounds", type=int, default=20)
     args = parser.parse_args()
-    workdir = epath.Path(args.workdir)
+    workdir = epath.Path(args.workdir).expanduser().resolve()
     mesh = make_mesh(MeshConfig())
     results = Path(args.workdir) / "results"
     results.mkdir(parents=True, exist_ok=True)

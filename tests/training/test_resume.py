@@ -1,10 +1,12 @@
 """Stopping and continuing with real processes: the losses are those of a run that nobody disturbed, to the bit."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from recipes import ROOT, command, environment, train
@@ -23,10 +25,11 @@ def losses(workdir) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data_root):
-    workdir = tmp_path_factory.mktemp("run") / "undisturbed"
+    # Relative, as the default workdir is.
+    workdir = Path(os.path.relpath(tmp_path_factory.mktemp("run") / "undisturbed", ROOT))
     done = train(workdir, data_root, *EXTRA, arg=ARG)
     assert done.returncode == 0, done.stderr
-    return workdir
+    return (ROOT / workdir).resolve()
 
 
 def signal_when(workdir, data_root, ready, number: int) -> subprocess.Popen:

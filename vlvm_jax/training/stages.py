@@ -3,6 +3,7 @@ same command stopped."""
 
 import dataclasses
 import json
+import os
 import time
 from typing import Any
 
@@ -48,6 +49,8 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
       InputError: the config, the data or the workdir is at fault.
       Interrupted: a signal came and the state is saved; the same call continues.
     """
+    if "://" not in os.fspath(workdir):
+        workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     if config.model.init_from is not None:
         raise InputError(
             f"config.model.init_from: loading {config.model.init_from!r} is not there yet; this version trains from "
