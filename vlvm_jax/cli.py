@@ -9,17 +9,24 @@ from absl import flags
 from vlvm_jax.errors import InputError, Interrupted
 
 
-def run(main: Callable[[], None], usage: str, argv: Sequence[str] | None = None) -> int:
-    """Parses the flags that the command's module defined, calls `main`, and returns the exit code."""
+def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None, *, positional: bool = False) -> int:
+    """Parses the flags that the command's module defined, calls `main`, and returns the exit code.
+
+    Args:
+      positional: whether the command takes arguments beside flags; `main` gets them as a list.
+    """
     argv = list(sys.argv if argv is None else argv)
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
         print(usage.strip())
         return 0
     try:
         rest = _parse(argv)
-        if rest:
+        if positional:
+            main(rest)
+        elif rest:
             raise InputError(f"unexpected argument {rest[0]!r}; see --help")
-        main()
+        else:
+            main()
         return 0
     except (InputError, Interrupted) as error:
         print(f"{'error' if error.exit_code == 2 else 'interrupted'}: {error}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ Every error names the key by its full path (`stages.1.trainable`), what was foun
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +29,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class VisionConfig(Settings):
-    """A ViT tower; field names are HF's.
+    """A ViT tower; field names are HF's. `idefics3` is SigLIP with Idefics3's own position rule (also SmolVLM's).
 
     `feature_layer` is the layer whose output is used, counted as HF counts hidden states: -1 the last, -2 the
     penultimate (LLaVA's choice). `position_init` is the standard deviation of fresh position embeddings (default
@@ -37,7 +38,7 @@ class VisionConfig(Settings):
     `encoder_attn` sampler ranks by.
     """
 
-    kind: Literal["clip", "siglip"] = "clip"
+    kind: Literal["clip", "siglip", "idefics3"] = "clip"
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
     num_hidden_layers: PositiveInt
@@ -54,8 +55,12 @@ class VisionConfig(Settings):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
     def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid**2
 
     @property
     def num_used_layers(self) -> int:
@@ -79,6 +84,19 @@ class VisionConfig(Settings):
         return self
 
 
+class RopeScaling(Settings):
+    """How rotary frequencies are stretched beyond the length of pretraining; field names are HF's `rope_scaling`.
+
+    `linear` divides all frequencies by `factor`; `llama3` leaves the high ones, divides the low ones, blends between.
+    """
+
+    rope_type: Literal["linear", "llama3"]
+    factor: PositiveFloat
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    original_max_position_embeddings: PositiveInt = 8192
+
+
 class DecoderConfig(Settings):
     """A decoder of the Llama family; field names are HF's."""
 
@@ -91,6 +109,7 @@ class DecoderConfig(Settings):
     head_dim: PositiveInt
     hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh"] = "silu"
     rope_theta: PositiveFloat = 10000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: PositiveFloat = 1e-5
     attention_bias: bool = False
     attention_out_bias: bool = False
@@ -110,7 +129,11 @@ class DecoderConfig(Settings):
 
 
 class ConnectorConfig(Settings):
-    kind: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
+    """`bias` is of the linear kinds, `scale_factor` of `pixel_shuffle`; see `models.connector`."""
+
+    kind: Literal["linear", "mlp2x_gelu", "pixel_shuffle"] = "mlp2x_gelu"
+    bias: bool = True
+    scale_factor: PositiveInt = 2
 
 
 class AdapterConfig(Settings):
@@ -142,16 +165,68 @@ class FrozenDict(dict):
         raise TypeError("settings are immutable")
 
 
+class LoraConfig(Settings):
+    """Low-rank adapters on dense layers, y = x W + scale * (x A) B (LoRA, arXiv 2106.09685).
+
+    `parts` says whose layers get them, `targets` which (HF's module names; None: all dense ones). `scale` is alpha /
+    rank, with `rslora` alpha / sqrt(rank) (arXiv 2312.03732). Only what a stage's `trainable` names is trained, for
+    instance `decoder/**/lora_*`.
+    """
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    targets: tuple[str, ...] | None = None
+    parts: tuple[Literal["decoder", "encoder"], ...] = Field(default=("decoder",), min_length=1)
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def targets_in(self, part: str) -> tuple[str, ...]:
+        """Names of the modules of one part that have adapters; none for a part that is not in `parts`."""
+        if part not in self.parts:
+            return ()
+        return tuple(name for name in LORA_MODULES[part] if self.targets is None or name in self.targets)
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        known = [name for part in self.parts for name in LORA_MODULES[part]]
+        for name in self.targets or ():
+            if name not in known:
+                raise ValueError(f"targets: no layer {name!r} in {' or '.join(self.parts)}; there are {known}")
+        for part in self.parts:
+            if not self.targets_in(part):
+                raise ValueError(f"targets: {list(self.targets or ())} names no layer of {part!r}, which is in parts")
+        return self
+
+
+# Dense layers within each part's stack of layers.
+LORA_MODULES = {
+    "decoder": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "encoder": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+
+
+class InitFrom(Settings):
+    """A model built from parts: a hub id or directory for each, None for one that starts fresh."""
+
+    encoder: str | None = None
+    connector: str | None = None
+    decoder: str | None = None
+
+
 class ModelConfig(Settings):
     """Tower, adapter and decoder; `dtype` is the computation's, parameters' dtypes belong to the stage."""
 
     vision: VisionConfig
     adapter: AdapterConfig
     decoder: DecoderConfig
+    lora: LoraConfig | None = None
     dtype: DType = "bfloat16"
     vision_remat: Remat = "none"
     decoder_remat: Remat = "none"
-    init_from: str | None = None
+    init_from: str | InitFrom | None = None
 
 
 class MixtureEntry(Settings):

@@ -1,27 +1,75 @@
-"""From tower width to decoder width: the projector of the LLaVA family (`multi_modal_projector` in HF)."""
+"""From tower width to decoder width: the projectors of the LLaVA family (HF: `multi_modal_projector`) and Idefics3."""
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vlvm_jax.config import ConnectorConfig
+from vlvm_jax.config import ConnectorConfig, VisionConfig
+from vlvm_jax.errors import InputError
 from vlvm_jax.models.layers import Linear
 
 
 class Connector(nnx.Module):
-    """`linear`: one affine map. `mlp2x_gelu`: affine, exact GELU, affine (LLaVA-1.5).
+    """Features of one frame to tokens in decoder width.
 
-    Names follow HF's `multi_modal_projector.linear_1` / `linear_2`.
+    `linear`: one affine map. `mlp2x_gelu`: affine, exact GELU, affine (LLaVA-1.5). `pixel_shuffle`: each square of
+    `scale_factor` x `scale_factor` patches joined to one token, then a linear map (Idefics3, SmolVLM).
+
+    Names follow HF's `multi_modal_projector.linear_1` / `linear_2` and `connector.modality_projection.proj`.
     """
 
-    def __init__(self, config: ConnectorConfig, in_features: int, out_features: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ConnectorConfig, vision: VisionConfig, out_features: int, *, dtype, rngs: nnx.Rngs):
         self.kind = config.kind
-        hidden = out_features
-        self.linear_1 = Linear(in_features, hidden, dtype=dtype, rngs=rngs)
-        self.linear_2 = Linear(hidden, out_features, dtype=dtype, rngs=rngs) if config.kind == "mlp2x_gelu" else None
+        self.scale_factor = config.scale_factor
+        self.grid = vision.grid
+        self.num_tokens = num_tokens(config, vision)
+        width = vision.hidden_size
 
-    def __call__(self, features: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
+        def linear(inputs):
+            return Linear(inputs, out_features, use_bias=config.bias, dtype=dtype, rngs=rngs)
+
+        shuffled = width * config.scale_factor**2
+        shuffle = config.kind == "pixel_shuffle"
+        self.modality_projection = ModalityProjection(shuffled, out_features, dtype, rngs) if shuffle else None
+        self.linear_1 = None if shuffle else linear(width)
+        self.linear_2 = linear(out_features) if config.kind == "mlp2x_gelu" else None
+
+    def __call__(self, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M C"]:
+        """All kinds but `pixel_shuffle` work token by token, so N may be any number for them."""
+        if self.modality_projection is not None:
+            return self.modality_projection.proj(self._shuffle(features))
+        assert self.linear_1 is not None
         hidden = self.linear_1(features)
         if self.linear_2 is None:
             return hidden
         return self.linear_2(jax.nn.gelu(hidden, approximate=False))
+
+    def _shuffle(self, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M E"]:
+        """Raster order in and out; within a joined token: rows, then columns, then channels."""
+        *batch, _, width = features.shape
+        scale, side = self.scale_factor, self.grid // self.scale_factor
+        x = features.reshape(-1, side, scale, side, scale, width).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(*batch, side * side, scale * scale * width)
+
+
+class ModalityProjection(nnx.Module):
+    """Idefics3's `modality_projection`: a linear map without bias."""
+
+    def __init__(self, in_features: int, out_features: int, dtype, rngs: nnx.Rngs):
+        self.proj = Linear(in_features, out_features, use_bias=False, dtype=dtype, rngs=rngs)
+
+
+def num_tokens(config: ConnectorConfig, vision: VisionConfig) -> int:
+    """Tokens that a frame's patches become.
+
+    Raises:
+      InputError: the scale factor does not divide the grid.
+    """
+    if config.kind != "pixel_shuffle":
+        return vision.num_patches
+    if vision.grid % config.scale_factor:
+        raise InputError(
+            f"config.model.adapter.connector.scale_factor: {config.scale_factor} does not divide the tower's grid of "
+            f"{vision.grid} x {vision.grid} patches"
+        )
+    return (vision.grid // config.scale_factor) ** 2

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vlvm_jax.config import DecoderConfig
+from vlvm_jax.config import DecoderConfig, RopeScaling
 from vlvm_jax.models.attention import attention, segment_mask
 from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.stack import LayerStack
@@ -48,11 +48,25 @@ def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32)
     )
 
 
+def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Array, "half"]:
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    stretched = frequencies / scaling.factor
+    if scaling.rope_type == "linear":
+        return stretched
+    # Llama 3.1: by how many turns a frequency makes within the length of pretraining.
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * jnp.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    share = jnp.clip((turns - low) / (high - low), 0, 1)
+    return share * frequencies + (1 - share) * stretched
+
+
 def rotary_embedding(
-    positions: Int[Array, "B L"], head_dim: int, theta: float
+    positions: Int[Array, "B L"], head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Float[Array, "B L 1 F"], Float[Array, "B L 1 F"]]:
     """cos and sin in HF's half-split layout, fp32."""
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = rotary_frequencies(head_dim, theta, scaling)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None]
     return jnp.cos(angles), jnp.sin(angles)
@@ -165,7 +179,8 @@ class Decoder(nnx.Module):
 
         With a cache, the L new tokens are written at `cache.index` and attend to all that is stored.
         """
-        cos, sin = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        cos, sin = rotary_embedding(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         if cache is None:
             mask = segment_mask(segment_ids, segment_ids, positions, positions)
             x, _ = self.layers(embeddings, cos, sin, mask, None)

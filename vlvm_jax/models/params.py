@@ -5,8 +5,8 @@ a model it is cut into segments (`decoder/layers/segments/0/mlp/...`, see `model
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from vlvm_jax.models.stack import segment_bounds
 from vlvm_jax.models.video_llm import VideoLLM
 
 Params = dict[str, jax.Array]
+ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 Splits = Mapping[str, tuple[int, ...]]
 
 _SEGMENT = re.compile(r"^(?P<stack>[^/]+)/layers/segments/(?P<index>\d+)/(?P<rest>.+)$")
@@ -56,6 +57,18 @@ class Model:
         model = VideoLLM(self.config, splits=self.splits, rngs=nnx.Rngs(seed))
         flat = nnx.to_flat_state(nnx.state(model))
         return {"/".join(map(str, path)): variable[...] for path, variable in flat}
+
+
+def build(make: Callable[[], ModuleT], params: Mapping[str, Any]) -> ModuleT:
+    """A part on its own, a tower or a decoder, with (segmented) parameters by their paths in it."""
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    flat = [(path, variable.replace(params["/".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def of_part(params: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """`{"encoder/a": x, "decoder/b": y}`, `encoder` -> `{"a": x}`."""
+    return {path.removeprefix(f"{part}/"): value for path, value in params.items() if path.startswith(f"{part}/")}
 
 
 def whole_path(path: str) -> str:

@@ -11,6 +11,7 @@ from vlvm_jax.config import ModelConfig
 from vlvm_jax.models.adapters import build_adapter
 from vlvm_jax.models.adapters.base import FrameLayout, VisualTokens
 from vlvm_jax.models.decoder import Decoder, KVCache
+from vlvm_jax.models.lora import attach
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.parallel.rules import constrain
 
@@ -29,6 +30,9 @@ class Batch:
       positions: [B, L], from 0 within each packed sample.
       segment_ids: [B, L] 0 for padding, else the sample within the row.
       loss_mask: [B, L] True for tokens to be predicted.
+      visual_index, visual_weight: [B, L, P] or None. Which of the adapter's V slots make the token at each marked
+        position, and how much of each: images tiled as LLaVA-NeXT does are read across their tiles
+        (`data/anyres.py`). None: the valid slots in order.
     """
 
     frames: UInt8[Array, "B T H W 3"]
@@ -39,6 +43,8 @@ class Batch:
     positions: Int[Array, "B L"]
     segment_ids: Int[Array, "B L"]
     loss_mask: Bool[Array, "B L"]
+    visual_index: Int[Array, "B L P"] | None = None
+    visual_weight: Float[Array, "B L P"] | None = None
 
 
 class VideoLLM(nnx.Module):
@@ -58,6 +64,8 @@ class VideoLLM(nnx.Module):
         self.decoder = Decoder(
             config.decoder, dtype=dtype, remat=config.decoder_remat, splits=splits.get("decoder", ()), rngs=rngs
         )
+        if config.lora is not None:
+            attach({"encoder": self.encoder, "decoder": self.decoder}, config.lora, rngs=rngs)
 
     def visual_tokens(self, frames: UInt8[Array, "B T H W 3"], layout: FrameLayout, rng=None) -> VisualTokens:
         return self.adapter(self.encoder(frames), layout, rng=rng)
@@ -66,7 +74,11 @@ class VideoLLM(nnx.Module):
         """Text embeddings with the visual tokens in their places."""
         visual = self.visual_tokens(batch.frames, FrameLayout(batch.media, batch.is_video), rng)
         text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
-        return constrain(merge(text, batch.media_mask, visual), "batch", "length", None)
+        if batch.visual_index is not None and batch.visual_weight is not None:
+            merged = merge_indexed(text, batch.media_mask, visual, batch.visual_index, batch.visual_weight)
+        else:
+            merged = merge(text, batch.media_mask, visual)
+        return constrain(merged, "batch", "length", None)
 
     def __call__(
         self, batch: Batch, *, cache: KVCache | None = None, rng: jax.Array | None = None
@@ -86,3 +98,18 @@ def merge(text: Float[Array, "B L C"], media_mask: Bool[Array, "B L"], visual: V
     source = jnp.minimum(find(valid_so_far, rank), visual.tokens.shape[1] - 1)
     gathered = jnp.take_along_axis(visual.tokens, source[..., None], axis=1)
     return jnp.where(media_mask[..., None], gathered.astype(text.dtype), text)
+
+
+def merge_indexed(
+    text: Float[Array, "B L C"],
+    media_mask: Bool[Array, "B L"],
+    visual: VisualTokens,
+    index: Int[Array, "B L P"],
+    weight: Float[Array, "B L P"],
+) -> Float[Array, "B L C"]:
+    """Puts a weighted sum of P slots of `visual` at each marked position."""
+    merged = jnp.zeros(text.shape, jnp.float32)
+    for tap in range(index.shape[-1]):
+        taken = jnp.take_along_axis(visual.tokens, index[..., tap, None], axis=1)
+        merged = merged + weight[..., tap, None] * taken.astype(jnp.float32)
+    return jnp.where(media_mask[..., None], merged.astype(text.dtype), text)

@@ -1,7 +1,8 @@
 """Vision transformer towers, CLIP- and SigLIP-style. Module names follow HF's `CLIPVisionModel`/`SiglipVisionModel`.
 
 What differs between the two: CLIP has a class token, a layer norm before the layers and no bias in the patch
-embedding; SigLIP has none of the first two and has the bias.
+embedding; SigLIP has none of the first two and has the bias. Idefics3's tower (also SmolVLM's) is SigLIP's but for how
+it finds the position of a patch.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -137,12 +139,28 @@ class VisionTower(nnx.Module):
         batch = images.shape[0]
         mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
         pixels = ((images.astype(jnp.float32) / 255 - mean) / std).astype(self.dtype)
-        side, patch = config.image_size // config.patch_size, config.patch_size
+        side, patch = config.grid, config.patch_size
         pixels = pixels.reshape(batch, side, patch, side, patch, 3)
         pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, patch * patch * 3)
         x = self.patch_embedding(pixels)
         if self.class_embedding is not None:
             token = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (batch, 1, config.hidden_size))
             x = jnp.concatenate([token, x], axis=1)
-        x = x + self.position_embedding[...].astype(self.dtype)
+        positions = self.position_embedding[...]
+        if config.kind == "idefics3":
+            positions = positions[fractional_positions(config.grid)]
+        x = x + positions.astype(self.dtype)
         return x if self.pre_layrnorm is None else self.pre_layrnorm(x)
+
+
+def fractional_positions(grid: int) -> np.ndarray:
+    """Idefics3's position ids of a full square frame, int32 [grid * grid].
+
+    The rule (transformers, `Idefics3VisionEmbeddings`) looks the fp32 fraction `i / grid` up among fp32 boundaries
+    `j / grid`. In exact arithmetic that is `i`; rounding moves it for some grids, and weights are trained with that.
+    """
+    boundaries = np.arange(1 / grid, 1.0, 1 / grid).astype(np.float32)
+    fractions = np.arange(grid, dtype=np.float32) * (np.float32(1.0) / np.float32(grid))
+    fractions = np.minimum(fractions, np.float32(1.0 - 1e-6))
+    index = np.searchsorted(boundaries, fractions, side="right")
+    return (index[:, None] * grid + index[None, :]).reshape(-1).astype(np.int32)

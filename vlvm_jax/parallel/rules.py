@@ -20,6 +20,7 @@ MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "norm": None,
     "small": None,
+    "rank": "fsdp",
 }
 
 # Parameter path (its end) -> logical axes. Stacked layers get a leading "layers" axis by themselves.
@@ -28,6 +29,11 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(q_proj|k_proj|v_proj|fc1)/bias", ("heads",)),
     (r"(o_proj|out_proj|down_proj|fc2)/kernel", ("heads", "embed")),
     (r"(o_proj|out_proj|fc2)/bias", ("norm",)),
+    # Each of a LoRA pair lies along its kernel's axis; where that is not `embed`, the rank is what `fsdp` splits.
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)/lora_a", ("embed", "small")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)/lora_b", ("rank", "heads")),
+    (r"(o_proj|out_proj|down_proj|fc2)/lora_a", ("heads", "rank")),
+    (r"(o_proj|out_proj|down_proj|fc2)/lora_b", ("small", "embed")),
     (r"embed_tokens/embedding", ("vocab", "embed")),
     (r"lm_head/kernel", ("embed", "vocab")),
     (r"(layernorm|layer_norm1|layer_norm2|layrnorm|norm)/(scale|bias)", ("norm",)),
@@ -39,6 +45,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"adapter/.*linear_1/bias", ("mlp",)),
     (r"adapter/.*linear_2/kernel", ("mlp", "embed")),
     (r"adapter/.*linear_2/bias", ("norm",)),
+    (r"adapter/.*modality_projection/proj/kernel", ("embed", "mlp")),
+    (r"image_newline", ("norm",)),
     (r"sampler/(key_proj|value_proj|score/score_in)/kernel", ("embed", "small")),
     (r"sampler/(queries|score/score_out)/kernel", ("small", "small")),
     (r"sampler/(key_proj|score/score_in)/bias", ("norm",)),

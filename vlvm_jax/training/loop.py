@@ -44,9 +44,9 @@ class StageRun:
 
 
 def to_device(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This process's rows of a batch as global arrays."""
+    """This process's rows of a batch as global arrays; fields that the data does not have stay None."""
     sharding = rules.batch_sharding(mesh)
-    fields = [field.name for field in dataclasses.fields(Batch)]
+    fields = [field.name for field in dataclasses.fields(Batch) if field.name in batch]
     return Batch(**{name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in fields})
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,11 +17,9 @@ from vlvm_jax import config as config_lib
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
-from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
-from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training import report
@@ -40,6 +39,8 @@ from vlvm_jax.training.prepare import (
 )
 from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import StepFunctions, make_step
+from vlvm_jax.weights.initial import Initial, draw
+from vlvm_jax.weights.sources import HF_FOLDER
 
 
 def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]:
@@ -51,18 +52,15 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
     """
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
-    if config.model.init_from is not None:
-        raise InputError(
-            f"config.model.init_from: loading {config.model.init_from!r} is not there yet; this version trains from "
-            "scratch only (preset `tiny`)"
-        )
     mesh = make_mesh(config.mesh)
     check_batches(config, mesh)
     check_workdir(config, workdir)
     asked = config
     config = with_embedded_data(config, stop)
+    initial = Initial(config.model)
     prepared = [prepare_stage(config, stage) for stage in config.stages]
     claim_workdir(asked, workdir)
+    initial.copy_side_files(workdir / HF_FOLDER)
     write_run_card(config, workdir, prepared)
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
@@ -79,7 +77,9 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
         for number, stage in enumerate(prepared):
             stop.check(f"between stages, before {stage.stage.name!r}")
             previous = workdir / prepared[number - 1].stage.name if number else None
-            result, params = train_stage(config, stage, workdir, previous, params, mesh, writer, stop)
+            result, params = train_stage(
+                config, stage, workdir, initial if previous is None else previous, params, mesh, writer, stop
+            )
             results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
         assert params is not None
@@ -94,7 +94,7 @@ def train_stage(
     config: Config,
     prepared: PreparedStage,
     workdir: epath.Path,
-    previous: epath.Path | None,
+    start: Initial | epath.Path,
     params: Params | None,
     mesh: Mesh,
     writer: MetricsWriter,
@@ -103,7 +103,7 @@ def train_stage(
     """Trains one stage, or what is left of it; returns its entry of the summary and its whole parameters.
 
     Args:
-      previous: folder of the stage before, whose final checkpoint this one starts from.
+      start: what the first stage starts from, or the folder of the stage before, whose final checkpoint it is.
       params: those parameters, if this process has them already.
     """
     stage, num_steps = prepared.stage, prepared.num_steps
@@ -128,7 +128,7 @@ def train_stage(
                 checkpoints,
                 data,
                 mesh,
-                lambda: with_reset(config, stage, initial_params(config, previous, params, mesh)),
+                lambda: with_reset(config, stage, initial_params(config, start, abstract, params, mesh)),
             )
             writer.drop_after(stage.name, int(run.state.step))
             run_stage(run, mesh, writer, stop)
@@ -229,20 +229,23 @@ def divide(whole: Params, partition: Partition, functions: StepFunctions, stage:
     return jax.jit(cut, out_shardings=shardings)(whole)
 
 
-def initial_params(config: Config, previous: epath.Path | None, params: Params | None, mesh: Mesh) -> Params:
-    """Parameters a fresh stage starts from: the previous stage's, or a fresh model created in its shardings."""
+def initial_params(
+    config: Config,
+    start: Initial | epath.Path,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    params: Params | None,
+    mesh: Mesh,
+) -> Params:
+    """Parameters a fresh stage starts from; the first one's are made, or read, in their shardings and dtypes."""
     if params is not None:
         return params
-    model = Model(config.model)
-    abstract = jax.eval_shape(params_lib.join, model.abstract())
-    if previous is not None:
-        checkpoints = StageCheckpoints(previous / "checkpoints", config.checkpoint.keep)
-        try:
-            return checkpoints.restore_params(abstract, mesh)
-        finally:
-            checkpoints.close()
-    shardings = {path: rules.parameter_sharding(path, a.shape, mesh) for path, a in abstract.items()}
-    return jax.jit(lambda: params_lib.join(model.init(config.seed)), out_shardings=shardings)()
+    if isinstance(start, Initial):
+        return start.params(abstract, mesh, config.seed)
+    checkpoints = StageCheckpoints(start / "checkpoints", config.checkpoint.keep)
+    try:
+        return checkpoints.restore_params(abstract, mesh)
+    finally:
+        checkpoints.close()
 
 
 def with_reset(config: Config, stage: StageConfig, params: Params) -> Params:
@@ -251,13 +254,11 @@ def with_reset(config: Config, stage: StageConfig, params: Params) -> Params:
         return params
     fresh_ones = partition_lib.matching(stage.reset, params, f"config.stages.{stage.name}.reset")
     seed = int(jax.random.randint(jax.random.fold_in(jax.random.key(config.seed), stage.seed + 1), (), 0, 2**31 - 1))
-    shardings = {path: params[path].sharding for path in fresh_ones}
-
-    def draw() -> Params:
-        whole = params_lib.join(Model(config.model).init(seed))
-        return {path: whole[path] for path in fresh_ones}
-
-    return {**params, **jax.jit(draw, out_shardings=shardings)()}
+    wanted = {
+        path: jax.ShapeDtypeStruct(params[path].shape, params[path].dtype, sharding=params[path].sharding)
+        for path in fresh_ones
+    }
+    return {**params, **draw(config.model, wanted, seed)}
 
 
 def stage_result(

@@ -1,38 +1,135 @@
-"""`frames`: every frame is an image; its tokens go to the decoder as they are (T2Vid, and the plain baseline)."""
+"""`frames`: every frame is an image; its tokens go to the decoder as they are, or pooled within the frame.
+
+The plain baseline, T2Vid's network, and, by its options, the video paths of transformers' classes: `llava` and
+`smolvlm` (no pool), `llava_next_video` (average or max pool by 2 before the connector), `llava_onevision` (bilinear by
+2 after it, one newline at the end of a medium).
+"""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float
+from pydantic import PositiveInt
 
 from vlvm_jax.config import ModelConfig, Settings
+from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.base import FrameLayout, VideoAdapter, VisualTokens
 from vlvm_jax.models.connector import Connector
 from vlvm_jax.models.vision import VisionFeatures
 
+Pool = Literal["none", "average", "max", "bilinear"]
+
 
 class Adapter(VideoAdapter):
-    """Connector per frame: V = T*N."""
+    """Connector per frame: V = T*N, or T*K when the frames of clips are pooled. Images are never pooled."""
 
     class Options(Settings):
-        pass
+        """Attributes:
+        pool: over squares of `pool_stride` patches, frames of clips only. `average` and `max` drop an odd rest as
+          torch's pools do; `bilinear` resizes to ceil(side / stride).
+        pool_place: pool tower features, or the connector's output.
+        newline: the media after which the learned `image_newline` follows. The parameter exists unless `none`.
+        """
+
+        pool: Pool = "none"
+        pool_stride: PositiveInt = 2
+        pool_place: Literal["before_connector", "after_connector"] = "after_connector"
+        newline: Literal["none", "image", "video", "all"] = "none"
 
     def __init__(self, options: Options, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
-        del options
-        vision = config.vision
-        self.num_patches = vision.num_patches
-        self.connector = Connector(
-            config.adapter.connector, vision.hidden_size, config.decoder.hidden_size, dtype=dtype, rngs=rngs
-        )
+        self.options = options
+        width = config.decoder.hidden_size
+        self.connector = Connector(config.adapter.connector, config.vision, width, dtype=dtype, rngs=rngs)
+        self.num_patches = self.connector.num_tokens
+        before = options.pool_place == "before_connector"
+        if before and options.pool != "none" and config.adapter.connector.kind == "pixel_shuffle":
+            raise InputError(
+                "config.model.adapter.options.pool_place: before_connector leaves no grid for the pixel_shuffle "
+                "connector to join; use after_connector"
+            )
+        self.num_tokens = pooled_size(options.pool, options.pool_stride, self.num_patches)
+        newline = nnx.initializers.normal(width**-0.5)
+        self.image_newline = None if options.newline == "none" else nnx.Param(newline(rngs.params(), (width,)))
 
     def num_video_tokens(self, num_frames: int) -> int:
-        return num_frames * self.num_patches
+        return num_frames * self.num_tokens + (self.options.newline in ("video", "all"))
 
     def num_image_tokens(self) -> int:
-        return self.num_patches
+        return self.num_patches + (self.options.newline in ("image", "all"))
 
     def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+        """Slots of a frame: N for its tokens, of which a pooled one fills the first K, then one for the newline."""
         tokens = self.connector(features.patches)
-        batch, num_frames, num_patches, width = tokens.shape
-        return VisualTokens(
-            tokens.reshape(batch, num_frames * num_patches, width), jnp.repeat(layout.mask, num_patches, axis=1)
+        kept = jnp.full(layout.media.shape, self.num_patches)
+        if self.options.pool != "none":
+            pooled = jnp.pad(self._pooled(features, tokens), ((0, 0), (0, 0), (0, self._spare), (0, 0)))
+            tokens = jnp.where(layout.is_video[:, :, None, None], pooled, tokens)
+            kept = jnp.where(layout.is_video, self.num_tokens, self.num_patches)
+        valid = layout.mask[:, :, None] & (jnp.arange(self.num_patches) < kept[:, :, None])
+        if self.image_newline is not None:
+            newline = jnp.broadcast_to(self.image_newline[...].astype(tokens.dtype), tokens[:, :, :1].shape)
+            tokens = jnp.concatenate([tokens, newline], axis=2)
+            valid = jnp.concatenate([valid, self._newline_after(layout)[:, :, None]], axis=2)
+        batch, num_frames, slots, width = tokens.shape
+        return VisualTokens(tokens.reshape(batch, num_frames * slots, width), valid.reshape(batch, num_frames * slots))
+
+    @property
+    def _spare(self) -> int:
+        return self.num_patches - self.num_tokens
+
+    def _pooled(self, features: VisionFeatures, tokens: Float[Array, "B T N C"]) -> Float[Array, "B T K C"]:
+        pool, stride = self.options.pool, self.options.pool_stride
+        if self.options.pool_place == "before_connector":
+            return self.connector(pool_patches(features.patches, pool, stride))
+        return pool_patches(tokens, pool, stride)
+
+    def _newline_after(self, layout: FrameLayout) -> Bool[Array, "B T"]:
+        following = jnp.pad(layout.media[:, 1:], ((0, 0), (0, 1)))
+        last = layout.mask & (layout.media != following)
+        kinds = {"image": ~layout.is_video, "video": layout.is_video, "all": True}
+        return last & kinds[self.options.newline]
+
+
+def pooled_size(pool: Pool, stride: int, num_patches: int) -> int:
+    """Tokens of a pooled frame."""
+    if pool == "none":
+        return num_patches
+    side = _side(num_patches)
+    pooled = -(-side // stride) if pool == "bilinear" else side // stride
+    if not pooled:
+        raise InputError(
+            f"config.model.adapter.options.pool_stride: {stride} is larger than the grid of {side} x {side} patches"
         )
+    return pooled**2
+
+
+def pool_patches(x: Float[Array, "B T N D"], pool: Pool, stride: int) -> Float[Array, "B T K D"]:
+    """Pools each frame's square grid of patches; raster order in and out."""
+    batch, num_frames, num_patches, width = x.shape
+    side = _side(num_patches)
+    if pool == "bilinear":
+        weights = bilinear_weights(side, -(-side // stride))
+        return jnp.einsum("kn,btnd->btkd", jnp.asarray(weights, x.dtype), x)
+    pooled = side // stride
+    squares = x.reshape(batch, num_frames, side, side, width)[:, :, : pooled * stride, : pooled * stride]
+    squares = squares.reshape(batch, num_frames, pooled, stride, pooled, stride, width)
+    reduce = jnp.mean if pool == "average" else jnp.max
+    return reduce(squares, axis=(3, 5)).reshape(batch, num_frames, pooled**2, width)
+
+
+def bilinear_weights(side: int, resized: int) -> np.ndarray:
+    """[K, N] weights of torch's `interpolate(mode="bilinear", align_corners=False)` from side^2 to resized^2 points."""
+    centres = np.maximum((np.arange(resized) + 0.5) * side / resized - 0.5, 0)
+    low = np.floor(centres).astype(int)
+    high = np.minimum(low + 1, side - 1)
+    axis = np.zeros((resized, side))
+    np.add.at(axis, (np.arange(resized), low), 1 - (centres - low))
+    np.add.at(axis, (np.arange(resized), high), centres - low)
+    return np.einsum("ab,cd->acbd", axis, axis).reshape(resized**2, side**2).astype(np.float32)
+
+
+def _side(num_patches: int) -> int:
+    return round(num_patches**0.5)  # towers are square, and so is what pixel_shuffle leaves

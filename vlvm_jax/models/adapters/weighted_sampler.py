@@ -59,10 +59,10 @@ class Adapter(VideoAdapter):
     def __init__(self, options: Options, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
         vision = config.vision
         self.options = options
-        self.num_patches = vision.num_patches
-        self.num_tokens = min(options.num_tokens, vision.num_patches)
         decoder_width = config.decoder.hidden_size
-        self.connector = Connector(config.adapter.connector, vision.hidden_size, decoder_width, dtype=dtype, rngs=rngs)
+        self.connector = Connector(config.adapter.connector, vision, decoder_width, dtype=dtype, rngs=rngs)
+        self.num_patches = self.connector.num_tokens
+        self.num_tokens = min(options.num_tokens, self.num_patches)
         width = decoder_width if options.placement == "after_connector" else vision.hidden_size
         _check(options, config)
         self.sampler = _make_sampler(options, width, self.num_patches, dtype=dtype, rngs=rngs)
@@ -113,6 +113,17 @@ class Adapter(VideoAdapter):
 
 
 def _check(options: Adapter.Options, config: ModelConfig) -> None:
+    if config.adapter.connector.kind == "pixel_shuffle":
+        if options.placement == "before_connector":
+            raise InputError(
+                "config.model.adapter.options.placement: before_connector leaves no grid for the pixel_shuffle "
+                "connector to join; use after_connector"
+            )
+        if options.reading == "encoder_attn":
+            raise InputError(
+                "config.model.adapter.options.reading: encoder_attn ranks the tower's patches, which the pixel_shuffle "
+                "connector joins before they are sampled; use another reading"
+            )
     if options.reading == "encoder_attn" and config.vision.attention_layer is None:
         raise InputError(
             "config.model.adapter.options.reading: encoder_attn ranks patches by the tower's attention; set "

@@ -1,0 +1,80 @@
+"""Pretrained weights in, PyTorch out.
+
+usage: python -m vlvm_jax.convert import SRC DST
+       python -m vlvm_jax.convert export SRC DST [--format=CLASS] [--media=all|image|video] [--dtype=TYPE]
+                                                 [--lora=merge|peft] [--noverify]
+
+import   SRC: a hub id or a directory in the Hugging Face format (config.json + safetensors).
+         DST: a new directory, local or gs://, that `init_from` and `export` take.
+export   SRC: a training run, a stage or step of it, an import, or a Hugging Face directory.
+         DST: a new directory that transformers loads.
+
+  --format   the class to export as (llava, llava_next_video, llava_onevision, smolvlm, vlvm ...); refused unless it
+             computes exactly the same. Default: the best class that does; `vlvm` is our own PyTorch code.
+  --media    what the exported model will be given: a class need be exact for that only (default: all).
+  --dtype    float32, bfloat16 or float16 (default: as in the checkpoint the model came from).
+  --lora     merge LoRA into the weights, or write it as a PEFT adapter beside the base (folder `adapter`).
+  --noverify do not compare the export with PyTorch (by default that is done where torch is installed).
+
+Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
+"""
+
+import sys
+from typing import Any, cast
+
+from absl import flags
+
+from vlvm_jax import cli
+from vlvm_jax.errors import InputError
+
+_FORMAT = flags.DEFINE_string("format", None, "The class to export as.")
+_MEDIA = flags.DEFINE_enum("media", "all", ["all", "image", "video"], "What the export will be given.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the exported tensors.")
+_LORA = flags.DEFINE_enum("lora", "merge", ["merge", "peft"], "What becomes of LoRA parameters.")
+_VERIFY = flags.DEFINE_bool("verify", True, "Compare with PyTorch.")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 3 or arguments[0] not in ("import", "export"):
+        raise InputError("expected `import SRC DST` or `export SRC DST`; see --help")
+    command, source, destination = arguments
+    (_import if command == "import" else _export)(source, destination)
+
+
+def _import(source: str, destination: str) -> None:
+    from etils import epath
+
+    from vlvm_jax.training.progress import Meter, say
+    from vlvm_jax.weights.importing import import_checkpoint
+
+    target = epath.Path(destination)
+    target = target if "://" in destination else target.expanduser().resolve()
+    with Meter("import", 100) as meter:
+        opened = import_checkpoint(source, target, lambda done, total: meter.update(100 * done // total, "%"))
+    hf = opened.checkpoint.hf
+    parameters = sum(a.size for a in opened.shapes.values())
+    say(f"{hf.family} ({opened.checkpoint.layout.name} layout), {parameters:,} parameters: {target}")
+
+
+def _export(source: str, destination: str) -> None:
+    from pathlib import Path
+
+    from vlvm_jax.training.progress import Meter, say
+    from vlvm_jax.weights import exporting
+
+    options = exporting.Options(
+        format=_FORMAT.value, media=cast(Any, _MEDIA.value), dtype=_DTYPE.value, lora=_LORA.value, verify=_VERIFY.value
+    )
+    target = Path(destination).expanduser().resolve()
+    with Meter("export", 100) as meter:
+        result = exporting.export_checkpoint(
+            source, target, options, lambda done, total: meter.update(100 * done // total, "%")
+        )
+    rung = result.rung
+    say(f"class: {rung.family}" + (f" (rung {rung.number})" if rung.number else "") + f": {rung.reason}")
+    say(f"checked: {result.verified}" if result.verified else "not compared with PyTorch")
+    say(f"{result.parameters:,} parameters, {result.bytes / 2**20:,.1f} MiB: {result.directory}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__ or "", positional=True))

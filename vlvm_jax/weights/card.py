@@ -1,0 +1,128 @@
+"""The model card (README.md) of an export: what it is, how it was made, how it was checked, how to run it."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from vlvm_jax import __version__
+from vlvm_jax.models.params import Model
+from vlvm_jax.weights.verify import Report
+
+if TYPE_CHECKING:
+    from vlvm_jax.weights.exporting import Export
+
+
+def text(export: "Export", report: Report | None) -> str:
+    rung = export.rung
+    lines = [
+        "---",
+        "library_name: transformers",
+        *(["pipeline_tag: video-text-to-text"] if rung.number else []),
+        "tags: [vlvm_jax]",
+        "---",
+        f"# {_title(export)}",
+        "",
+        f"Exported by vlvm_jax {__version__} as `{rung.family}`"
+        + (f" (rung {rung.number})" if rung.number else "")
+        + ".",
+        f"Why this class: {rung.reason}.",
+        "",
+        "## Checked against the original",
+        "",
+        f"{report}." if report else "Not compared with PyTorch: torch was not installed, or the check was turned off.",
+        "",
+    ]
+    if rung.number:
+        lines += [*_tokens(export), *_use(export), *_training(export)]
+    return "\n".join(lines)
+
+
+def _title(export: "Export") -> str:
+    summary = _run_file(export, "summary.json")
+    return summary["config"] if summary else str(export.source.name).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _tokens(export: "Export") -> list[str]:
+    assert export.model is not None and export.tokens is not None
+    adapter = Model(export.model).bind(Model(export.model).abstract()).adapter
+    one, eight = adapter.num_video_tokens(1), adapter.num_video_tokens(8)
+    return [
+        "## Visual tokens",
+        "",
+        "| input | tokens |",
+        "|---|---|",
+        f"| image | {adapter.num_image_tokens()} |",
+        f"| clip of 1 frame | {one} |",
+        f"| clip of 8 frames | {eight} |",
+        "",
+        f"`<image>` is token {export.tokens.image}, `<video>` token {export.tokens.video}; the decoder has "
+        f"{export.model.decoder.max_position_embeddings} positions.",
+        "",
+    ]
+
+
+def _use(export: "Export") -> list[str]:
+    family = export.rung.family
+    lines = ["## Use", "", "```python", "from transformers import AutoModelForImageTextToText, AutoTokenizer", ""]
+    if family == "vlvm":
+        lines += [
+            "model = AutoModelForImageTextToText.from_pretrained(DIRECTORY, trust_remote_code=True)",
+            "tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)",
+            "# frames: uint8 [T, H, W, 3]; prompt: in the chat format the model was trained in, with <video> in it",
+            "print(model.chat(tokenizer, prompt, videos=[frames]))",
+        ]
+        note = "Needs transformers; vLLM and SGLang do not load models with their own code of this kind."
+    else:
+        lines += ["model = AutoModelForImageTextToText.from_pretrained(DIRECTORY)"]
+        as_images = family in ("llava", "llava_next", "smolvlm", "idefics3")
+        note = (
+            "The class has no video input: send the frames of a clip as images, in order."
+            if as_images
+            else "Send clips as videos (`pixel_values_videos`)."
+        )
+    return [*lines, "```", "", note, ""]
+
+
+def _training(export: "Export") -> list[str]:
+    if not export.source.stages:
+        return []
+    lines = ["## Training", "", f"Stages: {', '.join(export.source.stages)}.", ""]
+    summary = _run_file(export, "summary.json")
+    if summary:
+        lines += ["| stage | steps | loss, first to last |", "|---|---|---|"]
+        lines += [
+            f"| {stage['name']} | {stage['steps']} | {_number(stage['first_loss'])} to {_number(stage['last_loss'])} |"
+            for stage in summary["stages"]
+        ]
+        lines += ["", *_evaluation(summary["eval"])]
+    config = _run_file(export, "config.json")
+    if config:
+        lines += ["", "<details><summary>Configuration</summary>", "", "```json"]
+        lines += [json.dumps(config, indent=1), "```", "", "</details>", ""]
+    return lines
+
+
+def _evaluation(results: dict[str, Any]) -> list[str]:
+    lines = []
+    for split, result in results.items():
+        lines += [
+            f"Held out ({split}): accuracy {_number(result['accuracy'])}.",
+            "",
+            "| type | accuracy |",
+            "|---|---|",
+        ]
+        lines += [f"| {kind} | {_number(value)} |" for kind, value in result["by_type"].items()]
+        lines += [
+            f"| control: {name} | {_number(control['accuracy'] if isinstance(control, dict) else control)} |"
+            for name, control in result.get("controls", {}).items()
+        ]
+    return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else str(value)
+
+
+def _run_file(export: "Export", name: str) -> Any:
+    root = getattr(export.source, "root", None)
+    path = None if root is None else root / name
+    return json.loads(path.read_text()) if path is not None and export.source.stages and path.exists() else None

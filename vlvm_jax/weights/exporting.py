@@ -1,0 +1,301 @@
+"""`convert export`: a run, a checkpoint or an import as a directory that transformers loads.
+
+Tensors go out one parameter at a time, in the layout that Hugging Face checkpoints have on the hub. The directory
+appears whole or not at all, and only after the exported model was compared with this one (`verify`).
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from vlvm_jax.config import DecoderConfig, ModelConfig
+from vlvm_jax.errors import InputError
+from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
+from vlvm_jax.weights.class_config import MediaTokens
+from vlvm_jax.weights.ladder import OWN_CLASS, Rung
+from vlvm_jax.weights.safetensors_files import SafetensorsWriter
+from vlvm_jax.weights.sources import HFDirectory, Source, Stored, open_source
+from vlvm_jax.weights.tables import Layout, Rule
+from vlvm_jax.weights.torch_model import names as own_names
+
+OWN_LAYOUT = Layout(
+    OWN_CLASS,
+    {
+        "tower": "model.vision_tower.",
+        "decoder": "model.language_model.",
+        "head": "",
+        "connector": "model.adapter.connector.",
+        "newline": "model.adapter.",
+    },
+)
+PEFT_PREFIXES = {
+    "llava": {"decoder": "model.language_model", "encoder": "model.vision_tower.encoder"},
+    "smolvlm": {"decoder": "model.text_model", "encoder": "model.vision_model.encoder"},
+    "bare": {"decoder": "model"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `convert export` can be told.
+
+    Attributes:
+      format: a class to export as, or None for the highest exact rung.
+      media: what the export will be given.
+      dtype: of the tensors; None keeps that of the checkpoint the model came from, or what is stored.
+      lora: `merge` into the weights, or `peft`: the base here, the adapter in the folder `adapter`.
+      verify: compare with PyTorch, if it is installed.
+      max_shard_bytes: size of a safetensors file.
+    """
+
+    format: str | None = None
+    media: ladder.Media = "all"
+    dtype: str | None = None
+    lora: str = "merge"
+    verify: bool = True
+    max_shard_bytes: int = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    rung: Rung
+    parameters: int
+    bytes: int
+    verified: verify.Report | None
+    directory: Path
+
+
+def export_checkpoint(
+    source: str, destination: Path, options: Options, progress: Callable[[int, int], None] | None = None
+) -> Result:
+    """Exports what `source` names.
+
+    Args:
+      progress: called with (parameters done, parameters in all).
+
+    Raises:
+      InputError: the source or the destination is at fault, or the class asked for is not exact.
+    """
+    if destination.exists():
+        raise InputError(f"{destination}: exists already; remove it, or name another destination")
+    export = Export(open_source(source, "SRC"), options)
+    temporary = destination.parent / f"{destination.name}.exporting"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        parameters, size = export.write(temporary, progress)
+        report = verify.compare(export, temporary) if options.verify else None
+        (temporary / "README.md").write_text(card.text(export, report))
+        temporary.rename(destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Result(export.rung, parameters, size, report, destination)
+
+
+class Export:
+    """What is exported and as what.
+
+    Attributes:
+      model: settings of the whole model; None for a bare tower or decoder.
+      vision, decoder, adapter: of the parts; the decoder's vocabulary includes rows added for media tokens.
+      tokens: ids of `<image>` and `<video>`, None for a bare part.
+    """
+
+    def __init__(self, source: HFDirectory | Stored, options: Options):
+        self.source, self.options = source, options
+        self.vision, self.adapter = source.vision, source.adapter
+        self.lora = source.lora if isinstance(source, Stored) else None
+        self.base = _base_config(source)
+        self.base_family = hf_config.base_family(self.base)
+        self.trained = bool(source.stages)
+        self.tokenizer = _tokenizer(source)
+        self.rung = ladder.choose(
+            source.vision, source.decoder, source.adapter, self.base_family,
+            trained=self.trained, media=options.media, asked=options.format,
+        )  # fmt: skip
+        self.tokens: MediaTokens | None = None
+        self.decoder: DecoderConfig | None = source.decoder
+        self.stored_vocab = source.decoder.vocab_size if source.decoder else 0
+        if source.adapter is not None and source.decoder is not None:
+            self.tokens = media_tokens.choose(self.base, self.tokenizer, self.stored_vocab)
+            self.decoder = _with_room(source.decoder, self.tokens, self.rung)
+        self.carried = side_files.carried(source.hf_files) if isinstance(source, Stored) and source.hf_files else {}
+        if isinstance(source, HFDirectory):
+            self.carried = side_files.carried_of(source.checkpoint)
+        if options.lora == "peft":
+            self._check_peft()
+
+    def _check_peft(self) -> None:
+        if self.lora is None:
+            raise InputError(f"--lora=peft: {self.source.name} has no LoRA parameters; leave the flag out")
+        if self.rung.number == 4:
+            raise InputError(
+                "--lora=peft: an export with its own PyTorch file has merged weights only; use --lora=merge"
+            )
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """As stored, without room for media tokens."""
+        if self.vision is None or self.adapter is None or self.source.decoder is None:
+            return None
+        return ModelConfig(
+            vision=self.vision, adapter=self.adapter, decoder=self.source.decoder, lora=self.lora, dtype="float32"
+        )
+
+    @property
+    def layout(self) -> Layout:
+        return OWN_LAYOUT if self.rung.family == OWN_CLASS else tables.LAYOUTS[self.rung.family][0]
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype that `config.json` gives."""
+        if self.options.dtype:
+            return self.options.dtype
+        declared = (self.base or {}).get("dtype") or (self.base or {}).get("torch_dtype")
+        if declared:
+            return str(declared)
+        return str(jnp.result_type(*{a.dtype for a in self.source.shapes.values()}))
+
+    def write(self, folder: Path, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
+        """Tensors, config, tokenizer, code; returns the numbers of parameters and of bytes."""
+        writer = SafetensorsWriter(folder, self.options.max_shard_bytes)
+        rules = self._rules()
+        for number, rule in enumerate(rules):
+            for name, value in self._tensors(rule):
+                writer.add(name, value)
+            if progress is not None:
+                progress(number + 1, len(rules))
+        for name, value in self.carried.items():
+            writer.add(f"{self.layout.prefixes['tower']}{name}", self.cast(value))
+        writer.close()
+        self._write_files(folder)
+        if self.options.lora == "peft":
+            self._write_peft(folder / "adapter")
+        return writer.total_parameters, writer.total_bytes
+
+    def _rules(self) -> list[Rule]:
+        newline = "adapter/image_newline" in self.source.shapes
+        wants_newline = self.rung.family in ("llava_next", "llava_next_video", "llava_onevision")
+        rules = tables.rules_for(
+            self.layout,
+            vision=self.vision,
+            decoder=self.decoder,
+            connector=self.adapter.connector if self.adapter else None,
+            newline=newline or wants_newline,
+        )
+        known = {rule.path for rule in rules}
+        own = [path for path in self.source.shapes if path not in known and not lora.is_lora(path)]
+        if own and self.rung.family != OWN_CLASS:
+            raise AssertionError(f"{own} have no place in {self.rung.family}, which was found exact")
+        for path in own:
+            name, transpose = own_names.adapter_tensor_name(path)
+            rules.append(Rule(name, path, "transpose" if transpose else "same"))
+        return rules
+
+    def _tensors(self, rule: Rule) -> Iterator[tuple[str, np.ndarray]]:
+        value = self._value(rule.path)
+        for layer, name in enumerate(rule.tensors()):
+            part = value if rule.layers is None else value[layer]
+            if rule.transform == "transpose":
+                part = part.T
+            elif rule.transform == "patches":
+                patch = round((part.shape[0] // 3) ** 0.5)
+                part = part.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+            yield name, self.cast(part)
+
+    def _value(self, path: str) -> np.ndarray:
+        """A whole parameter on the host, LoRA merged, the vocabulary with its added rows."""
+        if path not in self.source.shapes:
+            # llava_next_video and onevision want a newline even where only clips will be sent, which have none.
+            assert path == "adapter/image_newline" and self.decoder is not None
+            return np.zeros(self.decoder.hidden_size, np.float32)
+        if self.lora is not None and self.options.lora == "merge":
+            value = np.asarray(lora.merged(path, self.stored, self.lora))
+        else:
+            value = np.asarray(self.stored(path))
+        if self.decoder is None or self.decoder.vocab_size == self.stored_vocab:
+            return value
+        axis = {"decoder/embed_tokens/embedding": 0, "decoder/lm_head/kernel": 1}.get(path)
+        return value if axis is None else _with_rows(value, axis, self.decoder.vocab_size)
+
+    def stored(self, path: str) -> jax.Array:
+        a = self.source.shapes[path]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        loaded = self.source.load({path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device)})
+        return loaded[path]
+
+    def cast(self, value: np.ndarray) -> np.ndarray:
+        """Imports keep every tensor's own dtype unless told otherwise; trained ones get the export's."""
+        if self.options.dtype is None and not self.trained:
+            return value
+        return value.astype(jnp.dtype(self.dtype))
+
+    def _write_files(self, folder: Path) -> None:
+        if self.source.hf_files is not None:
+            side_files.copy_into(self.source.hf_files, folder)
+        if self.tokens is not None and self.tokenizer is not None:
+            media_tokens.write_tokenizer(self.tokenizer, folder, self.tokens)
+        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+        if self.rung.family == OWN_CLASS:
+            assert self.adapter is not None
+            for name, path in own_names.source_files(self.adapter.name).items():
+                (folder / name).write_text(path.read_text())
+
+    def config(self) -> dict[str, Any]:
+        if self.rung.family != OWN_CLASS:
+            return class_config.class_config(
+                self.rung.family, self.vision, self.decoder, self.adapter, self.tokens, self.base, self.dtype,
+                has_head=bool(self.carried),
+            )  # fmt: skip
+        assert self.model and self.decoder and self.vision and self.tokens
+        fields = own_names.config_fields(self.model, image_token_id=self.tokens.image, video_token_id=self.tokens.video)
+        text_type = ((self.base or {}).get("text_config") or {}).get("model_type")
+        return fields | {
+            "vision_config": class_config.vision_dict(self.vision, OWN_CLASS, has_head=bool(self.carried)),
+            "text_config": class_config.text_dict(self.decoder, text_type),
+            "dtype": self.dtype,
+        }
+
+    def _write_peft(self, folder: Path) -> None:
+        assert self.lora is not None
+        family = self.rung.family
+        key = "bare" if self.rung.number == 0 else "smolvlm" if family in ("smolvlm", "idefics3") else "llava"
+        wanted = {path: self.stored(path) for path in self.source.shapes if lora.is_lora(path)}
+        lora.write_peft(folder, wanted, self.lora, PEFT_PREFIXES[key], base_model="..")
+
+
+def _base_config(source: Source) -> dict[str, Any] | None:
+    if source.hf_files is None or not (source.hf_files / "config.json").exists():
+        return None
+    return json.loads((source.hf_files / "config.json").read_text())
+
+
+def _tokenizer(source: Source) -> epath.Path | None:
+    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with."""
+    if source.hf_files is not None and (source.hf_files / "tokenizer.json").exists():
+        return source.hf_files / "tokenizer.json"
+    return None
+
+
+def _with_room(decoder: DecoderConfig, tokens: MediaTokens, rung: Rung) -> DecoderConfig:
+    """The vocabulary with rows for the media tokens, in multiples of 64 if any are missing."""
+    needed = 1 + (
+        max(tokens.image, tokens.video) if rung.family not in ("llava", "smolvlm", "idefics3") else tokens.image
+    )
+    if rung.family == OWN_CLASS or needed <= decoder.vocab_size:
+        return decoder
+    return decoder.model_copy(update={"vocab_size": -(-needed // 64) * 64})
+
+
+def _with_rows(value: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Copies of token 0 as new tokens: their logits equal its own, so that a greedy choice never falls on them."""
+    first = np.take(value, [0], axis=axis)
+    return np.concatenate([value, np.repeat(first, size - value.shape[axis], axis=axis)], axis=axis)

@@ -1,0 +1,146 @@
+"""Parameters of a Hugging Face directory, read slice by slice into the shardings they are wanted in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vlvm_jax.config import AdapterConfig, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from vlvm_jax.errors import InputError
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model, Params
+from vlvm_jax.weights import hf_config, tables
+from vlvm_jax.weights.hf_config import HFModel
+from vlvm_jax.weights.safetensors_files import SafetensorsReader
+from vlvm_jax.weights.tables import Layout, Rule
+
+Index = tuple[slice, ...]
+
+
+class HFSource:
+    """A checkpoint of one of the families of `tables`, checked in full before anything is read.
+
+    Attributes:
+      hf: what `config.json` says.
+      shapes: our parameter paths with shapes and the dtypes on disk.
+      carried: tensors that have no place in the model but belong to the HF class.
+
+    Raises:
+      InputError: tensors missing, unknown or misshapen, files cut off, a config that cannot be run.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.hf: HFModel = hf_config.read(directory)
+        self.reader = SafetensorsReader(directory)
+        parts = {
+            "vision": None if self.hf.tower_source else self.hf.vision,
+            "decoder": self.hf.decoder,
+            "connector": self.hf.connector,
+            "newline": self.hf.has_newline,
+        }
+        self.layout: Layout
+        self.layout, rules = tables.best_layout(self.hf.family, self.reader.tensors, **parts)
+        self._check_tied_head(rules)
+        bare_tower = self.hf.family in ("clip", "siglip")
+        self.carried = tables.match(
+            set(self.reader.tensors) - self._tied_heads(),
+            rules,
+            carried=None if bare_tower else tables.CARRIED,
+            dropped=tables.DROPPED_OF_TOWERS if bare_tower else None,
+            where=str(directory),
+        )
+        self.rules = {rule.path: rule for rule in rules}
+        wanted = model_shapes(self.hf)
+        self.shapes = {rule.path: self._checked(rule, wanted[rule.path].shape) for rule in rules}
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """A parameter, or the part that `index` selects, in the dtype on disk. Reads no more than it needs."""
+        rule, shape = self.rules[path], self.shapes[path].shape
+        index = index or (slice(None),) * len(shape)
+        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        if rule.layers is None:
+            return self._read(rule, rule.tensor, [slice(*b) for b in bounds])
+        (first, last), *inner = bounds
+        out = np.empty((last - first, *(stop - start for start, stop in inner)), self.shapes[path].dtype)
+        for layer in range(first, last):
+            out[layer - first] = self._read(rule, rule.tensor.format(i=layer), [slice(*b) for b in inner])
+        return out
+
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        """The named parameters in the dtypes and shardings asked for, one after the other."""
+        return {path: self._load(path, wanted) for path, wanted in abstract.items()}
+
+    def _load(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.make_array_from_callback(
+            wanted.shape, wanted.sharding, lambda index: self.read(path, index).astype(wanted.dtype)
+        )
+
+    def _read(self, rule: Rule, tensor: str, index: list[slice]) -> np.ndarray:
+        if rule.transform == "patches":
+            value = self.reader.read(tensor)
+            return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])[tuple(index)]
+        if rule.transform == "transpose":
+            return self.reader.read(tensor, tuple(reversed(index))).T
+        return self.reader.read(tensor, tuple(index))
+
+    def _checked(self, rule: Rule, wanted: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of a parameter; every tensor of it must have the shape that the config asks for."""
+        inner = wanted if rule.layers is None else wanted[1:]
+        dtypes = set()
+        for name in rule.tensors():
+            info = self.reader.tensors[name]
+            expected = self._shape_on_disk(rule, inner)
+            if info.shape != expected:
+                raise InputError(
+                    f"{info.file}: tensor {name} has shape {list(info.shape)}, but config.json asks for "
+                    f"{list(expected)}; the two are not of the same model"
+                )
+            dtypes.add(info.dtype)
+        return jax.ShapeDtypeStruct(wanted, np.result_type(*dtypes))
+
+    def _shape_on_disk(self, rule: Rule, inner: tuple[int, ...]) -> tuple[int, ...]:
+        if rule.transform == "patches":
+            patch = self.hf.vision.patch_size if self.hf.vision else 0
+            return (inner[1], 3, patch, patch)
+        return tuple(reversed(inner)) if rule.transform == "transpose" else inner
+
+    def _tied_heads(self) -> set[str]:
+        """Names under which a checkpoint may repeat its embeddings as a head that the config ties to them."""
+        decoder = self.hf.decoder
+        if decoder is None or not decoder.tie_word_embeddings:
+            return set()
+        return {f"{self.layout.prefixes['head']}lm_head.weight"} & set(self.reader.tensors)
+
+    def _check_tied_head(self, rules: list[Rule]) -> None:
+        embedding = next((rule.tensor for rule in rules if rule.path.endswith("embed_tokens/embedding")), None)
+        for head in self._tied_heads():
+            rows = self.reader.tensors[head].shape[0]
+            for start in range(0, rows, 16384):
+                part = (slice(start, start + 16384), slice(None))
+                same = embedding and np.array_equal(self.reader.read(head, part), self.reader.read(embedding, part))
+                if not same:
+                    raise InputError(
+                        f"{self.directory}: tensor {head} holds other values than {embedding}, to which config.json "
+                        "ties it; set tie_word_embeddings to false there if the head is its own"
+                    )
+
+
+def model_shapes(hf: HFModel) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of our parameters for a checkpoint's config; parts it does not have are there in some size."""
+    config = ModelConfig(
+        vision=hf.vision or _ANY_TOWER,
+        decoder=hf.decoder or _ANY_DECODER,
+        adapter=AdapterConfig(name="frames", connector=hf.connector or ConnectorConfig(), options=hf.frames_options),
+    )
+    return jax.eval_shape(params_lib.join, Model(config).abstract())
+
+
+_ANY_TOWER = VisionConfig(
+    hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=8, patch_size=4
+)
+_ANY_DECODER = DecoderConfig(
+    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+    num_key_value_heads=1, head_dim=8,
+)  # fmt: skip

@@ -1,0 +1,74 @@
+"""`convert import`: a Hugging Face checkpoint in our layout, for runs that start from gs:// or on many hosts."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import jax
+from etils import epath
+
+from vlvm_jax import __version__
+from vlvm_jax import config as config_lib
+from vlvm_jax.errors import InputError
+from vlvm_jax.weights import param_store, side_files
+from vlvm_jax.weights.sources import HF_FOLDER, MODEL_FILE, PARAMS_FOLDER, HFDirectory, open_source
+
+
+def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HFDirectory:
+    """Converts one parameter at a time; `destination` appears whole or not at all.
+
+    Memory: the largest parameter (a stack of layers), and its copy while it is written.
+
+    Args:
+      progress: called with (bytes done, bytes in all) after each parameter.
+
+    Raises:
+      InputError: the source is at fault, or the destination exists.
+    """
+    if destination.exists():
+        raise InputError(f"{destination}: exists already; remove it, or name another destination")
+    opened = open_source(source, "SRC")
+    if not isinstance(opened, HFDirectory):
+        raise InputError(f"{source}: is an import or a training run of this library already")
+    temporary = destination.parent / f"{destination.name}.importing"
+    if temporary.exists():
+        temporary.rmtree()
+    temporary.mkdir(parents=True)
+    try:
+        param_store.save(temporary / PARAMS_FOLDER, _parameters(opened, progress))
+        side_files.copy(opened, temporary / HF_FOLDER)
+        (temporary / MODEL_FILE).write_text(json.dumps(_description(opened, source), indent=2))
+        temporary.rename(destination)
+    finally:
+        if temporary.exists():
+            temporary.rmtree()
+    return opened
+
+
+def _parameters(opened: HFDirectory, progress) -> Iterator[tuple[str, jax.Array]]:
+    total = sum(a.size * a.dtype.itemsize for a in opened.shapes.values())
+    done = 0
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    for path, a in opened.shapes.items():
+        wanted = jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device)
+        yield path, opened.load({path: wanted})[path]
+        done += a.size * a.dtype.itemsize
+        if progress is not None:
+            progress(done, total)
+
+
+def _description(opened: HFDirectory, source: str) -> dict:
+    hf = opened.checkpoint.hf
+    return {
+        "format": 1,
+        "source": source,
+        "family": hf.family,
+        "hf_family": hf.hf_family,
+        "layout": opened.checkpoint.layout.name,
+        "vision": hf.vision and config_lib.to_json(hf.vision),
+        "decoder": hf.decoder and config_lib.to_json(hf.decoder),
+        "adapter": opened.adapter and config_lib.to_json(opened.adapter),
+        "parameters": sum(a.size for a in opened.shapes.values()),
+        "versions": {"vlvm_jax": __version__, "jax": jax.__version__},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,122 @@
+"""The parameters a run starts from: what `config.model.init_from` names, and fresh ones for the rest."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from vlvm_jax.config import InitFrom, ModelConfig
+from vlvm_jax.errors import InputError
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model, Params
+from vlvm_jax.parallel import rules
+from vlvm_jax.weights import side_files
+from vlvm_jax.weights.sources import Source, open_source, same_part
+
+# What a recipe may choose freely: these change what is computed from the same parameters, and no parameter.
+_FREE_VISION = ("feature_layer", "post_norm", "position_init", "attention_layer")
+_FREE_DECODER = ("max_position_embeddings",)
+_PART_OF = {"encoder": "vision", "decoder": "decoder"}
+
+
+class Initial:
+    """Opened and checked sources; nothing is read but headers until `params`.
+
+    Raises:
+      InputError: a source that cannot be used for this model; the message names the key.
+    """
+
+    def __init__(self, model: ModelConfig):
+        self.model = model
+        self.sources: dict[str, Source] = {}  # prefix of parameter paths -> where they come from
+        wanted = model.init_from
+        if wanted is None:
+            return
+        if isinstance(wanted, str):
+            source = open_source(wanted, "config.model.init_from")
+            self.sources = dict.fromkeys(("encoder", "adapter", "decoder"), source)
+        else:
+            for part in InitFrom.model_fields:
+                if (text := getattr(wanted, part)) is not None:
+                    prefix = "adapter/connector" if part == "connector" else part
+                    self.sources[prefix] = open_source(text, f"config.model.init_from.{part}")
+        self._check()
+
+    def _check(self) -> None:
+        abstract = jax.eval_shape(params_lib.join, Model(self.model).abstract())
+        for prefix, source in self.sources.items():
+            if prefix in _PART_OF:
+                part = _PART_OF[prefix]
+                free = _FREE_VISION if part == "vision" else _FREE_DECODER
+                same_part(getattr(self.model, part), getattr(source, part), part, source.name, free)
+                self._check_length(source)
+                missing = [p for p in abstract if _under(p, prefix) and p not in source.shapes and "/lora_" not in p]
+                if missing:
+                    raise InputError(f"config.model.init_from: {source.name} has no {missing[0]}")
+            elif source.connector is not None:
+                same_part(self.model.adapter.connector, source.connector, "adapter.connector", source.name)
+        for path, source in self._taken(abstract).items():
+            have, want = source.shapes[path].shape, abstract[path].shape
+            if have != want:
+                raise InputError(
+                    f"config.model.init_from: {path} is {list(have)} in {source.name}, and {list(want)} in this model"
+                )
+
+    def _check_length(self, source: Source) -> None:
+        have = source.decoder.max_position_embeddings if source.decoder else math.inf
+        if self.model.decoder.max_position_embeddings > have:
+            raise InputError(
+                f"config.model.decoder.max_position_embeddings: {self.model.decoder.max_position_embeddings} here, but "
+                f"{source.name} is exact to {have} positions only"
+            )
+
+    def _taken(self, paths: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Source]:
+        return {
+            path: source
+            for path in paths
+            for prefix, source in self.sources.items()
+            if _under(path, prefix) and path in source.shapes
+        }
+
+    def fresh_paths(self) -> list[str]:
+        """Parameters that no source has: adapters of our own, a connector between bare parts, LoRA."""
+        abstract = jax.eval_shape(params_lib.join, Model(self.model).abstract())
+        taken = self._taken(abstract)
+        return [path for path in abstract if path not in taken]
+
+    def params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, seed: int) -> Params:
+        """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time."""
+        on_mesh = {
+            path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.parameter_sharding(path, a.shape, mesh))
+            for path, a in abstract.items()
+        }
+        taken = self._taken(on_mesh)
+        params: Params = {}
+        for source in {id(source): source for source in taken.values()}.values():
+            params |= source.load({path: on_mesh[path] for path, from_ in taken.items() if from_ is source})
+        fresh = {path: a for path, a in on_mesh.items() if path not in taken}
+        if fresh:
+            params |= draw(self.model, fresh, seed)
+        return {path: params[path] for path in abstract}
+
+    def copy_side_files(self, folder: epath.Path) -> None:
+        """Keeps what an export will need of the checkpoint: its config, tokenizer, processors, carried tensors."""
+        source = self.sources.get("decoder")
+        if source is not None and source.hf_files is not None and not folder.exists():
+            side_files.copy(source, folder)
+
+
+def draw(model: ModelConfig, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> Params:
+    """Fresh values for some parameters; the rest of the model is not computed."""
+
+    def some() -> Params:
+        whole = params_lib.join(Model(model).init(seed))
+        return {path: whole[path].astype(a.dtype) for path, a in wanted.items()}
+
+    return jax.jit(some, out_shardings={path: a.sharding for path, a in wanted.items()})()
+
+
+def _under(path: str, prefix: str) -> bool:
+    return path.startswith(f"{prefix}/")

@@ -1,0 +1,63 @@
+"""The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from safetensors.numpy import load, save
+
+from vlvm_jax.weights.hf_source import HFSource
+
+CARRIED_FILE = "carried.safetensors"
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def copy_into(files: epath.Path, folder: epath.PathLike) -> None:
+    """Copies those files that there are."""
+    for name in NAMES:
+        if (files / name).exists():
+            (files / name).copy(epath.Path(folder) / name, overwrite=True)
+
+
+def copy(source: Any, folder: epath.Path) -> None:
+    """Copies the files of a source, and the tensors it carries, into a new folder; whole or not at all."""
+    temporary = folder.parent / f"{folder.name}.new"
+    if temporary.exists():
+        temporary.rmtree()
+    temporary.mkdir(parents=True)
+    files: epath.Path = source.hf_files
+    copy_into(files, temporary)
+    if (files / CARRIED_FILE).exists():
+        (files / CARRIED_FILE).copy(temporary / CARRIED_FILE)
+    checkpoint = getattr(source, "checkpoint", None)  # a Hugging Face directory: its carried tensors are in its files
+    if checkpoint is not None and checkpoint.carried:
+        (temporary / CARRIED_FILE).write_bytes(save(carried_of(checkpoint)))
+    temporary.rename(folder)
+
+
+def carried_of(checkpoint: HFSource) -> dict[str, np.ndarray]:
+    """The tensors to keep aside of a Hugging Face directory, by their names relative to the tower."""
+    prefix = checkpoint.layout.prefixes.get("tower", "")
+    return {name.removeprefix(prefix): checkpoint.reader.read(name) for name in checkpoint.carried}
+
+
+def carried(folder: epath.Path) -> dict[str, np.ndarray]:
+    """Tensors kept aside at import, by their names relative to the tower."""
+    path = Path(folder) / CARRIED_FILE
+    return load(path.read_bytes()) if path.is_file() else {}

@@ -1,0 +1,200 @@
+"""Anything parameters can be taken from: a Hugging Face checkpoint, an import of one, a training run.
+
+`open_source` tells which it is; all give shapes at once and parameters one by one, in the shardings asked for.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import jax
+from etils import epath
+
+from vlvm_jax.config import (
+    AdapterConfig,
+    Config,
+    ConnectorConfig,
+    DecoderConfig,
+    LoraConfig,
+    Settings,
+    VisionConfig,
+    build,
+)
+from vlvm_jax.errors import InputError
+from vlvm_jax.models.params import Params
+from vlvm_jax.weights import hub, param_store
+from vlvm_jax.weights.hf_config import HFModel
+from vlvm_jax.weights.hf_source import HFSource, model_shapes
+
+MODEL_FILE = "model.json"
+PARAMS_FOLDER = "params"
+HF_FOLDER = "hf"  # config.json, tokenizer, processors and carried tensors of the checkpoint it came from
+
+
+class Source(Protocol):
+    """Attributes:
+    name: what to call it in messages.
+    shapes: parameter paths with shapes and dtypes as stored.
+    vision, decoder, connector, adapter: settings of the parts it has, None for those it lacks.
+    stages: names of the training stages it has been through here.
+    hf_files: folder with the Hugging Face files that belong to it, None if there are none.
+    """
+
+    name: str
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    vision: VisionConfig | None
+    decoder: DecoderConfig | None
+    connector: ConnectorConfig | None
+    adapter: AdapterConfig | None
+    stages: tuple[str, ...]
+
+    hf_files: epath.Path | None
+
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        """The named parameters in the dtypes and shardings asked for."""
+        ...
+
+
+class HFDirectory:
+    """A Hugging Face checkpoint; a tower that it leaves in its own repository is opened with it."""
+
+    stages: tuple[str, ...] = ()
+
+    def __init__(self, directory: epath.Path, where: str):
+        self.name = str(directory)
+        self.checkpoint = HFSource(Path(directory))
+        hf = self.checkpoint.hf
+        self.shapes: Mapping[str, jax.ShapeDtypeStruct] = self.checkpoint.shapes
+        self.vision, self.decoder, self.connector = hf.vision, hf.decoder, hf.connector
+        self.adapter = class_adapter(hf)
+        self.hf_files: epath.Path | None = directory
+        self._tower: HFSource | None = None
+        if hf.tower_source is not None:
+            self._tower = HFSource(Path(hub.resolve(hf.tower_source, f"{where}: its mm_vision_tower")))
+            wanted = model_shapes(hf)
+            tower = {path: shape for path, shape in self._tower.shapes.items() if path in wanted}
+            self.shapes = {**self.shapes, **tower}
+
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        of_tower = {path: a for path, a in abstract.items() if path not in self.checkpoint.shapes}
+        rest = {path: a for path, a in abstract.items() if path in self.checkpoint.shapes}
+        tower = self._tower.load(of_tower) if self._tower is not None else {}
+        return {**self.checkpoint.load(rest), **tower}
+
+
+def class_adapter(hf: HFModel) -> AdapterConfig | None:
+    """The adapter that computes what the checkpoint's class does; None for a bare tower or decoder."""
+    if hf.connector is None:
+        return None
+    return AdapterConfig(name="frames", connector=hf.connector, options=hf.frames_options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a stored model consists of; an import of a bare tower or decoder has only that."""
+
+    vision: VisionConfig | None
+    decoder: DecoderConfig | None
+    adapter: AdapterConfig | None
+    lora: LoraConfig | None = None
+
+
+class Stored:
+    """Parameters that this library wrote: an import (`convert import`), or a checkpoint of a training run.
+
+    Attributes:
+      root: the folder of the import or of the run.
+      stages: names of the stages trained up to here.
+    """
+
+    def __init__(
+        self, name: str, root: epath.Path, params: epath.Path, item: str | None, parts: Parts, stages: tuple[str, ...]
+    ):
+        self.name, self.root, self.params, self.item, self.stages = name, root, params, item, stages
+        self.shapes: Mapping[str, jax.ShapeDtypeStruct] = param_store.shapes(params, item)
+        self.vision, self.decoder, self.adapter, self.lora = parts.vision, parts.decoder, parts.adapter, parts.lora
+        self.connector = None if parts.adapter is None else parts.adapter.connector
+        folder = root / HF_FOLDER
+        self.hf_files: epath.Path | None = folder if folder.exists() else None
+
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        return param_store.load(self.params, abstract, self.item)
+
+
+def open_source(text: str, where: str) -> HFDirectory | Stored:
+    """Finds out what `text` names: a hub id, or a directory of one of the kinds above.
+
+    Raises:
+      InputError: it is none of them, or not whole.
+    """
+    directory = hub.resolve(text, where)
+    if (directory / MODEL_FILE).exists():
+        return Stored(str(directory), directory, directory / PARAMS_FOLDER, None, _imported_parts(directory), ())
+    if run := _run_of(directory):
+        return _stored_run(directory, *run)
+    if (directory / "config.json").exists():
+        return HFDirectory(directory, where)
+    raise InputError(
+        f"{where}: {directory} is neither a Hugging Face directory (config.json), nor an import (model.json), nor a "
+        "training run or one of its stages"
+    )
+
+
+def _imported_parts(directory: epath.Path) -> Parts:
+    path = directory / MODEL_FILE
+    values = json.loads(path.read_text())
+    kinds = {"vision": VisionConfig, "decoder": DecoderConfig, "adapter": AdapterConfig}
+    parts = {
+        key: None if values[key] is None else build(cls, values[key], f"{path}: {key}") for key, cls in kinds.items()
+    }
+    return Parts(**parts)
+
+
+def _run_of(directory: epath.Path) -> tuple[epath.Path, str | None, int | None] | None:
+    """(workdir, stage, step) for a workdir, a stage's folder in it, or a step's folder in that; else None."""
+    if _is_run(directory):
+        return directory, None, None
+    if (directory / "checkpoints").exists() and _is_run(directory.parent):
+        return directory.parent, directory.name, None
+    if directory.parent.name == "checkpoints" and _is_run(directory.parent.parent.parent):
+        return directory.parent.parent.parent, directory.parent.parent.name, int(directory.name)
+    return None
+
+
+def _is_run(directory: epath.Path) -> bool:
+    path = directory / "config.json"
+    return path.exists() and "stages" in json.loads(path.read_text())
+
+
+def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, step: int | None) -> Stored:
+    config = build(Config, json.loads((workdir / "config.json").read_text()), str(workdir / "config.json"))
+    names = [entry.name for entry in config.stages]
+    finished = [name for name in names if (workdir / name / "result.json").exists()]
+    if stage is None:
+        if not finished:
+            raise InputError(f"{workdir}: no stage of this run is finished; name a stage's folder for its newest step")
+        stage = finished[-1]
+    folder = workdir / stage / "checkpoints"
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    if not steps:
+        raise InputError(f"{directory}: no complete checkpoint here")
+    params = folder / str(steps[-1] if step is None else step)
+    trained = names[: names.index(stage) + 1]
+    model = config.model
+    parts = Parts(model.vision, model.decoder, model.adapter, model.lora)
+    return Stored(str(params), workdir, params, "params", parts, tuple(trained))
+
+
+def same_part(want: Settings, have: Settings | None, part: str, name: str, ignored: tuple[str, ...] = ()) -> None:
+    """Raises `InputError` for the first setting in which a recipe differs from the checkpoint it starts from."""
+    if have is None:
+        raise InputError(f"config.model.init_from: {name} has no {part}; name another source for it")
+    for field in type(want).model_fields:
+        mine, theirs = getattr(want, field), getattr(have, field)
+        if field not in ignored and mine != theirs:
+            raise InputError(
+                f"config.model.{part}.{field}: {mine!r} here, but {theirs!r} in {name}; set the key to that, or start "
+                "the recipe with base=DIRECTORY to take all sizes from the checkpoint"
+            )

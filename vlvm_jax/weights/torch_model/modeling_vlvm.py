@@ -1,0 +1,348 @@
+"""A video LLM trained with vlvm_jax, in PyTorch: tower, video adapter and decoder.
+
+    model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)
+    answer = model.chat(tokenizer, prompt, videos=[frames])  # prompt: in the model's chat format, with `<video>` in it
+
+Letters of shapes: F frames, N patches, D tower width, V visual tokens, C decoder width, B rows, L sequence length.
+"""
+
+import re
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .configuration_vlvm import VlvmConfig
+from .connector import Connector
+from .video_adapter import VideoAdapter  # pyright: ignore[reportMissingImports]  the export names it so
+
+VISUAL_INPUTS = ("pixel_values", "pixel_values_videos")
+
+
+class VlvmPreTrainedModel(PreTrainedModel):
+    config_class = VlvmConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+
+class VlvmModel(VlvmPreTrainedModel):
+    """Everything but the head."""
+
+    def __init__(self, config: VlvmConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.adapter = VideoAdapter(config, Connector(config))
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_vision_features(self, pixel_values):
+        """Pixels [F, 3, H, W] to patch features [F, N, D] and, if `attention_layer` asks for it, the attention [F, N]
+        that each patch receives there.
+
+        Runs the layers up to `vision_feature_layer`; those above keep their weights and do nothing.
+        """
+        config, vision = self.config, self.config.vision_config
+        tower = getattr(self.vision_tower, "vision_model", self.vision_tower)  # one module deeper in transformers 5.0
+        hidden = embed_patches(tower, vision, pixel_values)
+        used = config.vision_feature_layer
+        used += vision.num_hidden_layers + 1 if used < 0 else 0
+        read_at = None if config.attention_layer is None else range(used)[config.attention_layer]
+        received = None
+        for index, layer in enumerate(tower.encoder.layers[:used]):
+            if index == read_at:
+                received = attention_received(layer, hidden, vision)
+            hidden = layer(hidden, attention_mask=None)
+        if config.vision_post_norm:
+            hidden = tower.post_layernorm(hidden)
+        num_patches = (vision.image_size // vision.patch_size) ** 2
+        return hidden[:, -num_patches:], None if received is None else received[:, -num_patches:]
+
+    def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool):
+        """Tokens [V, C] of images (`is_video` False, a frame each) or of clips, one medium after the other.
+
+        Args:
+          pixel_values: [F, 3, H, W], the frames of all media in order.
+          frames_per_medium: how many of them belong to each.
+        """
+        patches, attention = self.get_vision_features(pixel_values)
+        return self.adapter(patches, attention, frames_per_medium, is_video)
+
+    def token_id(self, is_video: bool) -> int:
+        """What marks the positions of media of this kind."""
+        return self.config.video_token_id if is_video else self.config.image_token_id
+
+    def tokens_per_medium(self, media, is_video: bool) -> list[int]:
+        if is_video:
+            return [self.adapter.num_video_tokens(len(frames)) for frames in media]
+        return [self.adapter.num_image_tokens()] * len(media)
+
+    def marked_tokens(self, input_ids, media, is_video: bool) -> list[int]:
+        """Tokens of each medium, once it is sure that as many positions are marked for them."""
+        counts = [] if media is None else self.tokens_per_medium(media, is_video)
+        marked = int((input_ids == self.token_id(is_video)).sum())
+        if sum(counts) != marked:
+            kind = "videos" if is_video else "images"
+            raise ValueError(
+                f"input_ids mark {marked} positions for {kind} (id {self.token_id(is_video)}), but the {len(counts)} "
+                f"{kind} given take {sum(counts)}; `prepare_inputs` lays them out"
+            )
+        return counts
+
+    def merge(self, input_ids, pixel_values=None, pixel_values_videos=None):
+        """Text embeddings [B, L, C] with the tokens of images and clips, row by row, at their marked positions."""
+        marked = {is_video: input_ids == self.token_id(is_video) for is_video in (False, True)}
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(marked[False] | marked[True], 0))
+        for media, is_video in ((pixel_values, False), (pixel_values_videos, True)):
+            self.marked_tokens(input_ids, media, is_video)
+            if media is None:
+                continue
+            each = list(media if is_video else media[:, None])
+            tokens = self.get_visual_tokens(torch.cat(each), [len(frames) for frames in each], is_video)
+            embeddings = embeddings.masked_scatter(marked[is_video][..., None], tokens.to(embeddings))
+        return embeddings
+
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        pixel_values_videos=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        **kwargs,
+    ):
+        """See `VlvmForConditionalGeneration.forward`; gives the decoder's final hidden states."""
+        has_media = pixel_values is not None or pixel_values_videos is not None
+        if inputs_embeds is None:
+            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+            # An id that the model itself has generated is text, whatever it is.
+            if decoding and not has_media:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            else:
+                inputs_embeds = self.merge(input_ids, pixel_values, pixel_values_videos)
+        elif has_media:
+            raise ValueError("images and clips go with input_ids, which say where they stand, not with inputs_embeds")
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        return BaseModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VlvmConfig):
+        super().__init__(config)
+        self.model = VlvmModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool):
+        """See `VlvmModel.get_visual_tokens`."""
+        return self.model.get_visual_tokens(pixel_values, frames_per_medium, is_video)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        pixel_values_videos=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        logits_to_keep=0,
+        **kwargs,
+    ):
+        """Logits [B, L, vocabulary].
+
+        Args:
+          input_ids: [B, L], with `image_token_id` or `video_token_id` at each position of a visual token.
+          pixel_values: [images, 3, H, W], all images of all rows in order.
+          pixel_values_videos: [clips, T, 3, H, W], or a list of [T, 3, H, W] where lengths differ.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        vocabulary = self.config.text_config.vocab_size
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):
+        """Images and clips go in once; after that they are in the cache."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            for name in VISUAL_INPUTS:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """For beams and several samples: each row repeated, and with it all of its media in their order."""
+        visual = {name: kwargs.pop(name) for name in VISUAL_INPUTS if kwargs.get(name) is not None}
+        ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        for name, media in visual.items():
+            is_video = name == "pixel_values_videos"
+            counts = self.model.marked_tokens(input_ids, media, is_video)
+            rows = media_of_rows((input_ids == self.model.token_id(is_video)).sum(-1).tolist(), counts)
+            order = [index for row in rows for _ in range(expand_size) for index in row]
+            kwargs[name] = media[order] if isinstance(media, torch.Tensor) else [media[index] for index in order]
+        return ids, kwargs
+
+    @torch.no_grad()
+    def chat(
+        self, tokenizer, prompt, *, images=(), videos=(), image_processor=None, max_new_tokens=256, **generate_kwargs
+    ) -> str:
+        """The answer to one prompt, greedy unless `generate_kwargs` say otherwise; see `prepare_inputs`."""
+        inputs = self.prepare_inputs(tokenizer, prompt, images=images, videos=videos, image_processor=image_processor)
+        generate_kwargs.setdefault("do_sample", False)
+        if self.generation_config.eos_token_id is None:
+            generate_kwargs.setdefault("eos_token_id", tokenizer.eos_token_id)
+        ids = self.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
+        return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+    def prepare_inputs(self, tokenizer, prompt: str, *, images=(), videos=(), image_processor=None) -> dict:
+        """What `generate` and `forward` take, for one prompt.
+
+        Args:
+          prompt: the whole text in the model's chat format, with `<image>` or `<video>` where a medium goes, in the
+            order of `images` and of `videos`. Nothing is added to it.
+          images: uint8 [H, W, 3] arrays or PIL images.
+          videos: uint8 [T, H, W, 3] arrays: the frames to look at.
+          image_processor: the Hugging Face one of the tower; without it, frames must have the tower's size.
+
+        Raises:
+          ValueError: placeholders and media do not agree, or a frame has another size.
+        """
+        pixels = {
+            "<image>": [self.preprocess([image], image_processor) for image in images],
+            "<video>": [self.preprocess(frames, image_processor) for frames in videos],
+        }
+        marks = {
+            placeholder: (self.model.token_id(is_video), self.model.tokens_per_medium(pixels[placeholder], is_video))
+            for placeholder, is_video in (("<image>", False), ("<video>", True))
+        }
+        for placeholder, media in pixels.items():
+            if prompt.count(placeholder) != len(media):
+                raise ValueError(f"the prompt holds {prompt.count(placeholder)} {placeholder}, {len(media)} were given")
+        ids = []
+        for piece in re.split(f"({'|'.join(marks)})", prompt):
+            if piece in marks:
+                token_id, counts = marks[piece]
+                ids += [token_id] * counts.pop(0)
+            elif piece:
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        inputs: dict = {"input_ids": torch.tensor([ids], device=self.device)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if pixels["<image>"]:
+            inputs["pixel_values"] = torch.cat(pixels["<image>"])
+        if clips := pixels["<video>"]:
+            same_length = len({len(clip) for clip in clips}) == 1
+            inputs["pixel_values_videos"] = torch.stack(clips) if same_length else clips
+        return inputs
+
+    def preprocess(self, frames, image_processor=None):
+        """uint8 frames [F, H, W, 3] (or a list of images) to normalised pixels [F, 3, size, size]."""
+        size = self.config.vision_config.image_size
+        if image_processor is not None:
+            pixels = image_processor(images=list(frames), return_tensors="pt")["pixel_values"]
+            pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        else:
+            array = np.stack([np.asarray(frame) for frame in frames])
+            if array.dtype != np.uint8 or array.shape[-1] != 3:
+                raise ValueError(f"frames are uint8 [H, W, 3], not {array.dtype} {list(array.shape[1:])}")
+            mean, std = (torch.tensor(values) for values in (self.config.image_mean, self.config.image_std))
+            pixels = ((torch.from_numpy(array).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        if len(pixels) != len(frames) or pixels.shape[-2:] != (size, size):
+            raise ValueError(
+                f"{len(frames)} frames became pixels of shape {list(pixels.shape)}, the tower reads {size} x {size}: "
+                "pass its image_processor, one that does not cut images into tiles"
+            )
+        return pixels.to(self.device)
+
+
+def embed_patches(tower, vision, pixel_values):
+    """The tower's input [F, M, D]: patches, after a class token for CLIP."""
+    embeddings = tower.embeddings
+    pixel_values = pixel_values.to(embeddings.patch_embedding.weight)
+    if vision.model_type in ("idefics3_vision", "smolvlm_vision"):
+        side = vision.image_size // vision.patch_size
+        everywhere = torch.ones(len(pixel_values), side, side, dtype=torch.bool, device=pixel_values.device)
+        return embeddings(pixel_values=pixel_values, patch_attention_mask=everywhere)
+    hidden = embeddings(pixel_values)
+    return tower.pre_layrnorm(hidden) if vision.model_type == "clip_vision_model" else hidden
+
+
+def attention_received(layer, hidden, vision):
+    """Attention [F, M] that each token receives in a layer, mean over heads: from the class token where there is one,
+    else from all tokens on average. fp32."""
+    x = layer.layer_norm1(hidden)
+    heads = (*x.shape[:2], vision.num_attention_heads, -1)
+    query = layer.self_attn.q_proj(x).reshape(heads).transpose(1, 2).float()
+    key = layer.self_attn.k_proj(x).reshape(heads).transpose(1, 2).float()
+    if vision.model_type == "clip_vision_model":
+        query = query[:, :, :1]
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return logits.softmax(-1).mean((1, 2))
+
+
+def media_of_rows(wanted: list[int], counts: list[int]) -> list[list[int]]:
+    """Which media stand in each row, from the marked positions of the rows and the tokens of each medium."""
+    rows, index = [], 0
+    for left in wanted:
+        rows.append([])
+        while left > 0:
+            rows[-1].append(index)
+            left -= counts[index]
+            index += 1
+    return rows

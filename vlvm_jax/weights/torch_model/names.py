@@ -1,0 +1,68 @@
+"""What an export with our own PyTorch code holds: its files, the names of the adapter's tensors, its `config.json`.
+
+The code itself stands beside this file and is copied as it is. Nothing here imports torch.
+"""
+
+import importlib
+from pathlib import Path
+
+from vlvm_jax.config import ModelConfig, build, to_json
+from vlvm_jax.errors import InputError
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_vlvm.VlvmConfig",
+    "AutoModelForCausalLM": "modeling_vlvm.VlvmForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_vlvm.VlvmForConditionalGeneration",
+}
+_LAST = {"kernel": "weight", "scale": "weight"}
+
+
+def adapter_tensor_name(path: str) -> tuple[str, bool]:
+    """The tensor of a parameter of the adapter, and whether it is transposed.
+
+    `adapter/sampler/key_proj/kernel` -> (`model.adapter.sampler.key_proj.weight`, True): PyTorch keeps the weights of
+    linear maps as [out, in].
+    """
+    part, *names, last = path.split("/")
+    if part != "adapter":
+        raise ValueError(f"{path} is not a parameter of the adapter")
+    return ".".join(["model", "adapter", *names, _LAST.get(last, last)]), last == "kernel"
+
+
+def source_files(adapter: str) -> dict[str, Path]:
+    """The code of an export, by the names under which it stands there.
+
+    Raises:
+      InputError: there is no PyTorch code for this adapter.
+    """
+    folder = Path(__file__).parent
+    chosen = folder / f"adapter_{adapter}.py"
+    if not chosen.is_file():
+        known = ", ".join(sorted(file.stem.removeprefix("adapter_") for file in folder.glob("adapter_*.py")))
+        raise InputError(
+            f"config.model.adapter.name: {adapter!r} has no PyTorch code, so it cannot be exported; add "
+            f"{chosen.name} beside those of {known}"
+        )
+    shared = ("configuration_vlvm.py", "modeling_vlvm.py", "connector.py")
+    return {name: folder / name for name in shared} | {"video_adapter.py": chosen}
+
+
+def config_fields(config: ModelConfig, *, image_token_id: int, video_token_id: int) -> dict:
+    """The fields of `config.json` but for `vision_config` and `text_config`, which are transformers' own."""
+    vision, adapter = config.vision, config.adapter
+    module = importlib.import_module(f"vlvm_jax.models.adapters.{adapter.name}")
+    options = build(module.Adapter.Options, dict(adapter.options), "config.model.adapter.options")
+    return {
+        "model_type": "vlvm",
+        "architectures": ["VlvmForConditionalGeneration"],
+        "auto_map": AUTO_MAP,
+        "adapter": {"name": adapter.name, "connector": to_json(adapter.connector), "options": to_json(options)},
+        "image_token_id": image_token_id,
+        "video_token_id": video_token_id,
+        "vision_feature_layer": vision.feature_layer,
+        "vision_post_norm": vision.post_norm,
+        "attention_layer": vision.attention_layer,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "tie_word_embeddings": config.decoder.tie_word_embeddings,
+    }

@@ -1,0 +1,266 @@
+"""Does PyTorch say the same? The exported directory, loaded by transformers, against this model on one clip.
+
+Both run in fp32 from the tensors as exported; what is compared are the logits of every position and a greedy answer.
+torch is imported here and nowhere else in the package, and only when an export is checked.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vlvm_jax.config import ModelConfig
+from vlvm_jax.data import anyres
+from vlvm_jax.errors import InputError
+from vlvm_jax.inference.decode import Greedy
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.decoder import Decoder
+from vlvm_jax.models.params import Model, Params
+from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.models.vision import VisionTower
+
+if TYPE_CHECKING:
+    from vlvm_jax.weights.exporting import Export
+
+TOLERANCE = 1e-4  # of the largest logit
+ANSWER_TOKENS = 16
+_MAX_FRAMES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was compared and how it came out.
+
+    Attributes:
+      difference: largest difference of a logit, divided by the largest logit.
+      same_answer: the greedy answers are equal, None where nothing is generated (a bare tower).
+    """
+
+    what: str
+    difference: float
+    same_answer: bool | None
+    versions: str
+
+    def __str__(self) -> str:
+        answer = "" if self.same_answer is None else f"; greedy answers {'equal' if self.same_answer else 'DIFFER'}"
+        return f"{self.what}: logits differ by {self.difference:.1e} of the largest (fp32){answer}; {self.versions}"
+
+
+def compare(export: "Export", folder: Path) -> Report | None:
+    """Loads the export with transformers and runs both models; None if torch is not installed.
+
+    Raises:
+      InputError: they differ by more than `TOLERANCE`: the export is not to be used.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return None
+    with jax.default_matmul_precision("highest"):
+        report = _compare(export, folder)
+    if not report.difference <= TOLERANCE or report.same_answer is False:
+        raise InputError(
+            f"{folder}: the exported model does not say the same in PyTorch: {report}; nothing was written"
+        )
+    return report
+
+
+def _compare(export: "Export", folder: Path) -> Report:
+    import torch
+    import transformers
+
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}"
+    if export.rung.number == 0:
+        return _compare_bare(export, folder, versions)
+    assert export.model is not None
+    sample = _sample(export)
+    theirs = _load(folder, "AutoModelForImageTextToText")
+    params = _parameters(export)
+    model = Model(export.model)
+    batch = sample.batch
+
+    def logits(params: Params, batch: Batch):
+        bound = model.bind(params)
+        return bound.decoder.logits(bound(batch)[0])
+
+    ours = np.asarray(jax.jit(logits)(params, batch))[0]
+    inputs = {name: torch.as_tensor(value) for name, value in sample.inputs.items()}
+    with torch.no_grad():
+        reference = theirs(**inputs).logits[0].numpy()[:, : ours.shape[1]]
+        answer = theirs.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None)
+    tokens, _ = Greedy(model, max_new_tokens=ANSWER_TOKENS)(params, batch)
+    same = bool((np.asarray(tokens)[0] == answer[0, -ANSWER_TOKENS:].numpy()).all())
+    return Report(sample.what, _difference(ours, reference), same, versions)
+
+
+def _compare_bare(export: "Export", folder: Path, versions: str) -> Report:
+    """A tower by the features of the layer in use, a decoder by its logits on text."""
+    import torch
+
+    params = _parameters(export)
+    if export.vision is not None:
+        vision = export.vision
+        tower = params_lib.build(
+            lambda: VisionTower(vision, dtype=jnp.float32, rngs=nnx.Rngs(0)), params_lib.of_part(params, "encoder")
+        )
+        frames = _clip(2, vision.image_size)
+        ours = np.asarray(tower(jnp.asarray(frames[None])).patches)[0]
+        with torch.no_grad():
+            out = _load(folder, "AutoModel")(torch.as_tensor(_pixels(frames, vision)), output_hidden_states=True)
+        reference = out.hidden_states[vision.feature_layer].numpy()[:, -ours.shape[1] :]
+        return Report("two images, features of the layer in use", _difference(ours, reference), None, versions)
+    config = export.source.decoder
+    assert config is not None
+    decoder = params_lib.build(
+        lambda: Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)), params_lib.of_part(params, "decoder")
+    )
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 4 * _TEXT)).astype(np.int32)
+    positions = jnp.arange(ids.shape[1])[None]
+    hidden, _ = decoder(decoder.embed(jnp.asarray(ids)), positions, jnp.ones_like(positions))
+    ours = np.asarray(decoder.logits(hidden))[0]
+    with torch.no_grad():
+        reference = _load(folder, "AutoModelForCausalLM")(torch.as_tensor(ids.astype(np.int64))).logits[0].numpy()
+    return Report("text, logits", _difference(ours, reference), None, versions)
+
+
+def _parameters(export: "Export") -> Params:
+    """What was exported, fp32 (after the rounding to the export's dtype), LoRA as the export has it, segmented."""
+    whole = {}
+    for path in export.source.shapes:
+        value = np.asarray(export.stored(path))
+        if not path.rsplit("/", 1)[-1].startswith("lora_"):
+            value = export.cast(value)
+        whole[path] = jnp.asarray(value, jnp.float32)
+    return params_lib.split(whole, {})
+
+
+_TEXT = 8  # tokens of text before the visual ones, and after
+
+
+def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(ours - reference).max() / max(np.abs(reference).max(), 1e-30))
+
+
+def _load(folder: Path, auto_class: str) -> Any:
+    import torch
+    import transformers
+
+    loader = getattr(transformers, auto_class)
+    return loader.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    what: str
+    batch: Batch
+    inputs: Mapping[str, np.ndarray]
+
+
+def _sample(export: "Export") -> Sample:
+    """A clip between two runs of text, as this model and as the exported class take it."""
+    model, tokens, family = export.model, export.tokens, export.rung.family
+    assert model is not None and tokens is not None
+    vision = model.vision
+    adapter = Model(model).bind(Model(model).abstract()).adapter
+    longest = model.decoder.max_position_embeddings
+    room = longest - 2 * _TEXT - ANSWER_TOKENS
+    if family == "llava_next":
+        return _tiled_image(export, room)
+    frames = next((n for n in range(_MAX_FRAMES, 0, -1) if adapter.num_video_tokens(n) <= room), None)
+    if frames is None:
+        raise InputError(
+            f"SRC: a single frame takes {adapter.num_video_tokens(1)} tokens, which leaves no room for text in the "
+            f"decoder's {longest} positions; nothing can be compared"
+        )
+    clip = _clip(frames, vision.image_size)
+    pixels = _pixels(clip, vision)
+    as_video = family in ("llava_next_video", "llava_onevision", "vlvm")
+    count = adapter.num_video_tokens(frames)
+    ids = _token_ids(model, count, tokens.video if as_video else tokens.image)
+    if as_video:
+        inputs = {"pixel_values_videos": pixels[None]}
+    else:
+        inputs = {"pixel_values": pixels[None] if family in ("smolvlm", "idefics3") else pixels}
+    batch = _batch(clip, np.ones((1, frames), np.int32), True, ids, count)
+    inputs = {"input_ids": ids.astype(np.int64), "attention_mask": np.ones_like(ids, np.int64), **inputs}
+    return Sample(f"a clip of {frames} frames{'' if as_video else ' sent as images'}", batch, inputs)
+
+
+def _tiled_image(export: "Export", room: int) -> Sample:
+    """An image in tiles, LLaVA-NeXT's only input."""
+    model, tokens = export.model, export.tokens
+    assert model is not None and tokens is not None
+    vision = model.vision
+    pinpoints = export.config()["image_grid_pinpoints"]
+    sizes = [(tall - tall // 4, wide) for tall, wide in pinpoints]
+    layouts = [anyres.tiled(size, pinpoints, vision.image_size, vision.grid) for size in sizes]
+    fitting = [(layout, size) for layout, size in zip(layouts, sizes, strict=True) if len(layout) <= room]
+    if not fitting:
+        raise InputError(
+            f"SRC: an image in tiles takes {min(map(len, layouts))} tokens or more, which leaves no room for text in "
+            f"the decoder's {model.decoder.max_position_embeddings} positions; nothing can be compared"
+        )
+    layout, size = fitting[0]
+    tiles = _clip(anyres.num_tiles(size, pinpoints, vision.image_size), vision.image_size)
+    ids = _token_ids(model, len(layout), tokens.image)
+    batch = _batch(tiles, np.ones((1, len(tiles)), np.int32), False, ids, len(layout), layout)
+    inputs = {
+        "input_ids": ids.astype(np.int64),
+        "attention_mask": np.ones_like(ids, np.int64),
+        "pixel_values": _pixels(tiles, vision)[None],
+        "image_sizes": np.asarray([size], np.int64),
+    }
+    return Sample(f"an image of {len(tiles)} tiles", batch, inputs)
+
+
+def _token_ids(model: ModelConfig, count: int, placeholder: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    before, after = rng.integers(3, min(model.decoder.vocab_size, 30000) - 1, (2, _TEXT))
+    for text in (before, after):
+        text[text == placeholder] = 1
+    return np.concatenate([before, np.full(count, placeholder), after])[None].astype(np.int32)
+
+
+def _batch(frames, media, is_video: bool, ids, count: int, layout: anyres.Layout | None = None) -> Batch:
+    length = ids.shape[1]
+    marked = np.zeros((1, length), bool)
+    marked[:, _TEXT : _TEXT + count] = True
+    index = weight = None
+    if layout is not None:
+        index = np.zeros((1, length, layout.index.shape[1]), np.int32)
+        weight = np.zeros((1, length, layout.index.shape[1]), np.float32)
+        index[:, _TEXT : _TEXT + count], weight[:, _TEXT : _TEXT + count] = layout.index, layout.weight
+    fields = dict(
+        frames=frames[None],
+        media=media,
+        is_video=np.full(media.shape, is_video),
+        token_ids=np.where(marked, 0, ids),
+        media_mask=marked,
+        positions=np.arange(length, dtype=np.int32)[None],
+        segment_ids=np.ones((1, length), np.int32),
+        loss_mask=np.zeros((1, length), bool),
+        visual_index=index,
+        visual_weight=weight,
+    )
+    return Batch(**{name: None if value is None else jnp.asarray(value) for name, value in fields.items()})
+
+
+def _clip(frames: int, size: int) -> np.ndarray:
+    """A bright square that moves over a gradient with some noise, uint8 [T, size, size, 3]."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size] / size
+    clip = np.stack([rows, columns, 1 - rows], -1)[None] * 160 + rng.integers(0, 60, (frames, size, size, 3))
+    for number in range(frames):
+        start = number * size // (2 * frames)
+        clip[number, start : start + size // 4, start : start + size // 4] = 255
+    return clip.astype(np.uint8)
+
+
+def _pixels(frames: np.ndarray, vision) -> np.ndarray:
+    """Normalised as the tower does it, [T, 3, S, S] fp32."""
+    mean, std = np.asarray(vision.image_mean, np.float32), np.asarray(vision.image_std, np.float32)
+    return ((frames.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
