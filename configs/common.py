@@ -1,5 +1,6 @@
 """What recipes share: the argument after the colon, the embedded data, the tiny model."""
 
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -8,7 +9,7 @@ from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
 
 
-def parse_arg(arg: str | None, presets: dict, **options) -> tuple[str, Any]:
+def parse_arg(arg: str | None, presets: Collection[str], **options) -> tuple[str, Any]:
     """`preset,key=value,...` -> (preset, options). No preset means `tiny`; values take the default's type.
 
     Raises:
@@ -40,6 +41,9 @@ def complete(config: dict) -> ConfigDict:
         values[part] = [ConfigDict(entry) for entry in values[part]]
     full = ConfigDict(values)
     full.wandb_project = config_dict.placeholder(str)
+    model: Any = full.model
+    if "init_from" not in model:
+        model.init_from = config_dict.placeholder(str)
     return full
 
 

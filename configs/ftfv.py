@@ -2,16 +2,21 @@
 
     --config=configs/ftfv.py[:preset[,key=value...]]
 
-Presets: `tiny` (default; embedded data, from scratch, any machine) and `vicuna-7b` (CLIP-L/14-224 + Vicuna-7B sizes).
+Presets: `tiny` (default; embedded data, from scratch, any machine), `llava-1.5-7b`, `vicuna-7b` (CLIP-L/14-224 and
+Vicuna-7B, a connector of its own) and `smolvlm2-256m`.
 
 Keys:
+  base             a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an
+                   import, a run. All sizes are taken from it.
   video_strategy   where video enters: S1 stage instruct (default), S2 pretrain and instruct, S3 a stage after instruct.
   video_fraction   share of the video records used, in (0, 1].
   sampler          reading of the weighted token sampler (vlvm_jax/models/samplers.py), or a control.
   tokens           K, tokens per video frame.
   frames           T, frames per clip.
+  length           L, tokens per sample (not tiny).
+  lora             rank of LoRA in the decoder; 0 (default) trains all of it. Alpha is twice the rank.
   scale            multiplies every stage's steps (tiny).
-  seed, data       seed; root folder of the annotation files (vicuna-7b).
+  seed, data       seed; root folder of the annotation files (not tiny).
 
 What the paper's public text says, what is borrowed from neighbours and what is our reading: docs/ftfv.md.
 """
@@ -20,10 +25,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import bases
+from configs.bases import BASES
 from configs.common import complete, entry, parse_arg, tiny_model
 from vlvm_jax.errors import InputError
 
-PRESETS = {"tiny": "embedded data", "vicuna-7b": "real sizes"}
+PRESETS = ("tiny", *BASES)
 STRATEGIES = ("S1", "S2", "S3")
 
 ALIGN = {"adapter/connector/**": 1e-3}
@@ -32,14 +39,16 @@ LAST_THREE = "encoder/layers/[-3:]/**"
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
-        arg, PRESETS, video_strategy="S1", video_fraction=0.0, sampler="soft_slots", tokens=0, frames=8, scale=1.0,
-        seed=0, data="data",
+        arg, PRESETS, base="", video_strategy="S1", video_fraction=0.0, sampler="soft_slots", tokens=0, frames=8,
+        length=2048, lora=0, scale=1.0, seed=0, data="data",
     )  # fmt: skip
     if options.video_strategy not in STRATEGIES:
         raise InputError(f"--config: video_strategy={options.video_strategy!r}; there are {', '.join(STRATEGIES)}")
     if not 0 <= options.video_fraction <= 1:
         raise InputError(f"--config: video_fraction={options.video_fraction} is not in (0, 1]")
-    return tiny(options) if preset == "tiny" else vicuna_7b(options)
+    if preset == "tiny" and options.base:
+        raise InputError(f"--config: base={options.base!r} needs one of the presets {', '.join(BASES)}, not tiny")
+    return tiny(options) if preset == "tiny" else full(preset, options)
 
 
 def tiny(options: Any) -> ConfigDict:
@@ -121,13 +130,14 @@ def tiny(options: Any) -> ConfigDict:
     )
 
 
-def vicuna_7b(options: Any) -> ConfigDict:
-    """The sizes of the paper's LLM with the commonest tower of its time; data in the LLaVA format under `data`.
+def full(preset: str, options: Any) -> ConfigDict:
+    """The recipe at real size, on data in the LLaVA format under `data`.
 
     Sourced: the stages and what they freeze, Vicuna-7B. Borrowed (LLaMA-VID's scripts): rates 1e-3 and 2e-5, batches
-    256 and 128, warm-up 3%, cosine, length 2048. Inferred: the rates of `pretrain`, CLIP-L/14-224, T=8, K=32, and
-    which sets a 10% share is taken of.
+    256 and 128, warm-up 3%, cosine, length 2048. Inferred: the rates of `pretrain`, T=8, K=32, and which sets a 10%
+    share is taken of. LoRA's rate 2e-4 is LLaVA-1.5's.
     """
+    base = bases.base(preset, options.base)
     root = options.data
     fraction = options.video_fraction or 0.1
     align = entry(f"{root}/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", media_root=f"{root}/LLaVA-Pretrain/images")
@@ -138,11 +148,12 @@ def vicuna_7b(options: Any) -> ConfigDict:
     def stage(name, data, rows, trainable, *, clips):
         return {
             "name": name, "data": data, "epochs": 1.0, "batch_size": rows, "frames": options.frames if clips else 1,
-            "length": 2048, "pack": False, "trainable": trainable, "warmup_ratio": 0.03, "loss_chunks": 8,
+            "length": options.length, "pack": False, "trainable": trainable, "warmup_ratio": 0.03, "loss_chunks": 8,
             "frozen_dtype": "bfloat16", "seed": options.seed,
         }  # fmt: skip
 
     strategy = options.video_strategy
+    decoder = {"decoder/**/lora_*": 2e-4} if options.lora else {"decoder/**": 2e-5}
     last_three = {LAST_THREE: 1e-5, "adapter/**" if strategy == "S2" else "adapter/connector/**": 1e-4}
     stages = [
         stage("align", [align], 256, ALIGN, clips=False),
@@ -150,33 +161,27 @@ def vicuna_7b(options: Any) -> ConfigDict:
             "pretrain", [images, video_text] if strategy == "S2" else [images], 256, last_three, clips=strategy == "S2"
         ),
     ]
-    everything = {"adapter/**": 2e-5, "decoder/**": 2e-5}
+    everything = {"adapter/**": 2e-5, **decoder}
     if strategy == "S3":
-        image_only = {"adapter/connector/**": 2e-5, "decoder/**": 2e-5}
-        stages.append(stage("instruct", [images], 128, image_only, clips=False))
+        stages.append(stage("instruct", [images], 128, {"adapter/connector/**": 2e-5, **decoder}, clips=False))
         stages.append(stage("video", [{**images, "fraction": 0.1}, video], 128, everything, clips=True))
     else:
         stages.append(stage("instruct", [images, video], 128, everything, clips=True))
+    model = dict(base["model"])
+    adapter = {
+        "name": "weighted_sampler",
+        "connector": model.pop("connector"),
+        "options": {"reading": options.sampler, "num_tokens": options.tokens or 32},
+    }
+    if options.lora:
+        model["lora"] = {"rank": options.lora, "alpha": 2.0 * options.lora}
     return complete(
         {
-            "name": f"ftfv-vicuna-7b-{strategy}",
+            "name": f"ftfv-{preset}-{strategy}",
             "model": {
-                "vision": {
-                    "kind": "clip", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                    "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "feature_layer": -2,
-                },
-                "adapter": {
-                    "name": "weighted_sampler",
-                    "options": {"reading": options.sampler, "num_tokens": options.tokens or 32},
-                },
-                "decoder": {
-                    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                    "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
-                },
-                "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
-                "init_from": "openai/clip-vit-large-patch14 + lmsys/vicuna-7b-v1.5",
+                **model, "adapter": adapter, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
             },
-            "data": {"tokenizer": f"{root}/vicuna-7b-v1.5", "chat_template": "vicuna_v1", "workers": 8},
+            "data": {**base["data"], "workers": 8},
             "stages": stages,
             "mesh": {"fsdp": -1, "data": 1},
             "checkpoint": {"save_every": 500, "keep": 2},

@@ -17,14 +17,14 @@ from vlvm_jax.errors import InputError
 @pytest.mark.parametrize(
     ("arg", "extra", "message"),
     [
-        ("huge", (), "no preset 'huge'; there are tiny, vicuna-7b"),
+        ("huge", (), "no preset 'huge'; there are tiny, llava-1.5-7b, vicuna-7b, smolvlm2-256m"),
         ("tiny,colour=red", (), "unknown key 'colour'"),
         ("tiny,tokens=many", (), "tokens='many' is not a int"),
         ("tiny,video_strategy=S9", (), "video_strategy='S9'"),
         ("tiny", ("--config.model.decoder.hidden_siz=8",), "hidden_siz"),
         ("tiny", ("--config.seed=x",), "seed"),
         ("tiny", ("--nonsense=1",), "nonsense"),
-        ("vicuna-7b", (), "from scratch only"),
+        ("vicuna-7b", (), "openai/clip-vit-large-patch14 is not in the cache"),
         ("tiny", ("--config.mesh.data=3",), "does not divide the 1 devices here"),
     ],
 )
@@ -37,14 +37,14 @@ def test_command_line_faults(tmp_path, data_root, arg, extra, message):
 
 
 def train_without_data(tmp_path):
-    """vicuna-7b has no embedded data for `train` to shrink."""
+    """vicuna-7b has no embedded data for `train` to shrink; neither a network nor a cache gives its weights."""
     import subprocess
 
     from recipes import ROOT, environment
 
     return subprocess.run(
         [sys.executable, "-m", "vlvm_jax.train", "--config=configs/ftfv.py:vicuna-7b", f"--workdir={tmp_path}/run"],
-        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment(tmp_path) | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 

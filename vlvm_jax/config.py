@@ -244,10 +244,18 @@ class MixtureEntry(Settings):
 
 
 class DataConfig(Settings):
-    """What all stages share: the tokenizer, the chat template and how frames are taken from a clip."""
+    """What all stages share: the tokenizer, the chat template and how images and frames are prepared.
+
+    `processor` is a directory in Hugging Face format whose image processor is used as transformers uses it, and with it
+    the tokenizer; without one, images are scaled and cropped as CLIP's are. `chat_template` is the name of one of ours,
+    or "checkpoint" for the one that lies by the tokenizer. `image_layout` `anyres` cuts images into tiles as the
+    processor's family does; `single` shows them as one square.
+    """
 
     tokenizer: str
     chat_template: str = "vicuna_v1"
+    processor: str | None = None
+    image_layout: Literal["single", "anyres"] = "single"
     embedded: Any = None
     frame_sampling: Literal["uniform", "fps"] = "uniform"
     fps: PositiveFloat = 1.0
@@ -258,6 +266,13 @@ class DataConfig(Settings):
     @classmethod
     def _freeze(cls, options):
         return None if options is None else FrozenDict(options)
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        for key, value in (("chat_template", "checkpoint"), ("image_layout", "anyres")):
+            if getattr(self, key) == value and self.processor is None:
+                raise ValueError(f"{key} {value!r} needs processor, the directory of a checkpoint")
+        return self
 
 
 class StageConfig(Settings):

@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vlvm_jax.data import video
-from vlvm_jax.data.video import BadSampleError, fps_indices, read_clip, read_image, resize, uniform_indices
+from vlvm_jax.data.video import (
+    BadSampleError,
+    decode_clip,
+    fps_indices,
+    image_size,
+    open_image,
+    read_clip,
+    read_image,
+    resize,
+    uniform_indices,
+)
 
 STEP = 12  # brightness between neighbouring frames: far above what compression changes
 
@@ -181,6 +191,16 @@ def test_alpha_and_odd_sizes_decode(tmp_path):
     assert shown(read_clip(path, 5, 16)) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("name", "fps"), [("c.mp4", 8), ("c.mkv", 5)])
+def test_when_frames_were_and_how_long_the_clip_is(tmp_path, name, fps):
+    seen = []
+    clip = decode_clip(
+        write_clip(tmp_path / name, 20, fps=fps, size=(48, 32)), 4, lambda pixels: seen.append(pixels) or pixels[:8, :8]
+    )
+    assert clip.times == tuple(i / fps for i in uniform_indices(20, 4)) and clip.duration == 20 / fps
+    assert {pixels.shape for pixels in seen} == {(32, 48, 3)} and shown(clip.frames) == uniform_indices(20, 4)
+
+
 # --- what cannot be used -----------------------------------------------------------------------------------------
 
 
@@ -298,6 +318,18 @@ def test_image_modes(tmp_path, mode, name):
     np.testing.assert_array_equal(frames[0], expected)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_images_at_their_own_size_stand_upright(tmp_path, orientation):
+    image, exif = picture(40, 30), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "i.png", exif=exif)
+    turned = image.rotate({1: 0, 3: 180, 6: -90, 8: 90}[orientation], expand=True)
+    found = open_image(str(tmp_path / "i.png"))
+    assert found.mode == "RGB" and image_size(str(tmp_path / "i.png")) == (turned.height, turned.width)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(turned))
+    np.testing.assert_array_equal(np.asarray(open_image(str(tmp_path / "i.png"), upright=False)), np.asarray(image))
+
+
 def test_unusable_images(tmp_path):
     picture(40, 30).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
@@ -307,6 +339,8 @@ def test_unusable_images(tmp_path):
     assert cause(read_image, str(tmp_path / "absent.png"), 16) == "missing"
     for name in ("cut.png", "zero.png", "text.png"):
         assert cause(read_image, str(tmp_path / name), 16) == "corrupt"
+    assert cause(image_size, str(tmp_path / "absent.png")) == "missing"
+    assert cause(image_size, str(tmp_path / "zero.png")) == "corrupt"
 
 
 def test_a_broken_chunk_is_a_bad_sample(tmp_path):

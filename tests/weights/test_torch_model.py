@@ -207,7 +207,8 @@ def run_fresh(folder: Path, directories: list[Path]) -> None:
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps([str(directory) for directory in directories]))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
+    environment |= {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # so small that threads only cost
     script = Path(__file__).parent / "run_torch_export.py"
     done = subprocess.run(
         [sys.executable, str(script), str(jobs)], cwd=folder, env=environment, capture_output=True, text=True

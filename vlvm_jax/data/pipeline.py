@@ -5,6 +5,7 @@ order of samples does not depend on the number of workers, and so that what is s
 """
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from absl import flags
 from etils import epath
 
 from vlvm_jax.data import conversation, video
-from vlvm_jax.data.records import Record
+from vlvm_jax.data.conversation import Expansion
+from vlvm_jax.data.media import Medium, Sample, assemble
+from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
+from vlvm_jax.data.records import MediaKind, Record
 from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.data.workers import follow_parent
 from vlvm_jax.errors import InputError
-
-Sample = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,9 @@ class SampleSpec:
       image_tokens: visual tokens of an image.
       video_tokens: `video_tokens[n]` visual tokens of a clip of n frames.
       control: None, or what evaluation does to clips: `blank_video`, `shuffled_frames`.
+      processor: directory whose image settings, tokenizer class and, for the `chat_template` "checkpoint", template are
+        used as transformers uses them; None for this library's own.
+      image_layout: `anyres` cuts images into tiles as the processor's family does.
     """
 
     length: int
@@ -49,6 +54,8 @@ class SampleSpec:
     fps: float = 1.0
     loss_on: str = "answer"
     control: str | None = None
+    processor: str | None = None
+    image_layout: ImageLayout = "single"
 
     def check(self, where: str, has_video: bool) -> None:
         """Raises `InputError` when a clip's visual tokens alone overflow the row."""
@@ -68,16 +75,46 @@ class SampleLoader:
 
     def __init__(self, records: Sequence[Record], spec: SampleSpec):
         self.records, self.spec = records, spec
-        self._tokenizer = None
+        self._tokenizer = self._processor = None
 
     def __getstate__(self):
-        return {"records": self.records, "spec": self.spec, "_tokenizer": None}
+        return {"records": self.records, "spec": self.spec, "_tokenizer": None, "_processor": None}
 
     @property
     def tokenizer(self):
         if self._tokenizer is None:
             self._tokenizer = conversation.load_tokenizer(self.spec.tokenizer)
         return self._tokenizer
+
+    @property
+    def processor(self) -> Processor | None:
+        """The checkpoint's processor, where the spec names one.
+
+        Raises:
+          InputError: it cannot be used, or is another tower's.
+        """
+        spec = self.spec
+        if self._processor is None and spec.processor is not None:
+            self._processor = load_processor(
+                spec.processor,
+                spec.tokenizer,
+                chat_template=spec.chat_template,
+                image_layout=spec.image_layout,
+                image_tokens=spec.image_tokens,
+                video_tokens=spec.video_tokens,
+            )
+            if self._processor.image_size != spec.image_size:
+                raise InputError(
+                    f"config.data.processor: {spec.processor} prepares images of {self._processor.image_size} pixels; "
+                    f"config.model.vision.image_size is {spec.image_size}"
+                )
+            _ = self._processor.tokenizer, self._processor.template  # now: threads must not import transformers at once
+        return self._processor
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """S and P of `visual_index`; zeros where there is none."""
+        return (0, 0) if self.processor is None else (self.processor.slots, self.processor.taps)
 
     def __call__(self, index: int) -> Sample:
         try:
@@ -90,51 +127,87 @@ class SampleLoader:
     def load(self, index: int) -> Sample:
         """The sample of one record, or `BadSampleError`."""
         record, spec = self.records[index], self.spec
-        media = []
-        for kind, path in record.media:
-            if kind == "image":
-                media.append((kind, video.read_image(path, spec.image_size)))
-            else:
-                media.append((kind, self._clip(path, index)))
-        counts = [spec.image_tokens if kind == "image" else spec.video_tokens[len(f)] for kind, f in media]
-        tokens = self.encode(record, counts)
-        num_frames = sum(len(f) for _, f in media)
+        media = self._media(record, index)
+        tokens = self.encode(record, [medium.expansion for medium in media])
+        num_frames = sum(len(medium.frames) for medium in media)
         if num_frames > spec.frames:
             raise BadSampleError("too_many_frames", f"{record.source}: {num_frames} frames for a row of {spec.frames}")
         return self._sample(index, tokens, media, "")
 
-    def encode(self, record: Record, counts: Sequence[int]) -> conversation.Tokens:
-        template = conversation.get_template(self.spec.chat_template)
-        tokens = conversation.encode(record.turns, counts, self.tokenizer, template, loss_on=self.spec.loss_on)
-        if len(tokens.ids) > self.spec.length:
-            text = len(tokens.ids) - sum(counts)
+    def encode(self, record: Record, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
+        """Token ids of a record whose media become these, or `BadSampleError` for more than fit."""
+        spec = self.spec
+        kinds: list[MediaKind] = [kind for kind, _ in record.media]
+        if self.processor is not None:
+            tokens = self.processor.encode(record.turns, expansions, kinds, loss_on=spec.loss_on)
+        else:
+            template = conversation.get_template(spec.chat_template)
+            tokens = conversation.encode(
+                record.turns, expansions, self.tokenizer, template, loss_on=spec.loss_on, kinds=kinds
+            )
+        if len(tokens.ids) > spec.length:
+            visual = int(tokens.media_mask.sum())
             raise BadSampleError(
-                "too_long", f"{record.source}: {sum(counts)} visual + {text} text tokens > length {self.spec.length}"
+                "too_long",
+                f"{record.source}: {visual} visual + {len(tokens.ids) - visual} text tokens > length {spec.length}",
             )
         return tokens
 
-    def _clip(self, path: str, index: int) -> np.ndarray:
-        spec = self.spec
-        frames = video.read_clip(
-            path, spec.frames_per_video, spec.image_size, rule=spec.frame_sampling, fps=spec.fps
-        )  # fmt: skip
-        if spec.control == "blank_video":
+    def largest(self, record: Record) -> list[int | Expansion]:
+        """What the record's media become at most; of their files only the sizes of images to be cut are read.
+
+        Raises:
+          BadSampleError: such an image cannot be used.
+        """
+        spec, processor = self.spec, self.processor
+        counts: dict[MediaKind, int] = {"image": spec.image_tokens, "video": spec.video_tokens[spec.frames_per_video]}
+        if processor is None:
+            return [counts[kind] for kind, _ in record.media]
+        alone = sum(kind == "image" for kind, _ in record.media) == 1
+        found: list[int | Expansion] = []
+        for kind, path in record.media:
+            if kind == "image":
+                size = video.image_size(path) if spec.image_layout == "anyres" else (1, 1)
+                found.append(processor.image_plan(size, alone)[0])
+            else:
+                found.append(processor.clip_plan(spec.frames_per_video)[0])
+        return found
+
+    def _media(self, record: Record, index: int) -> list[Medium]:
+        spec, processor = self.spec, self.processor
+        if processor is None:
+            media, size = [], (spec.frames_per_video, spec.image_size)
+            for kind, path in record.media:
+                if kind == "image":
+                    frames, count = video.read_image(path, spec.image_size), spec.image_tokens
+                else:
+                    frames = video.read_clip(path, *size, rule=spec.frame_sampling, fps=spec.fps)
+                    frames, count = self._controlled(frames, index), spec.video_tokens[len(frames)]
+                media.append(Medium(kind, frames, Expansion((count,))))
+            return media
+        pictures = [video.open_image(path) for kind, path in record.media if kind == "image"]
+        images = iter(processor.images(pictures))
+        media = []
+        for kind, path in record.media:
+            if kind == "image":
+                media.append(next(images))
+            else:
+                clip = processor.read_clip(path, spec.frames_per_video, rule=spec.frame_sampling, fps=spec.fps)
+                media.append(processor.clip(dataclasses.replace(clip, frames=self._controlled(clip.frames, index))))
+        return media
+
+    def _controlled(self, frames: np.ndarray, index: int) -> np.ndarray:
+        if self.spec.control == "blank_video":
             return np.full_like(frames, 128)
-        if spec.control == "shuffled_frames":
+        if self.spec.control == "shuffled_frames":
             return frames[np.random.default_rng([index, 1]).permutation(len(frames))]
         return frames
 
-    def _sample(self, index: int, tokens: conversation.Tokens, media: list, bad: str) -> Sample:
-        size = self.spec.image_size
-        lengths = [len(f) for _, f in media]
+    def _sample(self, index: int, tokens: conversation.Tokens, media: Sequence[Medium], bad: str) -> Sample:
+        slots, taps = self.layout
         return {
-            "token_ids": tokens.ids,
-            "media_mask": tokens.media_mask,
-            "loss_mask": tokens.loss_mask,
+            **assemble(tokens, media, self.spec.image_size, slots=slots, taps=taps),
             "record": np.full(len(tokens.ids), index, np.int32),
-            "frames": np.concatenate([np.zeros((0, size, size, 3), np.uint8), *(f for _, f in media)]),
-            "media": np.repeat(np.arange(1, len(media) + 1, dtype=np.int32), lengths),
-            "is_video": np.repeat(np.array([kind == "video" for kind, _ in media], bool), lengths),
             "bad": np.frombuffer(bad.encode(), np.uint8),
         }
 
@@ -213,12 +286,17 @@ def make_dataset(
 ) -> grain.IterDataset:
     """Batches of `rows` rows (this process's share), as dicts with the fields of `models.video_llm.Batch` and `record`.
 
+    `visual_index` and `visual_weight` are among them where the spec's processor cuts images so that they are needed.
+
     With a seed: shuffled anew every epoch, for ever. Without: once, in order, the last batch filled up with empty rows.
     """
     dataset = grain.MapDataset.range(len(records))
     if seed is not None:
         dataset = dataset.seed(seed).shuffle().repeat()
-    dataset = dataset[process_index::process_count].map(SampleLoader(records, spec))
+    loader = SampleLoader(records, spec)
+    slots, taps = loader.layout
+    token_features = (*_TOKEN_FEATURES, *(_LAYOUT_FEATURES if taps else ()))
+    dataset = dataset[process_index::process_count].map(loader)
     loaded = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=2 * rows))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
@@ -228,18 +306,20 @@ def make_dataset(
     usable = loaded.filter(skip_log.usable)
     packed = grain.experimental.FirstFitPackIterDataset(
         usable.map(_drop_note),
-        length_struct=dict.fromkeys(_TOKEN_FEATURES, spec.length) | dict.fromkeys(_FRAME_FEATURES, spec.frames),
+        length_struct=dict.fromkeys(token_features, spec.length) | dict.fromkeys(_FRAME_FEATURES, spec.frames),
         num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if pack else 1,
-        meta_features=[key for key in (*_TOKEN_FEATURES, *_FRAME_FEATURES) if key not in ("token_ids", "frames")],
+        meta_features=[key for key in (*token_features, *_FRAME_FEATURES) if key not in ("token_ids", "frames")],
     )
-    batched = packed.map(_finish_row).batch(rows, drop_remainder=seed is not None, batch_fn=_pad_batch(rows))
+    finish = functools.partial(_finish_row, slots=slots)
+    batched = packed.map(finish).batch(rows, drop_remainder=seed is not None, batch_fn=_pad_batch(rows))
     # Packing the next batches overlaps with the step on this one.
     return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
 
 
 _TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")
+_LAYOUT_FEATURES = ("visual_index", "visual_weight")
 _FRAME_FEATURES = ("frames", "media", "is_video")
 
 
@@ -251,11 +331,15 @@ def _drop_note(sample: Sample) -> Sample:
     return {key: value for key, value in sample.items() if key != "bad"}
 
 
-def _finish_row(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Grain's packed features to ours: one id per medium along the row."""
+def _finish_row(row: dict[str, np.ndarray], slots: int = 0) -> dict[str, np.ndarray]:
+    """Grain's packed features to ours: one id per medium along the row, and slots counted from the row's first frame.
+
+    Args:
+      slots: S, of a frame.
+    """
     segment, local = row["frames_segment_ids"], row["media"]
     change = np.concatenate([[True], (segment[1:] != segment[:-1]) | (local[1:] != local[:-1])])
-    return {
+    finished = {
         "frames": row["frames"],
         "media": np.where(segment > 0, np.cumsum(change), 0).astype(np.int32),
         "is_video": row["is_video"],
@@ -266,6 +350,14 @@ def _finish_row(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "loss_mask": row["loss_mask"],
         "record": row["record"],
     }
+    if "visual_index" in row:
+        found, first = np.unique(segment, return_index=True)
+        start = np.zeros(max(segment.max(), finished["segment_ids"].max()) + 1, np.int32)
+        start[found] = first * slots
+        moved = row["visual_index"] + start[finished["segment_ids"]][:, None]
+        finished["visual_index"] = np.where(row["media_mask"][:, None], moved, 0).astype(np.int32)
+        finished["visual_weight"] = row["visual_weight"]
+    return finished
 
 
 def _pad_batch(rows: int):
@@ -299,18 +391,15 @@ def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int
 
     Media are counted at their largest: a clip at `frames_per_video` frames.
     """
-    spec, records = loader.spec, loader.records
+    records = loader.records
     chosen = np.unique(np.linspace(0, len(records) - 1, min(probe, len(records))).astype(int))
     faults = []
     for index in chosen:
         record = records[index]
-        counts = [
-            spec.image_tokens if kind == "image" else spec.video_tokens[spec.frames_per_video]
-            for kind, _ in record.media
-        ]
         try:
-            loader.encode(record, counts)
+            loader.encode(record, loader.largest(record))
         except BadSampleError as error:
-            faults.append(error.detail)
+            if error.cause == "too_long":  # files that cannot be used are counted when they are loaded
+                faults.append(error.detail)
     if len(faults) > max_share * len(chosen):
         raise InputError(f"{where}.length: {len(faults)} of {len(chosen)} records probed do not fit; {faults[0]}")

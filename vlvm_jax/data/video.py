@@ -1,12 +1,18 @@
 """From a media file to frames: which frames, decoding with PyAV, resizing with PIL. All numpy, for loader workers."""
 
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from vlvm_jax.data.files import brief
 
 
 class BadSampleError(Exception):
@@ -34,10 +40,41 @@ def fps_indices(total: int, clip_fps: float, fps: float, cap: int) -> list[int]:
     return sorted({min(total - 1, int(i * step)) for i in range(wanted)})
 
 
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Frames taken from a clip.
+
+    Attributes:
+      frames: in time order.
+      times: of each frame, in seconds from the start at the clip's mean rate.
+      duration: of the whole clip in seconds, where known.
+    """
+
+    frames: UInt8[np.ndarray, "n S S 3"]
+    times: tuple[float, ...]
+    duration: float | None = None
+
+
 def read_clip(
     path: str, count: int, size: int, *, rule: Literal["uniform", "fps"] = "uniform", fps: float = 1.0
-) -> np.ndarray:
-    """At most `count` frames of a clip, uint8 [n, size, size, 3], in time order.
+) -> UInt8[np.ndarray, "n {size} {size} 3"]:
+    """At most `count` frames of a clip, in time order, by `resize`.
+
+    Raises:
+      BadSampleError: `missing`, `empty` or `corrupt`.
+    """
+    return decode_clip(path, count, lambda pixels: resize(Image.fromarray(pixels), size), rule=rule, fps=fps).frames
+
+
+def decode_clip(
+    path: str,
+    count: int,
+    to_frame: Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "S S 3"]],
+    *,
+    rule: Literal["uniform", "fps"] = "uniform",
+    fps: float = 1.0,
+) -> Clip:
+    """At most `count` frames of a clip; each goes through `to_frame` as soon as it is decoded.
 
     Raises:
       BadSampleError: `missing`, `empty` or `corrupt`.
@@ -55,60 +92,85 @@ def read_clip(
             stated, clip_fps = stream.frames, float(stream.average_rate or fps)
             frames: dict[int, np.ndarray] = {}
             wanted = set(_choose(stated, count, rule, clip_fps, fps)) if stated else None
-            to_pixels = _Converter(size)
+            to_pixels = _Converter()
             total = 0
             for frame in container.decode(stream):
                 if wanted is not None and total in wanted:  # else counted first: all frames may not fit in memory
-                    frames[total] = to_pixels(frame)
+                    frames[total] = to_frame(to_pixels(frame))
                 total += 1
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise BadSampleError("corrupt", f"{path} ({_brief(error)})") from None
+        raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
     if total == 0:
         raise BadSampleError("empty", f"{path} holds no frame")
     if total != stated:  # the header lied: choose again among what is there
         wanted = set(_choose(total, count, rule, clip_fps, fps))
         if not wanted <= frames.keys():
-            return _reread(path, wanted, size)
+            frames = _reread(path, wanted, to_frame)
     assert wanted is not None
-    return np.stack([frames[i] for i in sorted(wanted)])
+    chosen = sorted(wanted)
+    return Clip(np.stack([frames[i] for i in chosen]), tuple(i / clip_fps for i in chosen), total / clip_fps)
 
 
 def _choose(total: int, count: int, rule: str, clip_fps: float, fps: float) -> list[int]:
     return uniform_indices(total, count) if rule == "uniform" else fps_indices(total, clip_fps, fps, count)
 
 
-def _reread(path: str, wanted: set[int], size: int) -> np.ndarray:
+def _reread(path: str, wanted: set[int], to_frame: Callable) -> dict[int, np.ndarray]:
     with av.open(path, metadata_errors="ignore") as container:
-        to_pixels = _Converter(size)
-        return np.stack([to_pixels(frame) for i, frame in enumerate(container.decode(video=0)) if i in wanted])
+        to_pixels = _Converter()
+        decoded = enumerate(container.decode(video=0))
+        return {i: to_frame(to_pixels(frame)) for i, frame in decoded if i in wanted}
 
 
 class _Converter:
     """Decoded frame to pixels. One conversion context for all frames of a clip: making one per frame, as
     `frame.to_image()` does, takes longer than decoding small clips."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self):
         self._reformatter = VideoReformatter()
 
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
-        return resize(Image.fromarray(pixels), self.size)
+    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
 
 
-def read_image(path: str, size: int) -> np.ndarray:
-    """One image, uint8 [1, size, size, 3].
+def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
+    """One image, by `resize`.
 
     Raises:
       BadSampleError: `missing` or `corrupt`.
     """
+    return resize(open_image(path, upright=False), size)[None]
+
+
+def open_image(path: str, *, upright: bool = True) -> Image.Image:
+    """One image in RGB at its own size; `upright` turns it as its EXIF orientation says.
+
+    Raises:
+      BadSampleError: `missing` or `corrupt`.
+    """
+    with _usable(path), Image.open(path) as image:
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Height and width of the upright image in a file; reads its header only.
+
+    Raises:
+      BadSampleError: `missing` or `corrupt`.
+    """
+    with _usable(path), Image.open(path) as image:
+        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _usable(path: str) -> Iterator[None]:
     try:
-        with Image.open(path) as image:
-            return resize(image.convert("RGB"), size)[None]
+        yield
     except FileNotFoundError:
         raise BadSampleError("missing", path) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadSampleError("corrupt", f"{path} ({_brief(error)})") from None
+        raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
@@ -120,7 +182,3 @@ def resize(image: Image.Image, size: int) -> np.ndarray:
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, np.uint8)
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

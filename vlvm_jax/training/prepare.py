@@ -24,6 +24,7 @@ from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.progress import Meter, say
+from vlvm_jax.weights.initial import Initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,18 @@ def with_embedded_data(config: Config, stop: StopSignal) -> Config:
     return config_lib.build(Config, json.loads(text))
 
 
+def with_checkpoint_files(config: Config, initial: Initial) -> Config:
+    """Puts the folders of the tokenizer and processors for `{encoder}` and `{decoder}` in the data's settings."""
+    values = config_lib.to_json(config)
+    for key in ("tokenizer", "processor"):
+        text = values["data"][key] or ""
+        for part in ("encoder", "decoder"):
+            if f"{{{part}}}" in text:
+                folder = initial.local_files(part, f"config.data.{key}: {text!r}")
+                text = values["data"][key] = text.replace(f"{{{part}}}", folder)
+    return config_lib.build(Config, values)
+
+
 def adapter_of(config: Config) -> VideoAdapter:
     """The adapter without parameters, to ask how many tokens it gives."""
     return Model(config.model).bind(Model(config.model).abstract()).adapter
@@ -125,6 +138,8 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
         video_tokens=tuple(adapter.num_video_tokens(n) for n in range(part.frames_per_video + 1)),
         tokenizer=data.tokenizer,
         chat_template=data.chat_template,
+        processor=data.processor,
+        image_layout=data.image_layout,
         frame_sampling=data.frame_sampling,
         fps=data.fps,
         loss_on=part.loss_on,
@@ -138,7 +153,9 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     found = records.read_mixture(stage.data, stage.seed)
     spec = sample_spec(config, stage)
     spec.check(where, any(record.kind == "video" for record in found))
-    pipeline.check_lengths(pipeline.SampleLoader(found, spec), where, config.data.max_bad_share)
+    loader = pipeline.SampleLoader(found, spec)
+    check_tiles(config, loader)
+    pipeline.check_lengths(loader, where, config.data.max_bad_share)
     if stage.steps is not None:
         steps = stage.steps
     elif stage.pack:
@@ -148,6 +165,17 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     else:
         steps = max(1, round(len(found) * (stage.epochs or 0) / stage.batch_size))
     return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
+
+
+def check_tiles(config: Config, loader: pipeline.SampleLoader) -> None:
+    """Raises `InputError` when images come in tiles that the adapter cannot lay out."""
+    slots, taps = loader.layout
+    have = adapter_of(config).slots_per_frame
+    if taps and slots != have:
+        raise InputError(
+            f"config.data.image_layout: anyres reads {slots} slots a frame, its newline among them, where the adapter "
+            f"{config.model.adapter.name!r} has {have}; use single, or the frames adapter with a newline"
+        )
 
 
 def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedStage]) -> None:

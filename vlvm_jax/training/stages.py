@@ -34,6 +34,7 @@ from vlvm_jax.training.prepare import (
     check_workdir,
     claim_workdir,
     prepare_stage,
+    with_checkpoint_files,
     with_embedded_data,
     write_run_card,
 )
@@ -58,9 +59,10 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
     asked = config
     config = with_embedded_data(config, stop)
     initial = Initial(config.model)
+    config = with_checkpoint_files(config, initial)
     prepared = [prepare_stage(config, stage) for stage in config.stages]
     claim_workdir(asked, workdir)
-    initial.copy_side_files(workdir / HF_FOLDER)
+    initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
     write_run_card(config, workdir, prepared)
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)

@@ -66,7 +66,7 @@ def _use(export: "Export") -> list[str]:
     if family == "vlvm":
         lines += [
             "model = AutoModelForImageTextToText.from_pretrained(DIRECTORY, trust_remote_code=True)",
-            "tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)",
+            "tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)",
             "# frames: uint8 [T, H, W, 3]; prompt: in the chat format the model was trained in, with <video> in it",
             "print(model.chat(tokenizer, prompt, videos=[frames]))",
         ]

@@ -64,19 +64,21 @@ def text_dict(decoder: DecoderConfig, model_type: str | None = None) -> dict[str
         "num_hidden_layers": decoder.num_hidden_layers,
         "num_attention_heads": decoder.num_attention_heads,
         "num_key_value_heads": decoder.num_key_value_heads,
-        "head_dim": decoder.head_dim,
         "hidden_act": decoder.hidden_act,
         "rope_theta": decoder.rope_theta,
         "rms_norm_eps": decoder.rms_norm_eps,
         "max_position_embeddings": decoder.max_position_embeddings,
         "tie_word_embeddings": decoder.tie_word_embeddings,
     }
+    if model_type != "qwen2" or decoder.head_dim * decoder.num_attention_heads != decoder.hidden_size:
+        values["head_dim"] = decoder.head_dim  # Qwen2's config has no such key, but its code heeds one
     if model_type == "llama":
         values["attention_bias"] = decoder.attention_bias
     if model_type == "mistral":
         values["sliding_window"] = None
     if decoder.rope_scaling is not None:
-        values["rope_scaling"] = decoder.rope_scaling.model_dump()
+        keys = {"rope_type", "factor"} if decoder.rope_scaling.rope_type == "linear" else None
+        values["rope_scaling"] = decoder.rope_scaling.model_dump(include=keys)
     return values
 
 
@@ -129,7 +131,7 @@ def _vlm(
         return config | {"scale_factor": adapter.connector.scale_factor, "image_token_id": tokens.image}
     config |= {
         "image_token_index": tokens.image,
-        "vision_feature_layer": vision.feature_layer,
+        "vision_feature_layer": _feature_layer(vision, base),
         "vision_feature_select_strategy": "default" if vision.kind == "clip" else "full",
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": adapter.connector.bias,
@@ -144,6 +146,13 @@ def _vlm(
     if "image_grid_pinpoints" not in (base or {}):
         config["image_grid_pinpoints"] = _pinpoints(vision.image_size, family)
     return config
+
+
+def _feature_layer(vision: VisionConfig, base: dict[str, Any] | None) -> int:
+    """Counted from the first or from the last hidden state, as the base does."""
+    spelled = (base or {}).get("vision_feature_layer")
+    same = isinstance(spelled, int) and spelled - vision.num_hidden_layers - 1 == vision.feature_layer
+    return spelled if same else vision.feature_layer
 
 
 def _pinpoints(size: int, family: str) -> list[list[int]]:
@@ -165,10 +174,10 @@ def _overlay(kept: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
     """`fresh` over `kept`, but for keys that the class spells, or bounds, in its own way."""
     result = dict(kept)
     for key, value in fresh.items():
+        if key in _SPELLED_OTHERWISE and kept:
+            continue
         if isinstance(value, dict) and isinstance(kept.get(key), dict):
             result[key] = _overlay(kept[key], value)
-        elif key in _SPELLED_OTHERWISE and kept:
-            continue
         else:
             result[key] = value
     return result

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from tokenizers import Tokenizer
 
-from vlvm_jax.config import DecoderConfig, ModelConfig
+from vlvm_jax.config import DecoderConfig, ModelConfig, VisionConfig
+from vlvm_jax.data.conversation import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
 from vlvm_jax.weights.class_config import MediaTokens
@@ -26,16 +28,21 @@ from vlvm_jax.weights.sources import HFDirectory, Source, Stored, open_source
 from vlvm_jax.weights.tables import Layout, Rule
 from vlvm_jax.weights.torch_model import names as own_names
 
-OWN_LAYOUT = Layout(
-    OWN_CLASS,
-    {
-        "tower": "model.vision_tower.",
-        "decoder": "model.language_model.",
-        "head": "",
-        "connector": "model.adapter.connector.",
-        "newline": "model.adapter.",
-    },
-)
+
+def own_layout(vision: VisionConfig) -> Layout:
+    """Tensor names of our own class; CLIP's and SigLIP's towers with the inner prefix that transformers 5.0 wants."""
+    return Layout(
+        OWN_CLASS,
+        {
+            "tower": "model.vision_tower." + ("" if vision.kind == "idefics3" else "vision_model."),
+            "decoder": "model.language_model.",
+            "head": "",
+            "connector": "model.adapter.connector.",
+            "newline": "model.adapter.",
+        },
+    )
+
+
 PEFT_PREFIXES = {
     "llava": {"decoder": "model.language_model", "encoder": "model.vision_tower.encoder"},
     "smolvlm": {"decoder": "model.text_model", "encoder": "model.vision_model.encoder"},
@@ -152,7 +159,10 @@ class Export:
 
     @property
     def layout(self) -> Layout:
-        return OWN_LAYOUT if self.rung.family == OWN_CLASS else tables.LAYOUTS[self.rung.family][0]
+        if self.rung.family == OWN_CLASS:
+            assert self.vision is not None
+            return own_layout(self.vision)
+        return tables.LAYOUTS[self.rung.family][0]
 
     @property
     def dtype(self) -> str:
@@ -163,6 +173,15 @@ class Export:
         if declared:
             return str(declared)
         return str(jnp.result_type(*{a.dtype for a in self.source.shapes.values()}))
+
+    @property
+    def end_id(self) -> int | None:
+        """What ends an answer in the chat template of the run, if that is one token."""
+        config = self.source.config if isinstance(self.source, Stored) else None
+        if config is None or self.tokenizer is None or config.data.chat_template not in TEMPLATES:
+            return None
+        tokenizer = Tokenizer.from_str(self.tokenizer.read_text())
+        return tokenizer.token_to_id(TEMPLATES[config.data.chat_template].answer_end.strip())
 
     def write(self, folder: Path, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
         """Tensors, config, tokenizer, code; returns the numbers of parameters and of bytes."""
@@ -244,6 +263,9 @@ class Export:
         if self.tokens is not None and self.tokenizer is not None:
             media_tokens.write_tokenizer(self.tokenizer, folder, self.tokens)
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+        if not (folder / "generation_config.json").exists() and self.end_id is not None:
+            values = {"eos_token_id": self.end_id, "pad_token_id": self.end_id}
+            (folder / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
         if self.rung.family == OWN_CLASS:
             assert self.adapter is not None
             for name, path in own_names.source_files(self.adapter.name).items():
@@ -287,9 +309,8 @@ def _tokenizer(source: Source) -> epath.Path | None:
 
 def _with_room(decoder: DecoderConfig, tokens: MediaTokens, rung: Rung) -> DecoderConfig:
     """The vocabulary with rows for the media tokens, in multiples of 64 if any are missing."""
-    needed = 1 + (
-        max(tokens.image, tokens.video) if rung.family not in ("llava", "smolvlm", "idefics3") else tokens.image
-    )
+    has_video = rung.family in ("llava_next_video", "llava_onevision")
+    needed = 1 + (max(tokens.image, tokens.video) if has_video else tokens.image)
     if rung.family == OWN_CLASS or needed <= decoder.vocab_size:
         return decoder
     return decoder.model_copy(update={"vocab_size": -(-needed // 64) * 64})

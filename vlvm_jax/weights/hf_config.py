@@ -20,6 +20,7 @@ TOWERS = {
     "clip_vision_model": "clip",
     "siglip_vision_model": "siglip",
     "idefics3_vision": "idefics3",
+    "idefics3": "idefics3",  # as in files of before it had a name of its own
     "smolvlm_vision": "idefics3",
 }
 DECODERS = ("llama", "mistral", "qwen2")

@@ -22,7 +22,7 @@ def resolve(source: str, where: str) -> epath.Path:
     """
     path = epath.Path(source).expanduser()
     if path.is_dir():
-        return path
+        return path if "://" in source else path.resolve()  # Orbax takes absolute paths only
     if not _HUB_ID.match(source) or source.startswith(("./", "../")):
         raise InputError(f"{where}: {source!r} is neither a directory that exists nor a hub id (owner/name)")
     return epath.Path(_download(source, where))

@@ -17,6 +17,9 @@ from vlvm_jax.weights.sources import HF_FOLDER, MODEL_FILE, PARAMS_FOLDER, HFDir
 def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HFDirectory:
     """Converts one parameter at a time; `destination` appears whole or not at all.
 
+    In a bucket, where folders cannot be renamed, `model.json` comes last: without it nothing takes the folder for an
+    import.
+
     Memory: the largest parameter (a stack of layers), and its copy while it is written.
 
     Args:
@@ -25,12 +28,13 @@ def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HF
     Raises:
       InputError: the source is at fault, or the destination exists.
     """
-    if destination.exists():
+    if (destination / MODEL_FILE if "://" in str(destination) else destination).exists():
         raise InputError(f"{destination}: exists already; remove it, or name another destination")
     opened = open_source(source, "SRC")
     if not isinstance(opened, HFDirectory):
         raise InputError(f"{source}: is an import or a training run of this library already")
-    temporary = destination.parent / f"{destination.name}.importing"
+    in_bucket = "://" in str(destination)
+    temporary = destination if in_bucket else destination.parent / f"{destination.name}.importing"
     if temporary.exists():
         temporary.rmtree()
     temporary.mkdir(parents=True)
@@ -38,10 +42,11 @@ def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HF
         param_store.save(temporary / PARAMS_FOLDER, _parameters(opened, progress))
         side_files.copy(opened, temporary / HF_FOLDER)
         (temporary / MODEL_FILE).write_text(json.dumps(_description(opened, source), indent=2))
+    except BaseException:
+        temporary.rmtree()
+        raise
+    if not in_bucket:
         temporary.rename(destination)
-    finally:
-        if temporary.exists():
-            temporary.rmtree()
     return opened
 
 

@@ -101,11 +101,29 @@ class Initial:
             params |= draw(self.model, fresh, seed)
         return {path: params[path] for path in abstract}
 
-    def copy_side_files(self, folder: epath.Path) -> None:
-        """Keeps what an export will need of the checkpoint: its config, tokenizer, processors, carried tensors."""
+    def copy_side_files(self, folder: epath.Path, tokenizer: str) -> None:
+        """Keeps what an export will need: the checkpoint's config, tokenizer, processors and carried tensors.
+
+        Args:
+          tokenizer: `tokenizer.json` or its folder, for a model that has no checkpoint behind it.
+        """
+        if folder.exists():
+            return
         source = self.sources.get("decoder")
-        if source is not None and source.hf_files is not None and not folder.exists():
+        if source is not None and source.hf_files is not None:
             side_files.copy(source, folder)
+        else:
+            side_files.copy_tokenizer(epath.Path(tokenizer), folder)
+
+    def local_files(self, part: str, where: str) -> str:
+        """The folder of the Hugging Face files that belong to a part, on this machine."""
+        source = self.sources.get(part)
+        if source is None or source.hf_files is None:
+            raise InputError(
+                f"{where} means files of the checkpoint that config.model.init_from names for the {part}, but there "
+                "are none; set the key to a directory"
+            )
+        return str(side_files.local(source.hf_files))
 
 
 def draw(model: ModelConfig, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> Params:

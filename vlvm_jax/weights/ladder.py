@@ -61,15 +61,15 @@ def choose(
     if asked is not None and asked not in (*(family for _, family in candidates), OWN_CLASS):
         known = ", ".join(sorted({family for _, family in candidates} | {OWN_CLASS}))
         raise InputError(f"--format={asked}: not a class this model could be; there are {known}")
-    refused = []
+    refused: dict[str, list[str]] = {}  # fault -> families
     for number, family in candidates:
         fault = inexact(family, vision, adapter, media)
         if asked == family and fault:
             raise InputError(f"--format={asked}: would not compute the same: {fault}")
         if fault is None and asked in (None, family):
-            return Rung(number, family, _reason(number, family, media, refused))
-        refused.append(f"not {family}: {fault}")
-    return Rung(4, OWN_CLASS, "; ".join(refused) if asked is None else "asked for")
+            return Rung(number, family, _reason(number, media, refused))
+        refused.setdefault(str(fault), []).append(family)
+    return Rung(4, OWN_CLASS, _why_not(refused) if asked is None else "asked for")
 
 
 def _candidates(adapter: AdapterConfig, base_family: str | None) -> list[tuple[int, str]]:
@@ -139,11 +139,15 @@ def _inexact_newline(family: str, have: Any, want: Any, media: Media) -> str | N
     return None
 
 
-def _reason(number: int, family: str, media: Media, refused: list[str]) -> str:
+def _reason(number: int, media: Media, refused: dict[str, list[str]]) -> str:
     why = {
         1: "only weights differ from the class",
         2: "its video pooling is exactly this model's",
         3: "its video pooling is exactly this model's",
     }[number]
     only = "" if media == "all" else f" (for {media}s)"
-    return "; ".join([f"{why}{only}", *refused])
+    return "; ".join(filter(None, [f"{why}{only}", _why_not(refused)]))
+
+
+def _why_not(refused: dict[str, list[str]]) -> str:
+    return "; ".join(f"not {', '.join(families)}: {fault}" for fault, families in refused.items())

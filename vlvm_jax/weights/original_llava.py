@@ -48,7 +48,7 @@ def read(directory: Path, raw: dict[str, Any], language: str) -> HFModel:
     select = raw.get("mm_vision_select_layer", -2)
     used = sizes["num_hidden_layers"] + select + 1
     stored = len(layers) or sizes["num_hidden_layers"]  # LLaVA-NeXT drops SigLIP's last layer, which it never runs
-    tower_config = AutoConfig.for_model(sizes["model_type"], **{**sizes, "num_hidden_layers": stored})
+    tower_config = AutoConfig.for_model(**{**sizes, "num_hidden_layers": stored})
     vision = hf_config.tower(
         tower_config, where, feature_layer=used - stored - 1, statistics=hf_config.pixel_statistics(directory)
     )

@@ -16,13 +16,25 @@ from vlvm_jax.models.params import Params
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save at length
 
 
+_TOGETHER = 64 << 20  # a save takes its time, whatever its size
+
+
 def save(directory: epath.Path, params: Iterable[tuple[str, jax.Array]]) -> None:
     """Writes parameters as they come; `directory` appears when all of them are there.
 
-    Memory: one parameter, and its copy while it is written.
+    Memory: one parameter, with up to `_TOGETHER` bytes of small ones, and their copy while they are written.
     """
+    waiting: Params = {}
+    size = 0
     for path, value in params:
-        ocp.partial.save(directory, {path: value})
+        waiting[path] = value
+        size += value.nbytes
+        del value  # or it would be held while the next one is made
+        if size >= _TOGETHER:
+            ocp.partial.save(directory, waiting)
+            waiting, size = {}, 0
+    if waiting:
+        ocp.partial.save(directory, waiting)
     ocp.partial.finalize(directory)
 
 

@@ -1,5 +1,6 @@
 """The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,24 @@ def copy(source: Any, folder: epath.Path) -> None:
     if checkpoint is not None and checkpoint.carried:
         (temporary / CARRIED_FILE).write_bytes(save(carried_of(checkpoint)))
     temporary.rename(folder)
+
+
+def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path) -> None:
+    """`tokenizer.json` alone, of a model that was not imported."""
+    temporary = folder.parent / f"{folder.name}.new"
+    temporary.mkdir(parents=True, exist_ok=True)
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    file.copy(temporary / "tokenizer.json", overwrite=True)
+    temporary.rename(folder)
+
+
+def local(files: epath.Path) -> epath.Path:
+    """The folder itself, or a copy on this machine of one in a bucket."""
+    if "://" not in str(files):
+        return files
+    folder = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-hf-"))
+    copy_into(files, folder)
+    return folder
 
 
 def carried_of(checkpoint: HFSource) -> dict[str, np.ndarray]:

@@ -107,12 +107,21 @@ class Stored:
     Attributes:
       root: the folder of the import or of the run.
       stages: names of the stages trained up to here.
+      config: of the run, None for an import.
     """
 
     def __init__(
-        self, name: str, root: epath.Path, params: epath.Path, item: str | None, parts: Parts, stages: tuple[str, ...]
+        self,
+        name: str,
+        root: epath.Path,
+        params: epath.Path,
+        item: str | None,
+        parts: Parts,
+        stages: tuple[str, ...] = (),
+        config: Config | None = None,
     ):
-        self.name, self.root, self.params, self.item, self.stages = name, root, params, item, stages
+        self.name, self.root, self.params, self.item = name, root, params, item
+        self.stages, self.config = stages, config
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = param_store.shapes(params, item)
         self.vision, self.decoder, self.adapter, self.lora = parts.vision, parts.decoder, parts.adapter, parts.lora
         self.connector = None if parts.adapter is None else parts.adapter.connector
@@ -131,10 +140,15 @@ def open_source(text: str, where: str) -> HFDirectory | Stored:
     """
     directory = hub.resolve(text, where)
     if (directory / MODEL_FILE).exists():
-        return Stored(str(directory), directory, directory / PARAMS_FOLDER, None, _imported_parts(directory), ())
+        return Stored(str(directory), directory, directory / PARAMS_FOLDER, None, _imported_parts(directory))
     if run := _run_of(directory):
         return _stored_run(directory, *run)
     if (directory / "config.json").exists():
+        if "://" in str(directory):
+            raise InputError(
+                f"{where}: {directory}: Hugging Face checkpoints are read from a local disk; copy it there, and "
+                "`convert import` it to the bucket if many hosts shall start from it"
+            )
         return HFDirectory(directory, where)
     raise InputError(
         f"{where}: {directory} is neither a Hugging Face directory (config.json), nor an import (model.json), nor a "
@@ -184,7 +198,7 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     trained = names[: names.index(stage) + 1]
     model = config.model
     parts = Parts(model.vision, model.decoder, model.adapter, model.lora)
-    return Stored(str(params), workdir, params, "params", parts, tuple(trained))
+    return Stored(str(params), workdir, params, "params", parts, tuple(trained), config)
 
 
 def same_part(want: Settings, have: Settings | None, part: str, name: str, ignored: tuple[str, ...] = ()) -> None:

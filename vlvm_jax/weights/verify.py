@@ -229,24 +229,22 @@ def _batch(frames, media, is_video: bool, ids, count: int, layout: anyres.Layout
     length = ids.shape[1]
     marked = np.zeros((1, length), bool)
     marked[:, _TEXT : _TEXT + count] = True
-    index = weight = None
+    fields = {
+        "frames": frames[None],
+        "media": media,
+        "is_video": np.full(media.shape, is_video),
+        "token_ids": np.where(marked, 0, ids),
+        "media_mask": marked,
+        "positions": np.arange(length, dtype=np.int32)[None],
+        "segment_ids": np.ones((1, length), np.int32),
+        "loss_mask": np.zeros((1, length), bool),
+    }
     if layout is not None:
         index = np.zeros((1, length, layout.index.shape[1]), np.int32)
         weight = np.zeros((1, length, layout.index.shape[1]), np.float32)
         index[:, _TEXT : _TEXT + count], weight[:, _TEXT : _TEXT + count] = layout.index, layout.weight
-    fields = dict(
-        frames=frames[None],
-        media=media,
-        is_video=np.full(media.shape, is_video),
-        token_ids=np.where(marked, 0, ids),
-        media_mask=marked,
-        positions=np.arange(length, dtype=np.int32)[None],
-        segment_ids=np.ones((1, length), np.int32),
-        loss_mask=np.zeros((1, length), bool),
-        visual_index=index,
-        visual_weight=weight,
-    )
-    return Batch(**{name: None if value is None else jnp.asarray(value) for name, value in fields.items()})
+        fields |= {"visual_index": index, "visual_weight": weight}
+    return Batch(**{name: jnp.asarray(value) for name, value in fields.items()})
 
 
 def _clip(frames: int, size: int) -> np.ndarray:

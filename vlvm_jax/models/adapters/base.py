@@ -66,6 +66,11 @@ class VideoAdapter(nnx.Module, abc.ABC):
     def num_image_tokens(self) -> int:
         """Tokens that one image takes in the sequence."""
 
+    @property
+    @abc.abstractmethod
+    def slots_per_frame(self) -> int:
+        """V / T: slots that each frame has among the tokens this gives, filled or not."""
+
     @abc.abstractmethod
     def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
         """Args:

@@ -60,6 +60,10 @@ class Adapter(VideoAdapter):
     def num_image_tokens(self) -> int:
         return self.num_patches + (self.options.newline in ("image", "all"))
 
+    @property
+    def slots_per_frame(self) -> int:
+        return self.num_patches + (self.image_newline is not None)
+
     def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
         """Slots of a frame: N for its tokens, of which a pooled one fills the first K, then one for the newline."""
         tokens = self.connector(features.patches)

@@ -78,6 +78,10 @@ class Adapter(VideoAdapter):
     def num_image_tokens(self) -> int:
         return self.num_tokens if self.options.apply_to_images else self.num_patches
 
+    @property
+    def slots_per_frame(self) -> int:
+        return self.num_tokens if self.options.apply_to_images else self.num_patches
+
     def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
         whole, sampled = self._tokens(features, rng)
         if self.temporal_embedding is not None:

@@ -1,0 +1,95 @@
+"""Image models that recipes start from: sizes, where the weights are, how text and pixels are prepared.
+
+Sizes are written out, so that a recipe can be compiled and planned without the weights; they are compared with the
+checkpoint's `config.json` when it is opened. `directory(path)` takes everything from a checkpoint instead.
+"""
+
+from typing import Any
+
+_CLIP_L = {
+    "kind": "clip", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "patch_size": 14, "feature_layer": -2,
+}  # fmt: skip
+_VICUNA_7B = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
+}  # fmt: skip
+_CHECKPOINT_DATA = {"tokenizer": "{decoder}", "processor": "{encoder}", "chat_template": "checkpoint"}
+
+# llava-hf/llava-1.5-7b-hf: its vocabulary holds 64 rows more than Vicuna's, among them `<image>`.
+LLAVA_1_5_7B = {
+    "model": {
+        "vision": {**_CLIP_L, "image_size": 336},
+        "connector": {"kind": "mlp2x_gelu"},
+        "decoder": {**_VICUNA_7B, "vocab_size": 32064},
+        "init_from": "llava-hf/llava-1.5-7b-hf",
+    },
+    "data": _CHECKPOINT_DATA,
+}
+
+# FTFV's own setting, as far as it is known: Vicuna-7B; the tower is the commonest of its time. No connector is
+# pretrained: the first stage aligns one.
+VICUNA_7B = {
+    "model": {
+        "vision": {**_CLIP_L, "image_size": 224},
+        "connector": {"kind": "mlp2x_gelu"},
+        "decoder": {**_VICUNA_7B, "vocab_size": 32000},
+        "init_from": {"encoder": "openai/clip-vit-large-patch14", "decoder": "lmsys/vicuna-7b-v1.5"},
+    },
+    "data": {**_CHECKPOINT_DATA, "chat_template": "vicuna_v1"},
+}
+
+# HuggingFaceTB/SmolVLM2-256M-Video-Instruct: SigLIP-base/16-512, 4 x 4 patches joined, SmolLM2-135M.
+SMOLVLM2_256M = {
+    "model": {
+        "vision": {
+            "kind": "idefics3", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "image_size": 512, "patch_size": 16, "feature_layer": -1, "post_norm": True,
+            "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_mean": (0.5, 0.5, 0.5),
+            "image_std": (0.5, 0.5, 0.5),
+        },
+        "connector": {"kind": "pixel_shuffle", "bias": False, "scale_factor": 4},
+        "decoder": {
+            "vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "rope_theta": 1e5,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
+        },
+        "init_from": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    },
+    "data": _CHECKPOINT_DATA,
+}  # fmt: skip
+
+BASES: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b": LLAVA_1_5_7B,
+    "vicuna-7b": VICUNA_7B,
+    "smolvlm2-256m": SMOLVLM2_256M,
+}
+
+
+def directory(path: str) -> dict[str, Any]:
+    """The same for any checkpoint that `init_from` takes: sizes from its own files.
+
+    Raises:
+      InputError: it cannot be read, or is a bare tower or decoder.
+    """
+    from vlvm_jax.config import to_json
+    from vlvm_jax.errors import InputError
+    from vlvm_jax.weights.sources import open_source
+
+    source = open_source(path, "--config: base")
+    if source.vision is None or source.decoder is None or source.connector is None:
+        raise InputError(f"--config: base={path!r} is a bare tower or decoder; a recipe starts from a whole model")
+    return {
+        "model": {
+            "vision": to_json(source.vision),
+            "connector": to_json(source.connector),
+            "decoder": to_json(source.decoder),
+            "init_from": path,
+        },
+        "data": _CHECKPOINT_DATA,
+    }
+
+
+def base(preset: str, path: str) -> dict[str, Any]:
+    """The preset's model, or, where `path` names a checkpoint, that one in its place."""
+    return directory(path) if path else BASES[preset]

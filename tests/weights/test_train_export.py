@@ -1,0 +1,174 @@
+"""The whole way: a LLaVA checkpoint, trained here by the FTFV recipe, answered from in PyTorch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from data.hf_checkpoints import checkpoint
+from hf import randomize
+from recipes import ROOT, environment
+
+from vlvm_jax.data import video
+from vlvm_jax.data.processor import load_processor
+
+QUESTION = "which way does it move ?"
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    """A tiny LLaVA-1.5 with tokenizer, template and processor, as on the hub."""
+    folder = checkpoint(tmp_path_factory.mktemp("llava"), "llava", "llama_like")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    config.image_token_index = words.convert_tokens_to_ids("<image>")
+    config.vision_config.num_hidden_layers = 4
+    model = transformers.LlavaForConditionalGeneration(config)
+    randomize(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, data_root) -> Path:
+    """The recipe's four annotation files, over a few files of the embedded data."""
+    root = tmp_path_factory.mktemp("data")
+    embedded = next(data_root.glob("shapes-*"))
+
+    def write(folder: str, name: str, kind: str, count: int):
+        target = root / folder / f"{kind}s"
+        target.mkdir(parents=True)
+        records = json.loads((embedded / f"train_{kind}s.json").read_text())[:count]
+        for record in records:
+            source = next(embedded.rglob(record[kind]))
+            record[kind] = shutil.copy(source, target / source.name).name
+        (root / folder / name).write_text(json.dumps(records))
+
+    write("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", "image", 16)
+    write("LLaVA-Instruct", "llava_v1_5_mix665k.json", "image", 16)
+    write("VideoChatGPT", "videochatgpt.json", "video", 16)
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, llava, data, data_root) -> tuple[Path, Path]:
+    """(run, export) of the recipe over the checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    stages = [f"--config.stages[{i}].{key}" for i in range(3) for key in ("batch_size=8", "frozen_dtype=float32")]
+    recipe = f"llava-1.5-7b,base={llava},data={data},tokens=4,frames=4,length=256,video_fraction=1"
+    train = [
+        "-m", "vlvm_jax.train", f"--config=configs/ftfv.py:{recipe}", f"--workdir={folder}/run", *stages,
+        "--config.data.workers=0", "--config.model.dtype=float32", "--config.tensorboard=False",
+    ]  # fmt: skip
+    call(train, data_root)
+    output = call(["-m", "vlvm_jax.convert", "export", f"{folder}/run", f"{folder}/export"], data_root)
+    assert "rung 4" in output and "greedy answers equal" in output
+    return folder / "run", folder / "export"
+
+
+def call(arguments: list[str], data_root: Path, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(data_root) | variables, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_stage_trained_from_the_checkpoint(exported):
+    summary = json.loads((exported[0] / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["align", "pretrain", "instruct"]
+    assert all(stage["compilations"] == 1 and stage["steps"] >= 2 for stage in summary["stages"])
+    assert summary["stages"][2]["visual_tokens_per_sample"] == {"image": 16, "video": 16}
+
+
+def test_parts_that_never_trained_are_the_checkpoints(exported, llava):
+    """The embedding of the tower, bit for bit, after three stages and two conversions."""
+    from vlvm_jax.weights.sources import open_source
+
+    ours, theirs = open_source(str(exported[0]), "run"), open_source(str(llava), "base")
+    path = "encoder/position_embedding"
+    import jax
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {path: jax.ShapeDtypeStruct(ours.shapes[path].shape, np.float32, sharding=device)}
+    assert np.array_equal(ours.load(wanted)[path], theirs.load(wanted)[path])
+
+
+ANSWERS = """
+import json, sys
+import numpy as np, torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+folder, clips = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+answers = []
+for clip in np.load(clips)["clips"]:
+    inputs = model.prepare_inputs(tokenizer, PROMPT, videos=[clip])
+    out = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    answers.append(out[0, inputs["input_ids"].shape[1]:].tolist())
+assert "jax" not in sys.modules and "vlvm_jax" not in sys.modules
+print(json.dumps({"ids": inputs["input_ids"][0].tolist(), "answers": answers}))
+"""
+
+
+def test_a_fresh_process_with_torch_alone_answers_the_same(exported, llava, data, data_root, tmp_path):
+    run, export = exported
+    processor = load_processor(str(llava))
+    records = json.loads((data / "VideoChatGPT/videochatgpt.json").read_text())[:3]
+    folder = data / "VideoChatGPT/videos"
+    clips = [processor.read_clip(str(folder / record["video"]), 4).frames for record in records]
+    np.savez(tmp_path / "clips.npz", clips=np.stack(clips))
+    prompt = f"USER: <video>\n{QUESTION} ASSISTANT:"
+    script = tmp_path / "answers.py"
+    script.write_text(ANSWERS.replace("PROMPT", repr(prompt)))
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, str(script), str(export), str(tmp_path / "clips.npz")], cwd=tmp_path,
+        env={**os.environ, **home}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    assert theirs["answers"] == our_answers(run, clips, theirs["ids"])
+
+
+def our_answers(run: Path, clips: list[np.ndarray], ids: list[int]) -> list[list[int]]:
+    """Greedy answers of the trained parameters here, to the same token ids."""
+    import jax
+    import jax.numpy as jnp
+
+    from vlvm_jax.inference.decode import Greedy
+    from vlvm_jax.models import params as params_lib
+    from vlvm_jax.models.params import Model
+    from vlvm_jax.models.video_llm import Batch
+    from vlvm_jax.weights.sources import Stored, open_source
+
+    source = open_source(str(run), "run")
+    assert isinstance(source, Stored) and source.config is not None
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {p: jax.ShapeDtypeStruct(a.shape, np.float32, sharding=device) for p, a in source.shapes.items()}
+    params = params_lib.split(source.load(wanted), {})
+    greedy = Greedy(Model(source.config.model), max_new_tokens=12)
+    places = transformers.AutoTokenizer.from_pretrained(run / "hf").convert_tokens_to_ids("<video>")
+    marked = np.asarray(ids)[None] == places
+    assert marked.sum() == 4 * 4
+    answers = []
+    with jax.default_matmul_precision("highest"):
+        for clip in clips:
+            batch = Batch(
+                frames=jnp.asarray(clip[None]),
+                media=jnp.ones((1, 4), jnp.int32),
+                is_video=jnp.ones((1, 4), bool),
+                token_ids=jnp.where(marked, 0, jnp.asarray(ids)[None]),
+                media_mask=jnp.asarray(marked),
+                positions=jnp.arange(len(ids))[None],
+                segment_ids=jnp.ones((1, len(ids)), jnp.int32),
+                loss_mask=jnp.zeros((1, len(ids)), bool),
+            )
+            tokens, _ = greedy(params, batch)
+            answers.append(np.asarray(tokens)[0].tolist())
+    return answers

@@ -1,0 +1,30 @@
+"""Reading a checkpoint's small files, with one-line faults."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlvm_jax.errors import InputError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({brief(error)})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_text(file: Path) -> str | None:
+    """What is in a text file, None if there is no such file."""
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def brief(error: Exception) -> str:
+    """One line of what an error says."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,0 +1,432 @@
+"""A checkpoint's own tokenizer, chat template and image preprocessing, as transformers has them, without torch."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from vlvm_jax.data import anyres, conversation, prompts, video
+from vlvm_jax.data.anyres import Layout, Size
+from vlvm_jax.data.conversation import Expansion, Message, Template, Tokens
+from vlvm_jax.data.files import brief, read_json, read_text
+from vlvm_jax.data.hf_template import HFTemplate
+from vlvm_jax.data.image_rules import (
+    Frames,
+    Picture,
+    Settings,
+    SplitRule,
+    SquareRule,
+    image_rule,
+    read_settings,
+)
+from vlvm_jax.data.media import Medium, Sample, assemble
+from vlvm_jax.data.records import MediaKind, Turn
+from vlvm_jax.data.video import BadSampleError, Clip
+from vlvm_jax.errors import InputError
+
+ImageLayout = Literal["single", "anyres"]
+_UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times
+
+
+def load_processor(
+    directory: str,
+    tokenizer: str | None = None,
+    *,
+    chat_template: str = "checkpoint",
+    image_layout: ImageLayout = "single",
+    image_tokens: int | None = None,
+    video_tokens: Sequence[int] | None = None,
+) -> "Processor":
+    """The processor of a local directory in Hugging Face format, its image settings tried out.
+
+    Args:
+      directory: holds `config.json` and `preprocessor_config.json` or `processor_config.json`: a VLM of a family in
+        `image_rules.RULES`, or a bare tower.
+      tokenizer: directory or file of the tokenizer and the chat template, where that is another one.
+      chat_template: "checkpoint", or a name in `conversation.TEMPLATES`.
+      image_layout: `anyres` cuts images as transformers' class of the family does, `single` shows each as one square.
+      image_tokens: visual tokens of an image that is not cut, or of each tile of Idefics3 and SmolVLM; default: as many
+        as the checkpoint's own class has.
+      video_tokens: `video_tokens[n]` of a clip of n frames; default: as many as the checkpoint's own class has.
+
+    Raises:
+      InputError: something is missing, of an unknown family, or cannot end in uint8 squares of the tower's size.
+    """
+    counts = None if video_tokens is None else tuple(video_tokens)
+    processor = Processor(str(directory), tokenizer, chat_template, image_layout, image_tokens, counts)
+    processor.check()
+    return processor
+
+
+class Processor:
+    """What is read is read when it is first needed, and not carried along when the processor is pickled.
+
+    Build it with `load_processor`.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        tokenizer: str | None,
+        chat_template: str,
+        image_layout: ImageLayout,
+        image_tokens: int | None,
+        video_tokens: tuple[int, ...] | None,
+    ):
+        self.directory, self.tokenizer_path, self.chat_template = directory, tokenizer or directory, chat_template
+        self.image_layout: ImageLayout = image_layout
+        self._image_tokens, self._video_tokens = image_tokens, video_tokens
+
+    def __reduce__(self):
+        given = self.directory, self.tokenizer_path, self.chat_template, self.image_layout
+        return Processor, (*given, self._image_tokens, self._video_tokens)
+
+    # --- what the directory says ---------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        return read_settings(self.directory)
+
+    @functools.cached_property
+    def rule(self) -> SquareRule:
+        return image_rule(self.settings)
+
+    @property
+    def family(self) -> str:
+        """The `model_type` in config.json."""
+        return self.settings.config.model_type
+
+    @property
+    def image_size(self) -> int:
+        return self.settings.tower.image_size
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        return self.rule.statistics[0]
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        return self.rule.statistics[1]
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the tower's grid."""
+        return self.image_size // self.settings.tower.patch_size
+
+    @property
+    def taps(self) -> int:
+        """P of `visual_index`; 0 where visual tokens are simply the frames' own in order."""
+        return self.rule.taps if self.image_layout == "anyres" else 0
+
+    @property
+    def slots(self) -> int:
+        """S: the slots of a frame that `visual_index` counts, its patches and the newline."""
+        return self.side**2 + 1
+
+    @property
+    def own_tokens(self) -> int:
+        """Visual tokens of one square in the checkpoint's own class."""
+        scale = self.settings.config.scale_factor if isinstance(self.rule, SplitRule) else 1
+        return (self.side // scale) ** 2
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of an image that is not cut, or of each tile of Idefics3 and SmolVLM."""
+        return self.own_tokens if self._image_tokens is None else self._image_tokens
+
+    def video_tokens(self, num_frames: int) -> int:
+        """Visual tokens of a clip."""
+        if self._video_tokens is None:
+            per_frame, newline = self._own_video_tokens
+            return num_frames * per_frame + newline
+        if num_frames >= len(self._video_tokens):
+            raise InputError(f"a clip of {num_frames} frames; at most {len(self._video_tokens) - 1} are provided for")
+        return self._video_tokens[num_frames]
+
+    @property
+    def _own_video_tokens(self) -> tuple[int, int]:
+        """Tokens per frame and at the end of a clip in the checkpoint's own class."""
+        if self.family == "llava_next_video":
+            return (self.side // self.settings.config.spatial_pool_stride) ** 2, 0
+        if self.family == "llava_onevision":
+            return (-(-self.side // 2)) ** 2, 1
+        return self.own_tokens, 0
+
+    def _tokens_per_frame(self) -> tuple[int, int]:
+        """The same as the adapter has them, which must treat every frame alike."""
+        if self._video_tokens is None:
+            return self._own_video_tokens
+        newline = self._video_tokens[0]
+        per_frame = self._video_tokens[min(1, len(self._video_tokens) - 1)] - newline
+        expected = tuple(count * per_frame + newline for count in range(len(self._video_tokens)))
+        if expected != self._video_tokens or newline > int(not isinstance(self.rule, SplitRule)):
+            raise InputError(
+                f"config.model.adapter: clips take {self._video_tokens} tokens for 0, 1, 2, ... frames; "
+                f"{'image_layout anyres' if self.taps else self.family} needs the same number for every frame"
+            )
+        return per_frame, newline
+
+    def check(self) -> None:
+        """Reads the image settings and tries them out, and checks that the numbers of tokens suit the layout."""
+        if not self.rule.taps or self.image_layout == "single":
+            return
+        own, (per_frame, newline) = self.side**2, self._tokens_per_frame()
+        has_newline = self._image_tokens == own + 1 or newline
+        if self._image_tokens is not None and not (self._image_tokens in (own, own + 1) and has_newline):
+            raise InputError(
+                f"config.data.image_layout: anyres needs all {own} patches of an image and a newline; the adapter "
+                f"gives {self._image_tokens} tokens; use the `frames` adapter with a newline, or image_layout single"
+            )
+        if per_frame > own:
+            raise InputError(f"config.model.adapter: {per_frame} tokens per frame of {own} patches")
+
+    # --- pixels --------------------------------------------------------------------------------------------------
+
+    def frames(self, frames: Sequence[Picture]) -> Frames:
+        """Frames of a clip, uint8 [T, S, S, 3]; see the classes of `image_rules` for each family's way."""
+        return self.rule.frames(frames)
+
+    def read_clip(
+        self, path: str, count: int, *, rule: Literal["uniform", "fps"] = "uniform", fps: float = 1.0
+    ) -> Clip:
+        """At most `count` frames of a file; raises `BadSampleError` for one that cannot be used."""
+        return video.decode_clip(path, count, lambda pixels: self.frames([pixels])[0], rule=rule, fps=fps)
+
+    def images(self, images: Sequence[Picture]) -> list[Medium]:
+        """The images of one sample."""
+        if not images:
+            return []
+        alone = len(images) == 1
+        if self.image_layout == "single":
+            frames = [square[None] for square in self.rule.whole(images)]
+        else:
+            frames = self.rule.tiles(images)
+        media = []
+        for image, squares in zip(images, frames, strict=True):
+            expansion, layout = self.image_plan(_size(image), alone)
+            media.append(Medium("image", squares, expansion, layout))
+        return media
+
+    def clip(self, clip: Clip) -> Medium:
+        """A clip whose frames are ready."""
+        expansion, layout = self.clip_plan(len(clip.frames), clip.times, clip.duration)
+        return Medium("video", clip.frames, expansion, layout)
+
+    # --- what a medium's placeholder becomes ---------------------------------------------------------------------
+
+    def image_plan(self, size: Size, alone: bool) -> tuple[Expansion, Layout | None]:
+        """What an image of this height and width takes in the prompt; `alone`: it is the only one of its sample.
+
+        Raises:
+          BadSampleError: the image is too narrow to be cut.
+        """
+        try:
+            cut = self.rule.cut(size, alone) if self.image_layout == "anyres" else None
+        except ValueError as error:
+            raise BadSampleError("narrow", str(error)) from None
+        if isinstance(self.rule, SplitRule):
+            rows, columns = cut.grid if cut else (0, 0)
+            return self._expansion(prompts.split_image(self._prompt_tokens, rows, columns, self.image_tokens)), None
+        if cut is None or cut.layout is None:
+            return self._expansion((self.image_tokens,)), None
+        return self._expansion((len(cut.layout),)), cut.layout
+
+    def clip_plan(
+        self, num_frames: int, times: Sequence[float] | None = None, duration: float | None = None
+    ) -> tuple[Expansion, Layout | None]:
+        """What a clip takes in the prompt; the times of its frames, in seconds, matter to SmolVLM alone."""
+        kind: MediaKind = "video"
+        if times is None:
+            times = [number / _UNKNOWN_RATE for number in range(num_frames)]
+        if isinstance(self.rule, SplitRule):
+            per_frame, _ = self._tokens_per_frame()
+            if self.family == "smolvlm":
+                return self._expansion(prompts.stamped_frames(self._prompt_tokens, times, duration, per_frame)), None
+            return self._expansion(prompts.split_image(self._prompt_tokens, 0, 0, per_frame) * num_frames), None
+        expansion = self._expansion((self.video_tokens(num_frames),), kind)
+        if not self.taps:
+            return expansion, None
+        per_frame, newline = self._tokens_per_frame()
+        return expansion, anyres.in_order(num_frames, per_frame, self.side**2, newline=bool(newline), taps=self.taps)
+
+    def _expansion(self, pieces: prompts.Pieces, kind: MediaKind = "image") -> Expansion:
+        return Expansion(pieces, self._visual_tokens_of(self.tokenizer)[kind])
+
+    # --- text ----------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer. One that has no token for an image gets one, which no prompt shows as an id."""
+        return self._tokenizer_and_size[0]
+
+    @functools.cached_property
+    def _tokenizer_and_size(self) -> tuple[Any, int]:
+        """The tokenizer, and how many tokens are really its own."""
+        tokenizer = _load_tokenizer(self.tokenizer_path)
+        size = len(tokenizer)
+        for token in self._visual_tokens_of(tokenizer).values():
+            if token not in tokenizer.get_vocab():
+                tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)])
+        return tokenizer, size
+
+    @functools.cached_property
+    def _backend(self) -> Tokenizer:
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
+    def _named(self, tokenizer: Any, kind: MediaKind) -> str:
+        """The family's token for a kind of medium, found where transformers' processors look for it."""
+        given = getattr(tokenizer, f"{kind}_token", None) or self.settings.processor.get(f"{kind}_token")
+        return given or f"<{kind}>"
+
+    def _visual_tokens_of(self, tokenizer: Any) -> dict[MediaKind, str]:
+        """What stands for one visual token of each kind."""
+        own = self.family in ("llava_next_video", "llava_onevision")
+        return {"image": self._named(tokenizer, "image"), "video": self._named(tokenizer, "video" if own else "image")}
+
+    @functools.cached_property
+    def _prompt_tokens(self) -> prompts.PromptTokens:
+        usual = prompts.PromptTokens()
+        around = getattr(self.tokenizer, "fake_image_token", None) or usual.around
+        return prompts.PromptTokens(around, getattr(self.tokenizer, "global_image_token", None) or usual.whole)
+
+    @functools.cached_property
+    def template(self) -> Template:
+        """The chat template.
+
+        Raises:
+          InputError: it is to be the checkpoint's, which has none.
+        """
+        if self.chat_template != "checkpoint":
+            return conversation.get_template(self.chat_template)
+        template, where = _chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)
+        shows_clips = self.family in ("llava_next_video", "llava_onevision", "smolvlm")
+        return HFTemplate(
+            self.tokenizer,
+            template,
+            where=where,
+            image_token=self._named(self.tokenizer, "image"),
+            video_token=self._named(self.tokenizer, "video") if shows_clips else None,
+            video_template=prompts.clip_template() if self.family == "smolvlm" else None,
+        )
+
+    @functools.cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer, by `generation_config.json` and the tokenizer."""
+        stated = read_json(Path(self.directory).expanduser() / "generation_config.json").get("eos_token_id")
+        listed = stated if isinstance(stated, list) else [stated]
+        return tuple(sorted({token for token in (*listed, self.tokenizer.eos_token_id) if token is not None}))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def encode(
+        self,
+        turns: Sequence[Turn],
+        expansions: Sequence[int | Expansion],
+        kinds: Sequence[MediaKind],
+        *,
+        loss_on: str = "answer",
+    ) -> Tokens:
+        """Token ids of a conversation whose i-th placeholder is a medium of `kinds[i]` and becomes `expansions[i]`."""
+        prompt = self.template.conversation(turns, kinds)
+        return self._known(conversation.tokenize(prompt, expansions, self._backend, loss_on=loss_on))
+
+    def _known(self, tokens: Tokens) -> Tokens:
+        """Ids that only this tokenizer has, of placeholders it was given, are 0."""
+        tokens.ids[tokens.media_mask & (tokens.ids >= self._tokenizer_and_size[1])] = 0
+        return tokens
+
+    def sample(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[Picture | str] = (),
+        videos: Sequence[Clip | Sequence[Picture]] = (),
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Sample:
+        """What the model reads before it answers, not padded; see `media.assemble` for the arrays.
+
+        Args:
+          prompt: messages for the chat template, whose content is a list of parts ({"type": "text", "text": ...},
+            {"type": "image"}, {"type": "video"}) or text with `<image>` and `<video>`; or a string that is a prompt
+            already, in which the same placeholders stand for the media.
+          images: pictures or files, in the order of the prompt.
+          videos: from `read_clip`, or frames as they are.
+
+        Raises:
+          InputError: the prompt shows other media than were given.
+          BadSampleError: an image cannot be used.
+        """
+        if isinstance(prompt, str):
+            shown = self.template.written(prompt)
+        else:
+            shown = self.template.prompt(prompt, add_generation_prompt=add_generation_prompt)
+        for kind, given in (("image", images), ("video", videos)):
+            if shown.kinds.count(kind) != len(given):
+                raise InputError(
+                    f"the prompt shows {shown.kinds.count(kind)} {kind}s and {len(given)} were given; write <{kind}> "
+                    f'or {{"type": "{kind}"}} once for each'
+                )
+        pictures = [video.open_image(image) if isinstance(image, str) else image for image in images]
+        clips = [clip if isinstance(clip, Clip) else self._untimed(clip) for clip in videos]
+        waiting = {"image": iter(self.images(pictures)), "video": map(self.clip, clips)}
+        media = [next(waiting[kind]) for kind in shown.kinds]
+        tokens = self._known(conversation.tokenize(shown, [m.expansion for m in media], self._backend))
+        return self.assemble(tokens, media)
+
+    def _untimed(self, frames: Sequence[Picture]) -> Clip:
+        return Clip(self.frames(frames), tuple(number / _UNKNOWN_RATE for number in range(len(frames))))
+
+    def assemble(self, tokens: Tokens, media: Sequence[Medium]) -> Sample:
+        """The arrays of one sample."""
+        return assemble(tokens, media, self.image_size, slots=self.slots, taps=self.taps)
+
+
+def _size(image: Picture) -> Size:
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+
+
+def _load_tokenizer(path: str) -> Any:
+    """The tokenizer of a directory, as transformers sets it up, or of a bare `tokenizer.json`."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    place = Path(path).expanduser()
+    file = place / "tokenizer.json" if place.is_dir() else place
+    try:
+        if place.is_dir() and (place / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+        elif file.is_file():
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        else:
+            raise InputError(f"config.data.tokenizer: {path} holds no tokenizer.json")
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: transformers cannot load its tokenizer ({brief(error)})") from None
+    if not tokenizer.is_fast:
+        raise InputError(f"{path}: a tokenizer without tokenizer.json; save it once with transformers' fast tokenizer")
+    return tokenizer
+
+
+def _chat_template(directory: Path, tokenizer: Any) -> tuple[str, str]:
+    """The template and its file: the processor's comes before the tokenizer's."""
+    places = {
+        "processor_config.json": read_json(directory / "processor_config.json").get("chat_template"),
+        "chat_template.json": read_json(directory / "chat_template.json").get("chat_template"),
+        "chat_template.jinja": read_text(directory / "chat_template.jinja"),
+        "tokenizer_config.json": tokenizer.chat_template,
+    }
+    for name, template in places.items():
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template:
+            return template, f"{directory}/{name}"
+    raise InputError(
+        f"config.data.chat_template: 'checkpoint', but {directory} has no chat template ({', '.join(places)}); "
+        f"choose one of {', '.join(conversation.TEMPLATES)}"
+    )
