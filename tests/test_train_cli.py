@@ -42,9 +42,10 @@ def train_without_data(tmp_path):
 
     from recipes import ROOT, environment
 
+    nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     return subprocess.run(
         [sys.executable, "-m", "vlvm_jax.train", "--config=configs/ftfv.py:vicuna-7b", f"--workdir={tmp_path}/run"],
-        cwd=ROOT, env=environment(tmp_path) | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment(tmp_path) | nowhere, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from data.hf_checkpoints import checkpoint
 from hf import randomize
 from recipes import ROOT, environment
 
-from vlvm_jax.data import video
 from vlvm_jax.data.processor import load_processor
 
 QUESTION = "which way does it move ?"

@@ -1,11 +1,56 @@
 """One attention entry point for the tower and the decoder.
 
-Everything that decides *which* kernel runs lives here, so that a new backend is one branch in one file.
+Everything that decides *which* kernel runs lives here, so that a new backend is one branch in one file: splash
+attention (Pallas) on TPU, cuDNN's on GPU where its dtype allows, XLA's elsewhere.
 """
+
+import dataclasses
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from vlvm_jax.parallel import rules
+
+Kernel = Literal["splash", "cudnn", "xla"]
+_LANES = 128  # splash works on blocks of a multiple of this many positions
+
+
+def kernel_here(dtype) -> Kernel:
+    """The kernel for the devices that a computation is compiled for: the current mesh's, else the default ones.
+
+    The mesh counts, not the process: a program for a TPU can be compiled on a host that has none.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
+    if kind.startswith("TPU"):
+        return "splash"
+    on_gpu = jax.default_backend() == "gpu" and not kind.lower().startswith("cpu")
+    return "cudnn" if on_gpu and dtype in (jnp.bfloat16, jnp.float16) else "xla"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SelfMask:
+    """Who sees whom within a sequence: causal within each segment. Made once and used by all layers.
+
+    Attributes:
+      segments: [B, L] 0 for padding.
+      visible: [B, 1, L, L], or None for kernels that work it out block by block.
+    """
+
+    segments: Int[Array, "B L"]
+    visible: Bool[Array, "B 1 L L"] | None
+
+
+def causal_mask(segments: Int[Array, "B L"], positions: Int[Array, "B L"], dtype) -> SelfMask:
+    """Positions must count up within each segment."""
+    if kernel_here(dtype) == "splash":
+        return SelfMask(segments, None)
+    return SelfMask(segments, segment_mask(segments, segments, positions, positions))
 
 
 def segment_mask(
@@ -28,13 +73,81 @@ def attention(
     query: Float[Array, "B Q H F"],
     key: Float[Array, "B S G F"],
     value: Float[Array, "B S G F"],
-    mask: Bool[Array, "B 1 Q S"] | None = None,
+    mask: SelfMask | Bool[Array, "B 1 Q S"] | None = None,
 ) -> Float[Array, "B Q H F"]:
     """Scaled dot-product attention; H query heads share G key/value heads (H a multiple of G).
 
     Softmax runs in fp32 whatever the inputs' dtype. Rows that may see nothing give finite values, never NaN.
+
+    Args:
+      mask: `SelfMask` for causal self-attention; None for full self-attention (a tower); an array for anything else
+        (a cache), which XLA runs.
     """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    kernel = kernel_here(query.dtype)
+    if kernel == "splash" and not isinstance(mask, jax.Array):
+        segments = None if mask is None else mask.segments
+        return splash_attention(query, key, value, segments, causal=mask is not None)
+    visible = mask.visible if isinstance(mask, SelfMask) else mask
+    fused = kernel == "cudnn" and query.shape[1] > 1 and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
+    return jax.nn.dot_product_attention(query, key, value, mask=visible, implementation="cudnn" if fused else "xla")
+
+
+def splash_attention(
+    query: Float[Array, "B L H F"],
+    key: Float[Array, "B L G F"],
+    value: Float[Array, "B L G F"],
+    segments: Int[Array, "B L"] | None,
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "B L H F"]:
+    """Self-attention by jax's splash kernel: no [L, L] matrix in memory, forward or backward.
+
+    The sequence is padded to a multiple of 128, padding in a segment of its own. Under a mesh, each device runs its
+    rows and, where the mesh's `tensor` axis divides them, its heads.
+
+    Args:
+      interpret: run the kernel step by step on any device (tests).
+    """
+    batch, length, heads, width = query.shape
+    spare = -length % _LANES
+    if segments is None:
+        segments = jnp.ones((batch, length), jnp.int32)
+
+    def blocked(x):
+        x = jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2)))
+        return x.swapaxes(1, 2) if x.ndim == 4 else x
+
+    run = functools.partial(_splash_rows, causal=causal, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        rows = rules.divided("batch", batch, mesh)
+        of_heads = rules.divided("heads", heads, mesh) if rules.divided("heads", key.shape[2], mesh) else None
+        spec = PartitionSpec(rows, of_heads, None, None)
+        run = jax.shard_map(
+            run, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
+        )
+    out = run(blocked(query * width**-0.5), blocked(key), blocked(value), blocked(segments))
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def _splash_rows(query, key, value, segments, *, causal: bool, interpret: bool):
+    """[B, H, L, F] queries and [B, G, L, F] keys and values of one device."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    heads, length = query.shape[1:3]
+    shape = (length, length)
+    mask = splash.MultiHeadMask([splash.CausalMask(shape) if causal else splash.FullMask(shape)] * heads)
+    block = max(size for size in (128, 256, 384, 512) if length % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+
+    def row(query, key, value, segments):
+        return kernel(query, key, value, segment_ids=splash.SegmentIds(segments, segments))
+
+    return jax.vmap(row)(query, key, value, segments)
 
 
 def attention_received(

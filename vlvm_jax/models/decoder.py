@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vlvm_jax.config import DecoderConfig, RopeScaling
-from vlvm_jax.models.attention import attention, segment_mask
+from vlvm_jax.models.attention import SelfMask, attention, causal_mask, segment_mask
 from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.stack import LayerStack
 from vlvm_jax.models.vision import ACTIVATIONS
@@ -92,7 +92,7 @@ class DecoderAttention(nnx.Module):
         self.v_proj = linear(width, config.num_key_value_heads * head, bias)
         self.o_proj = linear(config.num_attention_heads * head, width, config.attention_out_bias)
 
-    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: Bool[Array, "B 1 L S"], index, layer_cache):
+    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: SelfMask | Bool[Array, "B 1 L S"], index, layer_cache):
         """Attends within `x`, or within the cache after writing `x`'s keys and values at slot `index`."""
         batch, length, _ = x.shape
         head = self.config.head_dim
@@ -182,7 +182,7 @@ class Decoder(nnx.Module):
         config = self.config
         cos, sin = rotary_embedding(positions, config.head_dim, config.rope_theta, config.rope_scaling)
         if cache is None:
-            mask = segment_mask(segment_ids, segment_ids, positions, positions)
+            mask = causal_mask(segment_ids, positions, self.dtype)
             x, _ = self.layers(embeddings, cos, sin, mask, None)
             return self.norm(x), None
         update = jax.lax.dynamic_update_slice_in_dim

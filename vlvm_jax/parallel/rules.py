@@ -71,9 +71,7 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
         raise ValueError(f"{path}: shape {shape} does not fit the logical axes {axes}")
     spec = []
     for size, axis in zip(shape, axes, strict=True):
-        names = MESH_AXES[axis]
-        width = _width(mesh, names)
-        spec.append(names if width > 1 and size % width == 0 else None)
+        spec.append(divided(axis, size, mesh))
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
@@ -95,12 +93,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = []
-    for size, axis in zip(x.shape, axes, strict=True):
-        names = None if axis is None else MESH_AXES[axis]
-        width = _width(mesh, names)
-        spec.append(names if width > 1 and size % width == 0 else None)
+    spec = [None if axis is None else divided(axis, size, mesh) for size, axis in zip(x.shape, axes, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def divided(axis: str, size: int, mesh) -> str | tuple[str, ...] | None:
+    """The mesh axes that a logical axis of this size is split over; None where they do not divide it."""
+    names = MESH_AXES[axis]
+    width = _width(mesh, names)
+    return names if width > 1 and size % width == 0 else None
 
 
 def _width(mesh, names: str | tuple[str, ...] | None) -> int:

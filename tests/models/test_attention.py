@@ -1,0 +1,95 @@
+"""The kernels against the plain formula, forward and backward. Splash runs interpreted, on any device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from vlvm_jax.models import attention as attention_lib
+from vlvm_jax.models.attention import causal_mask, segment_mask, splash_attention
+
+
+def plain(query, key, value, mask=None):
+    """softmax(q k^T / sqrt(F)) v, head by head, fp32."""
+    groups = query.shape[2] // key.shape[2]
+    key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
+    logits = jnp.einsum("bqhf,bkhf->bhqk", query, key) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, -1e30)
+    return jnp.einsum("bhqk,bkhf->bqhf", jax.nn.softmax(logits, axis=-1), value)
+
+
+def inputs(length, heads, groups, width, batch=2):
+    rng = np.random.default_rng(length + heads)
+    shapes = [(batch, length, heads, width), (batch, length, groups, width), (batch, length, groups, width)]
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def packed(length, batch=2):
+    """Segments 1 and 2, then padding; positions from 0 in each."""
+    segments = np.zeros((batch, length), np.int32)
+    segments[:, : length // 3] = 1
+    segments[:, length // 3 : length - 5] = 2
+    positions = np.concatenate([np.arange(length // 3), np.arange(length - length // 3)])
+    return jnp.asarray(segments), jnp.asarray(np.tile(positions, (batch, 1)))
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "groups", "width"),
+    [(128, 2, 2, 128), (200, 4, 2, 64), (130, 2, 1, 72)],
+    ids=["whole block", "grouped heads, padded", "one key head, odd width"],
+)
+def test_splash_is_causal_attention_within_segments(length, heads, groups, width):
+    query, key, value = inputs(length, heads, groups, width)
+    segments, positions = packed(length)
+    mask = segment_mask(segments, segments, positions, positions)
+    real = (segments > 0)[:, :, None, None]
+
+    def weighed(function):
+        return lambda *qkv: jnp.sum(jnp.where(real, function(*qkv), 0) * jnp.cos(jnp.arange(width)))
+
+    def splash(*qkv):
+        return splash_attention(*qkv, segments, causal=True, interpret=True)
+
+    np.testing.assert_allclose(
+        jnp.where(real, splash(query, key, value), 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5
+    )
+    assert np.isfinite(splash(query, key, value)).all()
+    ours = jax.grad(weighed(splash), argnums=(0, 1, 2))(query, key, value)
+    theirs = jax.grad(weighed(lambda *qkv: plain(*qkv, mask)), argnums=(0, 1, 2))(query, key, value)
+    for got, want in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [36, 257], ids=["6 x 6 patches", "16 x 16 patches and a class token"])
+def test_splash_is_full_attention_for_towers(length):
+    query, key, value = inputs(length, 2, 2, 64)
+    got = splash_attention(query, key, value, None, causal=False, interpret=True)
+    np.testing.assert_allclose(got, plain(query, key, value), atol=2e-5)
+
+
+def test_splash_on_a_mesh_splits_rows_and_heads():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    query, key, value = inputs(128, 4, 2, 64, batch=4)
+    segments, positions = packed(128, batch=4)
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda *a: splash_attention(*a, causal=True, interpret=True))(query, key, value, segments)
+    assert got.sharding.spec[0] == ("data", "fsdp") and got.sharding.spec[2] == "tensor"
+    mask = segment_mask(segments, segments, positions, positions)
+    real = (segments > 0)[:, :, None, None]
+    np.testing.assert_allclose(
+        jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5
+    )
+
+
+def test_the_kernel_follows_the_mesh_not_the_process():
+    """A program for a TPU, compiled on a host that has none, takes the TPU's kernel and makes no [L, L] mask."""
+    assert attention_lib.kernel_here(jnp.float32) == "xla"
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert attention_lib.kernel_here(jnp.float32) == "splash"
+        segments, positions = packed(128)
+        assert causal_mask(segments, positions, jnp.float32).visible is None
+    assert causal_mask(segments, positions, jnp.float32).visible.shape == (2, 1, 128, 128)

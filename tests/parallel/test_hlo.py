@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vlvm_jax.parallel import hlo
+
+
+def test_collectives_in_a_loop_count_every_turn():
+    """Eight devices, a scan over 5 layers whose products sum over all of them: one reduction a layer."""
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    columns = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    x, w = jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
+    compiled = jax.jit(layers, in_shardings=(columns, columns), out_shardings=columns).lower(x, w).compile()
+    found = hlo.collectives(compiled.as_text())
+    assert found.count == {"all-reduce": 5}
+    assert found.bytes == {"all-reduce": 5 * 64 * 32 * 4}
+
+
+def test_a_sum_over_devices_is_one_reduction():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((64, 16), jnp.float32)
+    compiled = jax.jit(lambda x: x.sum(0), in_shardings=split, out_shardings=whole).lower(x).compile()
+    found = hlo.collectives(compiled.as_text())
+    assert found.count == {"all-reduce": 1}
+    assert found.bytes == {"all-reduce": 16 * 4}
+
+
+TPU_LINES = """
+%cond (p: (s32[])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(7)
+  %p = (s32[]{:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
+}
+
+%body (p.1: (s32[])) -> (s32[]) {
+  %p.1 = (s32[]{:T(128)}) parameter(0)
+  %g = (bf16[8,4]{1,0}, bf16[64,4]{1,0}) all-gather-start(%x), replica_groups=[8,8]<=[64], dimensions={0}
+  %d = bf16[64,4]{1,0} all-gather-done(%g)
+  %s = f32[8,4]{1,0} reduce-scatter(%y), replica_groups=[8,8]<=[64], dimensions={0}, to_apply=%add
+  ROOT %t = (s32[]{:T(128)}) tuple(%i)
+}
+
+ENTRY %main (a: f32[]) -> f32[] {
+  %w = (s32[]{:T(128)}) while(%init), condition=%cond, body=%body
+  ROOT %r = (f32[2]{0}, f32[]) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+"""
+
+
+def test_asynchronous_and_scattered_forms_of_the_tpu_compiler():
+    found = hlo.collectives(TPU_LINES)
+    assert found.count == {"all-gather": 7, "reduce-scatter": 7, "all-reduce": 1}
+    assert found.bytes == {"all-gather": 7 * 64 * 4 * 2, "reduce-scatter": 7 * 8 * 8 * 4 * 4, "all-reduce": 12}
+
+
+def test_loops_that_do_not_count_up_count_once():
+    assert hlo.trip_count(["  ROOT %c = pred[] custom-call(%x)"]) == 1

@@ -1,0 +1,71 @@
+"""The count against the formulas, and against what changes it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from recipes import small
+
+from vlvm_jax.training import ahead_of_time
+from vlvm_jax.training.flops import count
+
+CONFIG = small()
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def test_products_through_loops_and_gradients():
+    def layers(x, w):
+        return jnp.sum(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+
+    x, w = shape(5, 16), shape(7, 16, 16)
+    forward = 7 * 2 * 5 * 16 * 16
+    assert count(layers, x, w) == forward
+    assert count(jax.grad(layers, argnums=(0, 1)), x, w) == 3 * forward
+    assert count(jax.grad(layers), x, w) == 2 * forward
+
+    def recomputed(x, w):
+        body = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None), prevent_cse=False)
+        return jnp.sum(jax.lax.scan(body, x, w)[0])
+
+    assert count(jax.grad(recomputed, argnums=(0, 1)), x, w) == 4 * forward
+
+
+def of_stage(name, **changes):
+    stage = next(stage for stage in CONFIG.stages if stage.name == name).model_copy(update=changes)
+    model = CONFIG.model.model_copy(update={"decoder_remat": "none", "vision_remat": "none"})
+    config = CONFIG.model_copy(update={"model": model})
+    return ahead_of_time.count_step(config, stage, ahead_of_time.abstract_batch(config, stage)), stage
+
+
+def test_the_forward_pass_is_the_formula():
+    flops, stage = of_stage("instruct")
+    vision, decoder = CONFIG.model.vision, CONFIG.model.decoder
+    frames, tokens, length = stage.batch_size * stage.frames, stage.batch_size * stage.length, stage.length
+    patches, width = vision.num_patches, vision.hidden_size
+    layer = 8 * patches * width**2 + 4 * patches * width * vision.intermediate_size + 4 * patches**2 * width
+    embed = 2 * patches * vision.patch_size**2 * 3 * width
+    assert flops.tower == frames * (embed + vision.num_used_layers * layer)
+    hidden, heads = decoder.hidden_size, decoder.num_attention_heads * decoder.head_dim
+    layer = 2 * 4 * hidden * heads + 2 * 3 * hidden * decoder.intermediate_size + 4 * length * heads
+    assert flops.decoder == tokens * (decoder.num_hidden_layers * layer + 2 * hidden * decoder.vocab_size)
+
+
+def test_training_everything_costs_two_forward_passes_more():
+    flops, _ = of_stage("base")
+    forward = flops.tower + flops.adapter + flops.decoder
+    # A little less: no gradient of the pixels is wanted, and none of the sampler, which images pass by.
+    assert 1.98 * forward < flops.backward < 2 * forward
+    assert flops.recomputed == 0
+    assert flops.model == forward + flops.backward
+
+
+def test_a_frozen_tower_has_no_backward_pass():
+    trained, _ = of_stage("base")
+    frozen, stage = of_stage("align")
+    assert frozen.tower == trained.tower
+    assert frozen.backward < trained.backward - 1.5 * trained.tower
+    assert dataclasses.replace(frozen, recomputed=5.0).hardware == frozen.model + 5
+    assert stage.name == "align"

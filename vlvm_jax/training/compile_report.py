@@ -1,0 +1,106 @@
+"""What `vlvm_jax.compile` prints and writes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from vlvm_jax.config import Config
+from vlvm_jax.parallel.topology import GIB, Topology
+from vlvm_jax.training.ahead_of_time import StageReport
+from vlvm_jax.training.progress import console
+
+
+def show(reports: Sequence[StageReport], topology: Topology) -> None:
+    """Tables: memory, operations and bounds, collectives."""
+    chip = topology.chip
+    memory = Table(title=f"{topology.name}: {topology.chips} chips, {chip.hbm / GIB:.0f} GiB of HBM each; GiB per chip")
+    for column in ("stage", "batch", "trained", "frozen", "arguments", "temporaries", "HBM", "fits", "donated"):
+        memory.add_column(column, justify="left" if column == "stage" else "right")
+    speed = Table(title="operations per step and least times (published peaks)")
+    for column in (
+        "stage",
+        "tower",
+        "adapter",
+        "decoder",
+        "backward",
+        "again",
+        "compute",
+        "HBM",
+        "links",
+        "MFU at most",
+    ):
+        speed.add_column(column, justify="left" if column == "stage" else "right")
+    moved = Table(title="collectives per step and chip: times run, GiB")
+    for column in ("stage", "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"):
+        moved.add_column(column, justify="left" if column == "stage" else "right")
+    for report in reports:
+        memory.add_row(*_memory(report, topology))
+        speed.add_row(*_speed(report))
+        if report.collectives is not None:
+            counts, sizes = report.collectives.count, report.collectives.bytes
+            cells = [f"{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in _KINDS]
+            moved.add_row(report.name, *cells)
+    wide = Console(highlight=False, width=max(console.width, _WIDTH))  # figures cut short are of no use in a log
+    for table in (memory, speed, moved):
+        wide.print(table)
+    for report in reports:
+        if report.message:
+            console.print(f"{report.name}: {report.message}", markup=False)
+
+
+_WIDTH = 130
+_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+
+def _memory(report: StageReport, topology: Topology) -> list[str]:
+    cells = [report.name, f"{report.batch_size}", f"{report.trainable / 1e6:,.0f}M", f"{report.frozen / 1e6:,.0f}M"]
+    if report.arguments is None or report.temporaries is None:
+        return [*cells, "-", "-", "-", "no", "-"]
+    used = report.arguments + report.temporaries
+    share = f"{_gib(used)} ({used / topology.chip.hbm:.0%})"
+    # The metrics are results too, a few bytes that no argument gives room for.
+    kept = report.donated is not None and report.state is not None and report.state - report.donated < 4096
+    donated = "all" if kept else f"{_gib(report.donated)} of {_gib(report.state)}"
+    yes = "yes" if report.fits else "no"
+    return [*cells, _gib(report.arguments), _gib(report.temporaries), share, yes, donated]
+
+
+def _speed(report: StageReport) -> list[str]:
+    flops = report.flops
+    parts = (flops.tower, flops.adapter, flops.decoder, flops.backward, flops.recomputed)
+    cells = [report.name, *(f"{part:.2e}" for part in parts)]
+    if report.compute is None or report.hbm is None or report.interconnect is None:
+        return [*cells, "-", "-", "-", "-"]
+    times = (report.compute, report.hbm, report.interconnect)
+    return [*cells, *(f"{1000 * time:,.0f} ms" for time in times), f"{report.mfu_bound:.0%}"]
+
+
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / GIB:.2f}"
+
+
+def misfit(report: StageReport, topology: Topology) -> str:
+    """One line on a stage that does not fit."""
+    if report.arguments is None or report.temporaries is None:
+        need = report.message or "the compiler ran out of HBM"
+    else:
+        need = f"{_gib(report.arguments)} GiB of arguments + {_gib(report.temporaries)} GiB of temporaries"
+    return (
+        f"config.stages.{report.name}: does not fit {topology.name}: {need}, where a chip has "
+        f"{topology.chip.hbm / GIB:.0f} GiB; lower batch_size, raise accumulate, or take more chips (--search finds "
+        "the largest batch)"
+    )
+
+
+def to_json(config: Config, reports: Sequence[StageReport], topology: Topology) -> dict[str, Any]:
+    return {
+        "config": config.name,
+        "topology": dataclasses.asdict(topology),
+        "chips": topology.chips,
+        "versions": {"jax": jax.__version__},
+        "stages": [dataclasses.asdict(report) for report in reports],
+    }

@@ -1,0 +1,125 @@
+"""Floating-point operations of a step, counted from what jax is about to run.
+
+Matrix products are counted (2 m n k) through loops, gradients and recomputation; everything else is noise beside them.
+Attention counts in full: no halving for causal masks. The compiler's own count is of no use here: it counts a scanned
+layer once, and a kernel not at all.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from vlvm_jax.config import ModelConfig, StageConfig
+from vlvm_jax.models.adapters.base import FrameLayout
+from vlvm_jax.models.params import Model
+from vlvm_jax.models.video_llm import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Of one step over a whole batch.
+
+    Attributes:
+      tower, adapter, decoder: the forward pass by part; the head belongs to the decoder.
+      backward: gradients.
+      recomputed: what rematerialisation runs again.
+    """
+
+    tower: float
+    adapter: float
+    decoder: float
+    backward: float
+    recomputed: float
+
+    @property
+    def model(self) -> float:
+        """What a step needs: the numerator of MFU. Recomputation does not count."""
+        return self.tower + self.adapter + self.decoder + self.backward
+
+    @property
+    def hardware(self) -> float:
+        """What a step runs."""
+        return self.model + self.recomputed
+
+
+def count(function: Callable, *args: Any) -> float:
+    """Operations in the matrix products of `function(*args)`; nothing is run."""
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            total += _product(equation)
+            continue
+        inner = [_count(sub) for sub in _inside(equation.params)]
+        if not inner:
+            continue
+        if equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inner)
+        elif equation.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner)
+    return total
+
+
+def _inside(params: dict[str, Any]) -> list[core.Jaxpr]:
+    """The programs that an operation runs. A custom derivative's rules are not among them: they are functions."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, core.Jaxpr):
+                found.append(item)
+    return found
+
+
+def _product(equation) -> float:
+    left, right = (operand.aval.shape for operand in equation.invars)
+    (_, contracted), (_, batched) = equation.params["dimension_numbers"]
+    shared = {*contracted, *batched}
+    return 2.0 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
+
+
+def step_flops(
+    config: ModelConfig, stage: StageConfig, make_train: Callable[[ModelConfig], tuple], batch: Batch
+) -> StepFlops:
+    """Counts a stage's step.
+
+    Args:
+      make_train: model settings -> (train function, its state, its frozen parameters), all abstract; called with and
+        without rematerialisation.
+      batch: shapes.
+    """
+    plain = config.model_copy(update={"vision_remat": "none", "decoder_remat": "none"})
+    model = Model(plain)
+    params = model.abstract()
+
+    def tower(params, frames):
+        return model.bind(params).encoder(frames)
+
+    features = jax.eval_shape(tower, params, batch.frames)
+    layout = FrameLayout(batch.media, batch.is_video)
+    of_tower = count(tower, params, batch.frames)
+    of_adapter = count(lambda p, f, where: model.bind(p).adapter(f, where, rng=None), params, features, layout)
+    hidden = jax.ShapeDtypeStruct((*batch.token_ids.shape, config.decoder.hidden_size), jnp.dtype(config.dtype))
+
+    def decoder(params, embeddings, positions, segments):
+        bound = model.bind(params).decoder
+        return bound.logits(bound(embeddings, positions, segments)[0])
+
+    of_decoder = count(decoder, params, hidden, batch.positions, batch.segment_ids)
+    without, with_remat = (count(*make_train(settings), batch) for settings in (plain, config))
+    # The head's loss is recomputed chunk by chunk whatever the remat policy; it is in both counts.
+    chunks = stage.loss_chunks > 1
+    head = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size * chunks
+    forward = of_tower + of_adapter + of_decoder
+    return StepFlops(of_tower, of_adapter, of_decoder, without - forward - head, with_remat - without + head)
