@@ -143,8 +143,8 @@ def test_config_errors_name_the_key():
     with pytest.raises(InputError, match=r"config\.stages\.1\.batch_sise: unknown key; did you mean 'batch_size'"):
         build(Config, config)
     config = to_json(build(Config, ftfv.get_config()))
-    config["model"]["vision"]["patch_size"] = 7
-    with pytest.raises(InputError, match=r"config\.model\.vision: image_size 48 is not a multiple of patch_size 7"):
+    config["model"]["vision"]["patch_size"] = 49
+    with pytest.raises(InputError, match=r"config\.model\.vision: image_size 48 is smaller than patch_size 49"):
         build(Config, config)
 
 

@@ -56,6 +56,7 @@ class VisionConfig(Settings):
 
     @property
     def grid(self) -> int:
+        """Patches along a side; pixels left over at the right and the bottom are not seen (SigLIP-384/14: 6)."""
         return self.image_size // self.patch_size
 
     @property
@@ -68,8 +69,8 @@ class VisionConfig(Settings):
 
     @pydantic.model_validator(mode="after")
     def _check(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

@@ -78,9 +78,7 @@ def test_splash_on_a_mesh_splits_rows_and_heads():
     assert got.sharding.spec[0] == ("data", "fsdp") and got.sharding.spec[2] == "tensor"
     mask = segment_mask(segments, segments, positions, positions)
     real = (segments > 0)[:, :, None, None]
-    np.testing.assert_allclose(
-        jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5
-    )
+    np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5)
 
 
 def test_the_kernel_follows_the_mesh_not_the_process():

@@ -140,6 +140,7 @@ class VisionTower(nnx.Module):
         mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
         pixels = ((images.astype(jnp.float32) / 255 - mean) / std).astype(self.dtype)
         side, patch = config.grid, config.patch_size
+        pixels = pixels[:, : side * patch, : side * patch]
         pixels = pixels.reshape(batch, side, patch, side, patch, 3)
         pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, patch * patch * 3)
         x = self.patch_embedding(pixels)

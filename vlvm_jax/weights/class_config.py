@@ -5,7 +5,9 @@ import dataclasses
 from typing import Any
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, VisionConfig
+from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.frames import Adapter as FramesAdapter
+from vlvm_jax.weights import original_llava
 
 ARCHITECTURES = {
     "llava": "LlavaForConditionalGeneration",
@@ -53,7 +55,16 @@ def vision_dict(vision: VisionConfig, family: str, has_head: bool = False) -> di
 
 
 def text_dict(decoder: DecoderConfig, model_type: str | None = None) -> dict[str, Any]:
-    """Settings of the language model. `model_type` None picks the class that has these biases."""
+    """Settings of the language model. `model_type` None picks the class that has these biases.
+
+    Raises:
+      InputError: no class has them.
+    """
+    if decoder.attention_out_bias and not decoder.attention_bias:
+        raise InputError(
+            "config.model.decoder.attention_out_bias: no class of transformers has a bias at the attention's output "
+            "alone, so this model cannot be exported"
+        )
     if model_type is None:
         model_type = "qwen2" if decoder.attention_bias and not decoder.attention_out_bias else "llama"
     values: dict[str, Any] = {
@@ -143,8 +154,9 @@ def _vlm(
     if family == "llava_next_video":
         options = FramesAdapter.Options(**adapter.options)
         config |= {"spatial_pool_mode": options.pool, "spatial_pool_stride": options.pool_stride}
-    if "image_grid_pinpoints" not in (base or {}):
-        config["image_grid_pinpoints"] = _pinpoints(vision.image_size, family)
+    config |= {"image_grid_pinpoints": _pinpoints(vision.image_size, family)} | _tiling(base, vision.image_size)
+    if family != "llava_onevision":
+        config.pop("vision_aspect_ratio", None)
     return config
 
 
@@ -153,6 +165,15 @@ def _feature_layer(vision: VisionConfig, base: dict[str, Any] | None) -> int:
     spelled = (base or {}).get("vision_feature_layer")
     same = isinstance(spelled, int) and spelled - vision.num_hidden_layers - 1 == vision.feature_layer
     return spelled if same else vision.feature_layer
+
+
+def _tiling(base: dict[str, Any] | None, size: int) -> dict[str, Any]:
+    """How the base cuts images into tiles, where it says so."""
+    if base is None:
+        return {}
+    if "mm_vision_tower" in base:
+        return original_llava.tiling(base, size)
+    return {key: base[key] for key in ("image_grid_pinpoints", "vision_aspect_ratio") if base.get(key)}
 
 
 def _pinpoints(size: int, family: str) -> list[list[int]]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -185,15 +184,16 @@ class Export:
 
     def write(self, folder: Path, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
         """Tensors, config, tokenizer, code; returns the numbers of parameters and of bytes."""
-        writer = SafetensorsWriter(folder, self.options.max_shard_bytes)
         rules = self._rules()
+        carried = {f"{self.layout.prefixes['tower']}{name}": value for name, value in self.carried.items()}
+        names = [*carried, *(name for rule in rules for name in rule.tensors())]
+        writer = SafetensorsWriter(folder, names, self.options.max_shard_bytes)
         for number, rule in enumerate(rules):
-            for name, value in self._tensors(rule):
-                writer.add(name, value)
+            self._write_parameter(writer, rule)
             if progress is not None:
                 progress(number + 1, len(rules))
-        for name, value in self.carried.items():
-            writer.add(f"{self.layout.prefixes['tower']}{name}", self.cast(value))
+        for name, value in carried.items():
+            writer.add(name, self.cast(value))
         writer.close()
         self._write_files(folder)
         if self.options.lora == "peft":
@@ -201,16 +201,19 @@ class Export:
         return writer.total_parameters, writer.total_bytes
 
     def _rules(self) -> list[Rule]:
-        newline = "adapter/image_newline" in self.source.shapes
-        wants_newline = self.rung.family in ("llava_next", "llava_next_video", "llava_onevision")
+        newline = "adapter/image_newline"
+        has_newline = self.rung.family in ("llava_next", "llava_next_video", "llava_onevision")
+        if self.rung.family == OWN_CLASS:
+            has_newline = newline in self.source.shapes
         rules = tables.rules_for(
             self.layout,
             vision=self.vision,
             decoder=self.decoder,
             connector=self.adapter.connector if self.adapter else None,
-            newline=newline or wants_newline,
+            newline=has_newline,
         )
-        known = {rule.path for rule in rules}
+        # A newline that no medium at hand needs stays behind where the class has none.
+        known = {newline, *(rule.path for rule in rules)}
         own = [path for path in self.source.shapes if path not in known and not lora.is_lora(path)]
         if own and self.rung.family != OWN_CLASS:
             raise AssertionError(f"{own} have no place in {self.rung.family}, which was found exact")
@@ -218,6 +221,10 @@ class Export:
             name, transpose = own_names.adapter_tensor_name(path)
             rules.append(Rule(name, path, "transpose" if transpose else "same"))
         return rules
+
+    def _write_parameter(self, writer: SafetensorsWriter, rule: Rule) -> None:
+        for name, value in self._tensors(rule):
+            writer.add(name, value)
 
     def _tensors(self, rule: Rule) -> Iterator[tuple[str, np.ndarray]]:
         value = self._value(rule.path)
@@ -237,19 +244,13 @@ class Export:
             assert path == "adapter/image_newline" and self.decoder is not None
             return np.zeros(self.decoder.hidden_size, np.float32)
         if self.lora is not None and self.options.lora == "merge":
-            value = np.asarray(lora.merged(path, self.stored, self.lora))
+            value = np.asarray(lora.merged(path, self.source.read, self.lora))
         else:
-            value = np.asarray(self.stored(path))
+            value = self.source.read(path)
         if self.decoder is None or self.decoder.vocab_size == self.stored_vocab:
             return value
         axis = {"decoder/embed_tokens/embedding": 0, "decoder/lm_head/kernel": 1}.get(path)
         return value if axis is None else _with_rows(value, axis, self.decoder.vocab_size)
-
-    def stored(self, path: str) -> jax.Array:
-        a = self.source.shapes[path]
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        loaded = self.source.load({path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device)})
-        return loaded[path]
 
     def cast(self, value: np.ndarray) -> np.ndarray:
         """Imports keep every tensor's own dtype unless told otherwise; trained ones get the export's."""
@@ -290,7 +291,7 @@ class Export:
         assert self.lora is not None
         family = self.rung.family
         key = "bare" if self.rung.number == 0 else "smolvlm" if family in ("smolvlm", "idefics3") else "llava"
-        wanted = {path: self.stored(path) for path in self.source.shapes if lora.is_lora(path)}
+        wanted = {path: self.source.read(path) for path in self.source.shapes if lora.is_lora(path)}
         lora.write_peft(folder, wanted, self.lora, PEFT_PREFIXES[key], base_model="..")
 
 

@@ -107,6 +107,11 @@ def _vlm(directory: Path, family: str, config: Any, raw: dict, where: str) -> HF
     statistics = pixel_statistics(directory)
     if family in ("smolvlm", "idefics3"):
         vision = tower(config.vision_config, where, feature_layer=-1, post_norm=True, statistics=statistics)
+        if vision.grid % config.scale_factor:
+            raise InputError(
+                f"{where}: scale_factor {config.scale_factor} does not divide the tower's grid of {vision.grid} x "
+                f"{vision.grid} patches"
+            )
         connector = ConnectorConfig(kind="pixel_shuffle", bias=False, scale_factor=config.scale_factor)
         return HFModel(directory, family, family, vision, language, connector, {}, False, None, raw)
     vision = tower(config.vision_config, where, feature_layer=config.vision_feature_layer, statistics=statistics)
@@ -264,7 +269,7 @@ def _class_config(directory: Path) -> Any:
         if "Strict" not in type(error).__name__:
             raise
         text = " ".join(str(error).split())
-        raise InputError(f"{directory / 'config.json'}: a value of the wrong type: {text[:200]}") from None
+        raise InputError(f"{directory / 'config.json'}: transformers refuses it: {text[:200]}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

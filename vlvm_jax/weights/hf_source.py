@@ -42,7 +42,6 @@ class HFSource:
         }
         self.layout: Layout
         self.layout, rules = tables.best_layout(self.hf.family, self.reader.tensors, **parts)
-        self._check_tied_head(rules)
         bare_tower = self.hf.family in ("clip", "siglip")
         self.carried = tables.match(
             set(self.reader.tensors) - self._tied_heads(),
@@ -54,6 +53,7 @@ class HFSource:
         self.rules = {rule.path: rule for rule in rules}
         wanted = model_shapes(self.hf)
         self.shapes = {rule.path: self._checked(rule, wanted[rule.path].shape) for rule in rules}
+        self._check_tied_head(rules)
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
         """A parameter, or the part that `index` selects, in the dtype on disk. Reads no more than it needs."""
@@ -74,7 +74,7 @@ class HFSource:
 
     def _load(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.make_array_from_callback(
-            wanted.shape, wanted.sharding, lambda index: self.read(path, index).astype(wanted.dtype)
+            wanted.shape, wanted.sharding, lambda index: self.read(path, index).astype(wanted.dtype, copy=False)
         )
 
     def _read(self, rule: Rule, tensor: str, index: list[slice]) -> np.ndarray:
@@ -116,15 +116,19 @@ class HFSource:
     def _check_tied_head(self, rules: list[Rule]) -> None:
         embedding = next((rule.tensor for rule in rules if rule.path.endswith("embed_tokens/embedding")), None)
         for head in self._tied_heads():
-            rows = self.reader.tensors[head].shape[0]
-            for start in range(0, rows, 16384):
-                part = (slice(start, start + 16384), slice(None))
-                same = embedding and np.array_equal(self.reader.read(head, part), self.reader.read(embedding, part))
-                if not same:
-                    raise InputError(
-                        f"{self.directory}: tensor {head} holds other values than {embedding}, to which config.json "
-                        "ties it; set tie_word_embeddings to false there if the head is its own"
-                    )
+            if not embedding or not self._same(head, embedding):
+                raise InputError(
+                    f"{self.directory}: tensor {head} holds other values than {embedding}, to which config.json "
+                    "ties it; set tie_word_embeddings to false there if the head is its own"
+                )
+
+    def _same(self, first: str, second: str) -> bool:
+        """Whether two tensors are equal; a part of them at a time."""
+        shape = self.reader.tensors[first].shape
+        if shape != self.reader.tensors[second].shape:
+            return False
+        parts = [(slice(start, min(start + 16384, shape[0])), slice(None)) for start in range(0, shape[0], 16384)]
+        return all(np.array_equal(self.reader.read(first, part), self.reader.read(second, part)) for part in parts)
 
 
 def model_shapes(hf: HFModel) -> dict[str, jax.ShapeDtypeStruct]:

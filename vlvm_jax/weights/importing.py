@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from etils import epath
 
 from vlvm_jax import __version__
@@ -50,13 +51,11 @@ def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HF
     return opened
 
 
-def _parameters(opened: HFDirectory, progress) -> Iterator[tuple[str, jax.Array]]:
+def _parameters(opened: HFDirectory, progress) -> Iterator[tuple[str, np.ndarray]]:
     total = sum(a.size * a.dtype.itemsize for a in opened.shapes.values())
     done = 0
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for path, a in opened.shapes.items():
-        wanted = jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device)
-        yield path, opened.load({path: wanted})[path]
+        yield path, opened.read(path)
         done += a.size * a.dtype.itemsize
         if progress is not None:
             progress(done, total)

@@ -4,7 +4,9 @@ Their `config.json` is the language model's with `mm_*` keys; the tower is named
 not be in the files. The keys' meaning is read from those repositories' `llava/model` (builder, llava_arch).
 """
 
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,29 @@ def hf_family(raw: dict[str, Any], language: str) -> str:
     if language == "Qwen" and "anyres_max" in str(raw.get("image_aspect_ratio", "")):
         return "llava_onevision"
     return "llava_next" if "unpad" in raw.get("mm_patch_merge_type", "flat") else "llava"
+
+
+def tiling(raw: dict[str, Any], size: int) -> dict[str, Any]:
+    """What the config says of images in tiles, in the keys of transformers' classes.
+
+    Canvases are width first here, height first there; lmms-lab may write them as `(1x1),...,(6x6)`, in tiles.
+
+    Args:
+      size: pixels of a tile's side.
+    """
+    keys = {}
+    canvases = raw.get("image_grid_pinpoints")
+    if isinstance(canvases, str):
+        tiles = [(int(wide), int(tall)) for wide, tall in re.findall(r"(\d+)x(\d+)", canvases)]
+        if "..." in canvases:
+            (first, top), (last, bottom) = tiles[0], tiles[-1]
+            tiles = list(itertools.product(range(first, last + 1), range(top, bottom + 1)))
+        canvases = [[size * wide, size * tall] for wide, tall in tiles]
+    if canvases:
+        keys["image_grid_pinpoints"] = [[tall, wide] for wide, tall in canvases]
+    if str(raw.get("image_aspect_ratio")).startswith("anyres_max_"):
+        keys["vision_aspect_ratio"] = raw["image_aspect_ratio"]
+    return keys
 
 
 def _tower_sizes(name: str, where: str) -> dict[str, Any]:

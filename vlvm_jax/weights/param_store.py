@@ -6,8 +6,10 @@ Both write the same thing, a flat dict of whole parameters, so that what either 
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -15,27 +17,32 @@ from vlvm_jax.models.params import Params
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save at length
 
+_TOGETHER = 64 << 20  # bytes; a save takes its time, whatever its size
+_CHUNK = 8 << 20  # bytes; what is compressed, and read, as one piece: a file each
 
-_TOGETHER = 64 << 20  # a save takes its time, whatever its size
 
-
-def save(directory: epath.Path, params: Iterable[tuple[str, jax.Array]]) -> None:
+def save(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes parameters as they come; `directory` appears when all of them are there.
 
-    Memory: one parameter, with up to `_TOGETHER` bytes of small ones, and their copy while they are written.
+    Memory: one parameter, with up to `_TOGETHER` bytes of small ones.
     """
-    waiting: Params = {}
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False  # it would hold a compressed copy of the parameter until all is written
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK
+    context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
+    waiting: dict[str, np.ndarray] = {}
     size = 0
-    for path, value in params:
-        waiting[path] = value
-        size += value.nbytes
-        del value  # or it would be held while the next one is made
-        if size >= _TOGETHER:
+    with context:
+        for path, value in params:
+            waiting[path] = value
+            size += value.nbytes
+            del value  # or it would be held while the next one is made
+            if size >= _TOGETHER:
+                ocp.partial.save(directory, waiting)
+                waiting, size = {}, 0
+        if waiting:
             ocp.partial.save(directory, waiting)
-            waiting, size = {}, 0
-    if waiting:
-        ocp.partial.save(directory, waiting)
-    ocp.partial.finalize(directory)
+        ocp.partial.finalize(directory)
 
 
 def shapes(directory: epath.Path, item: str | None = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -49,8 +56,17 @@ def shapes(directory: epath.Path, item: str | None = None) -> dict[str, jax.Shap
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()}
 
 
+def read(directory: epath.Path, path: str, item: str | None = None) -> np.ndarray:
+    """One whole parameter on the host, as stored. Memory: the parameter, and what is read ahead of it."""
+    return _load(directory, {path: np.ndarray}, item)[path]
+
+
 def load(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct], item: str | None = None) -> Params:
     """The named parameters, in the dtypes and shardings asked for; each process reads only its shards."""
+    return _load(directory, abstract, item)
+
+
+def _load(directory: epath.Path, abstract: Mapping[str, Any], item: str | None) -> Any:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:

@@ -1,14 +1,13 @@
 """Safetensors directories as Hugging Face writes them: read tensor by tensor, write shard by shard."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # with it numpy knows bfloat16, in which safetensors then hands out such tensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from vlvm_jax.errors import InputError
 
@@ -19,6 +18,11 @@ DTYPES: Mapping[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_METADATA = {"__metadata__": {"format": "pt"}}
+_LONGEST_ENTRY = 160  # bytes of a header's entry beside the name: type, up to 4 sizes, two offsets
 
 
 class TensorInfo(NamedTuple):
@@ -51,9 +55,7 @@ class SafetensorsReader:
                     part = opened.get_slice(name)
                     self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), self._dtype(part, name, file))
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{file}: not a whole safetensors file ({str(error).strip()}); download or copy it again"
-            ) from None
+            raise _not_whole(file, error) from None
 
     @staticmethod
     def _dtype(part, name: str, file: Path) -> np.dtype:
@@ -65,9 +67,17 @@ class SafetensorsReader:
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """One tensor, or the part of it that `index` selects; the rest is not read."""
-        with safe_open(self.tensors[name].file, framework="np") as opened:
-            part = opened.get_slice(name)
-            return part[index] if index and part.get_shape() else opened.get_tensor(name)
+        file = self.tensors[name].file
+        try:
+            with safe_open(file, framework="np") as opened:
+                part = opened.get_slice(name)
+                return part[index] if index and part.get_shape() else opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:  # it has changed since it was opened
+            raise _not_whole(file, error) from None
+
+
+def _not_whole(file: Path, error: Exception) -> InputError:
+    return InputError(f"{file}: not a whole safetensors file ({str(error).strip()}); download or copy it again")
 
 
 def _unknown_dtype(dtype: str, name: str, file: Path) -> np.dtype:
@@ -79,7 +89,7 @@ def _files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from None
         for name in names:
             if not (directory / name).is_file():
@@ -104,33 +114,52 @@ def _files(directory: Path) -> list[Path]:
 class SafetensorsWriter:
     """Writes tensors in the order they come, a new shard whenever one is full; `close` names the shards and the index.
 
-    Memory: one shard.
+    Memory: one tensor. Each shard starts with room for its header, which is written when the shard is full.
 
     Args:
-      max_bytes: size at which a shard is written. A larger tensor gets one of its own.
+      names: of all tensors that will come, which tells how long a header can become.
+      max_bytes: size at which a shard ends. A larger tensor gets one of its own.
     """
 
-    def __init__(self, directory: Path, max_bytes: int = 1 << 30):
+    def __init__(self, directory: Path, names: Iterable[str], max_bytes: int = 1 << 30):
         self.directory, self.max_bytes = directory, max_bytes
-        self._pending: dict[str, np.ndarray] = {}
-        self._pending_bytes = self.total_bytes = self.total_parameters = 0
+        self.total_bytes = self.total_parameters = 0
+        longest = sum(len(json.dumps(name)) + _LONGEST_ENTRY for name in names) + len(json.dumps(_METADATA))
+        self._room = longest + -longest % 8
         self._shards: list[list[str]] = []
+        self._header: dict[str, Any] = {}
+        self._bytes = 0
+        self._file = self._open()
 
     def add(self, name: str, value: np.ndarray) -> None:
-        if self._pending and self._pending_bytes + value.nbytes > self.max_bytes:
-            self._flush()
-        self._pending[name] = np.ascontiguousarray(value)
-        self._pending_bytes += value.nbytes
+        """Raises `ValueError` for a tensor that was not announced."""
+        if self._header and self._bytes + value.nbytes > self.max_bytes:
+            self._finish()
+            self._file = self._open()
+        offsets = [self._bytes, self._bytes + value.nbytes]
+        self._header[name] = {"dtype": _CODES[value.dtype], "shape": list(value.shape), "data_offsets": offsets}
+        self._file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        self._bytes += value.nbytes
         self.total_bytes += value.nbytes
         self.total_parameters += value.size
 
-    def _flush(self) -> None:
-        save_file(self._pending, self.directory / f"shard-{len(self._shards)}", metadata={"format": "pt"})
-        self._shards.append(list(self._pending))
-        self._pending, self._pending_bytes = {}, 0
+    def _open(self) -> BinaryIO:
+        file = (self.directory / f"shard-{len(self._shards)}").open("wb")
+        file.seek(8 + self._room)
+        return file
+
+    def _finish(self) -> None:
+        header = json.dumps({**_METADATA, **self._header}).encode()
+        if len(header) > self._room:
+            raise ValueError(f"tensors that were not announced, among them {list(self._header)[-1]}")
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+        self._file.close()
+        self._shards.append(list(self._header))
+        self._header, self._bytes = {}, 0
 
     def close(self) -> None:
-        self._flush()
+        self._finish()
         count = len(self._shards)
         weight_map = {}
         for number, names in enumerate(self._shards):

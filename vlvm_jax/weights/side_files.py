@@ -1,14 +1,15 @@
 """The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
-from safetensors.numpy import load, save
+from safetensors import deserialize
+from safetensors.numpy import save
 
 from vlvm_jax.weights.hf_source import HFSource
+from vlvm_jax.weights.safetensors_files import DTYPES
 
 CARRIED_FILE = "carried.safetensors"
 NAMES = (
@@ -78,5 +79,6 @@ def carried_of(checkpoint: HFSource) -> dict[str, np.ndarray]:
 
 def carried(folder: epath.Path) -> dict[str, np.ndarray]:
     """Tensors kept aside at import, by their names relative to the tower."""
-    path = Path(folder) / CARRIED_FILE
-    return load(path.read_bytes()) if path.is_file() else {}
+    path = folder / CARRIED_FILE
+    parts = deserialize(path.read_bytes()) if path.exists() else []
+    return {name: np.frombuffer(part["data"], DTYPES[part["dtype"]]).reshape(part["shape"]) for name, part in parts}

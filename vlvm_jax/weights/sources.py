@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+import numpy as np
 from etils import epath
 
 from vlvm_jax.config import (
@@ -56,6 +57,10 @@ class Source(Protocol):
         """The named parameters in the dtypes and shardings asked for."""
         ...
 
+    def read(self, path: str) -> np.ndarray:
+        """One whole parameter on the host, as stored."""
+        ...
+
 
 class HFDirectory:
     """A Hugging Face checkpoint; a tower that it leaves in its own repository is opened with it."""
@@ -82,6 +87,11 @@ class HFDirectory:
         rest = {path: a for path, a in abstract.items() if path in self.checkpoint.shapes}
         tower = self._tower.load(of_tower) if self._tower is not None else {}
         return {**self.checkpoint.load(rest), **tower}
+
+    def read(self, path: str) -> np.ndarray:
+        if self._tower is not None and path not in self.checkpoint.shapes:
+            return self._tower.read(path)
+        return self.checkpoint.read(path)
 
 
 def class_adapter(hf: HFModel) -> AdapterConfig | None:
@@ -122,7 +132,12 @@ class Stored:
     ):
         self.name, self.root, self.params, self.item = name, root, params, item
         self.stages, self.config = stages, config
-        self.shapes: Mapping[str, jax.ShapeDtypeStruct] = param_store.shapes(params, item)
+        try:
+            self.shapes: Mapping[str, jax.ShapeDtypeStruct] = param_store.shapes(params, item)
+        except (ValueError, OSError) as error:  # Orbax's own errors are among them
+            raise InputError(
+                f"{params}: no whole checkpoint here ({type(error).__name__}); make or copy it again"
+            ) from None
         self.vision, self.decoder, self.adapter, self.lora = parts.vision, parts.decoder, parts.adapter, parts.lora
         self.connector = None if parts.adapter is None else parts.adapter.connector
         folder = root / HF_FOLDER
@@ -130,6 +145,9 @@ class Stored:
 
     def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
         return param_store.load(self.params, abstract, self.item)
+
+    def read(self, path: str) -> np.ndarray:
+        return param_store.read(self.params, path, self.item)
 
 
 def open_source(text: str, where: str) -> HFDirectory | Stored:
@@ -158,7 +176,10 @@ def open_source(text: str, where: str) -> HFDirectory | Stored:
 
 def _imported_parts(directory: epath.Path) -> Parts:
     path = directory / MODEL_FILE
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); import the checkpoint again") from None
     kinds = {"vision": VisionConfig, "decoder": DecoderConfig, "adapter": AdapterConfig}
     parts = {
         key: None if values[key] is None else build(cls, values[key], f"{path}: {key}") for key, cls in kinds.items()
@@ -179,7 +200,10 @@ def _run_of(directory: epath.Path) -> tuple[epath.Path, str | None, int | None] 
 
 def _is_run(directory: epath.Path) -> bool:
     path = directory / "config.json"
-    return path.exists() and "stages" in json.loads(path.read_text())
+    try:
+        return path.exists() and "stages" in json.loads(path.read_text())
+    except (ValueError, TypeError):  # whoever reads the file next says what is wrong with it
+        return False
 
 
 def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, step: int | None) -> Stored:

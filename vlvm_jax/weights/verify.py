@@ -131,7 +131,7 @@ def _parameters(export: "Export") -> Params:
     """What was exported, fp32 (after the rounding to the export's dtype), LoRA as the export has it, segmented."""
     whole = {}
     for path in export.source.shapes:
-        value = np.asarray(export.stored(path))
+        value = export.source.read(path)
         if not path.rsplit("/", 1)[-1].startswith("lora_"):
             value = export.cast(value)
         whole[path] = jnp.asarray(value, jnp.float32)
