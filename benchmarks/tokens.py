@@ -69,7 +69,8 @@ def start_from(folder: epath.Path, config: Config, mesh) -> params_lib.Params:
     """The image model's parameters with this setting's own fresh sampler."""
     fresh = jax.jit(lambda: params_lib.join(Model(config.model).init(config.seed)))()
     image = setting("none", PATCHES, 0, 1)
-    trained = stages.initial_params(image, folder, None, mesh)
+    abstract = jax.eval_shape(params_lib.join, Model(image.model).abstract())
+    trained = stages.initial_params(image, folder, abstract, None, mesh)
     return {**fresh, **{path: value for path, value in trained.items() if path in fresh}}
 
 
@@ -80,7 +81,7 @@ def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop
     writer = MetricsWriter(workdir, tensorboard=False, wandb_project=None, name=config.name, config={})
     workdir.mkdir(parents=True, exist_ok=True)
     _, params = stages.train_stage(
-        config, prepared, workdir, None, start_from(folder, config, mesh), mesh, writer, stop
+        config, prepared, workdir, folder, start_from(folder, config, mesh), mesh, writer, stop
     )
     results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
     by_type = results["videos"]["by_type"]

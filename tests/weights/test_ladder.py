@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers
 from etils import epath
+from exports import load_strictly
 from recipes import DATA
-from test_round_trip import load_strictly
 
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json
 from vlvm_jax.data.shapes import vocab_size

@@ -370,23 +370,3 @@ def test_positions_end_where_the_window_begins_to_slide(checkpoints):
     assert json.loads((folder / "config.json").read_text())["sliding_window"] == 64
     decoder = open_source(str(folder), "SRC").decoder
     assert decoder is not None and decoder.max_position_embeddings == 64
-
-
-@pytest.mark.parametrize(
-    ("name", "language", "with_tower", "family"),
-    [
-        ("llava clip llama", "Llama", False, "llava"),
-        ("llava_next clip mistral", "Mistral", True, "llava_next"),
-        ("llava_onevision odd-grid shrink", "Qwen", True, "llava_onevision"),
-        ("llava_onevision remainder tied", "Qwen", True, "llava_onevision"),
-    ],
-)
-def test_the_original_layout_is_the_same_model(checkpoints, name, language, with_tower, family):
-    original = open_source(str(checkpoints.original(name, language, with_tower=with_tower)), "SRC")
-    source = open_source(str(checkpoints(name, dtype="float32")), "SRC")
-    assert isinstance(original, HFDirectory) and original.checkpoint.hf.hf_family == family
-    assert (original.vision, original.decoder, original.adapter) == (source.vision, source.decoder, source.adapter)
-    assert original.shapes == source.shapes
-    expected = load(source)
-    for path, value in load(original).items():
-        np.testing.assert_array_equal(value, expected[path], err_msg=path)

@@ -13,15 +13,15 @@ import pytest
 import torch
 import transformers
 from etils import epath
-from families import LLAVA_FAMILIES, NAMES, SPECS, read_tensors
+from exports import assert_same_state, assert_same_tensors, load_strictly, round_trip
+from families import LLAVA_FAMILIES, SPECS, read_tensors
 from safetensors.numpy import save_file
 
 from vlvm_jax.config import MeshConfig
-from vlvm_jax.errors import InputError
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.weights import exporting, verify
-from vlvm_jax.weights.exporting import Export, Options
+from vlvm_jax.weights import exporting
+from vlvm_jax.weights.exporting import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source
 
@@ -35,43 +35,6 @@ CASES = [
 ]
 # Keys that follow from where a config came from, not from what it says.
 PROVENANCE = ("transformers_version", "_name_or_path", "architectures", "dtype")
-ORIGINALS = [
-    ("llava clip llama", "Llama", False),
-    ("llava_next clip mistral", "Mistral", True),
-    ("llava_onevision odd-grid shrink", "Qwen", True),
-    ("llava_onevision remainder tied", "Qwen", True),
-]
-
-
-def round_trip(source: Path, folder: Path, **options: Any) -> Path:
-    """Out of one directory, through an import, into another."""
-    import_checkpoint(str(source), epath.Path(folder / "imported"))
-    exporting.export_checkpoint(str(folder / "imported"), folder / "exported", Options(verify=False, **options))
-    return folder / "exported"
-
-
-def load_strictly(folder: Path, family: str):
-    """By transformers, in the dtype of the files; a missing, unexpected or misshapen tensor fails."""
-    tower, decoder = family in ("clip", "siglip"), family not in NAMES
-    auto_class = "AutoModel" if tower else "AutoModelForCausalLM" if decoder else "AutoModelForImageTextToText"
-    model, info = getattr(transformers, auto_class).from_pretrained(folder, dtype="auto", output_loading_info=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        assert not info[kind], f"{kind}: {info[kind]}"
-    return model.eval()
-
-
-def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
-
-
-def assert_same_tensors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
-        assert found[name].tobytes() == tensor.tobytes(), name
 
 
 def hub_tensors(folder: Path, family: str) -> dict[str, np.ndarray]:
@@ -212,59 +175,3 @@ def test_files_beside_the_weights_come_along(checkpoints, tmp_path):
         assert (exported / name).read_bytes() == (source / name).read_bytes(), name
     vision = open_source(str(exported), "SRC").vision
     assert vision is not None and vision.image_mean == (0.1, 0.1, 0.1) and vision.image_std == (0.2, 0.2, 0.2)
-
-
-# --- the LLaVA repositories' own layout
-
-
-@pytest.mark.parametrize(("name", "language", "with_tower"), ORIGINALS)
-def test_the_original_layout_becomes_the_class(checkpoints, name, language, with_tower, tmp_path):
-    """The same logits and the same settings; the vocabulary has gained rows for the media tokens."""
-    family = SPECS[name].family
-    import_checkpoint(str(checkpoints.original(name, language, with_tower=with_tower)), epath.Path(tmp_path / "in"))
-    result = exporting.export_checkpoint(str(tmp_path / "in"), tmp_path / "out", Options())
-    assert result.rung.family == family and result.verified is not None and result.verified.same_answer
-    ours, theirs = load_strictly(tmp_path / "out", family), checkpoints.model(name)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(3, families.IMAGE, (1, 12)))
-    with torch.no_grad():
-        found, expected = ours(input_ids=ids).logits, theirs(input_ids=ids).logits
-    assert torch.equal(found[..., : families.VOCAB], expected)
-    assert torch.equal(found[..., families.VOCAB :], expected[..., :1].expand(1, 12, found.shape[-1] - families.VOCAB))
-    own, wanted = ours.config.to_dict(), theirs.config.to_dict()
-    for key in ("image_grid_pinpoints", "vision_aspect_ratio", "vision_feature_layer", "tie_word_embeddings"):
-        assert own.get(key) == wanted.get(key), key
-    assert own["vision_feature_select_strategy"] == wanted["vision_feature_select_strategy"]
-    assert ours.config.image_token_id >= families.VOCAB
-
-
-# --- the comparison that ends an export
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "llava siglip-head mistral gqa1", "llava_next odd-grid llama gqa1", "llava_next_video max odd-grid",
-        "llava_onevision odd-grid shrink", "smolvlm remainder tied", "idefics3 scale3 gqa1", "clip vision", "siglip",
-        "llama tied llama3-rope",
-    ],
-)  # fmt: skip
-def test_the_comparison_agrees(checkpoints, name, tmp_path):
-    result = exporting.export_checkpoint(str(checkpoints(name)), tmp_path / "out", Options())
-    report = result.verified
-    assert report is not None and report.difference < 1e-5
-    assert report.same_answer is (True if SPECS[name].family in NAMES else None)
-    assert str(report) in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.mark.parametrize("name", ["llava clip llama", "siglip vision", "qwen2 tied"])
-def test_the_comparison_notices_one_wrong_tensor(checkpoints, name, tmp_path):
-    export = Export(open_source(str(checkpoints(name, dtype="float32")), "SRC"), Options())
-    export.write(tmp_path, None)
-    tensors = read_tensors(tmp_path)
-    wrong = next(
-        key for key in tensors if key.endswith("layers.0.mlp.fc1.bias") or key.endswith("0.mlp.up_proj.weight")
-    )
-    tensors[wrong] = tensors[wrong] + np.float32(0.05)
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="does not say the same in PyTorch"):
-        verify.compare(export, tmp_path)

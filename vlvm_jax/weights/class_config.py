@@ -163,8 +163,9 @@ def _vlm(
 def _feature_layer(vision: VisionConfig, base: dict[str, Any] | None) -> int:
     """Counted from the first or from the last hidden state, as the base does."""
     spelled = (base or {}).get("vision_feature_layer")
-    same = isinstance(spelled, int) and spelled - vision.num_hidden_layers - 1 == vision.feature_layer
-    return spelled if same else vision.feature_layer
+    if isinstance(spelled, int) and spelled - vision.num_hidden_layers - 1 == vision.feature_layer:
+        return spelled
+    return vision.feature_layer
 
 
 def _tiling(base: dict[str, Any] | None, size: int) -> dict[str, Any]:

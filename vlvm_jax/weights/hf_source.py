@@ -43,11 +43,14 @@ class HFSource:
         self.layout: Layout
         self.layout, rules = tables.best_layout(self.hf.family, self.reader.tensors, **parts)
         bare_tower = self.hf.family in ("clip", "siglip")
+        dropped = tables.DROPPED_OF_TOWERS if bare_tower else None
+        if self.hf.family == "original" and not self.hf.has_newline:
+            dropped = tables.UNUSED_NEWLINE
         self.carried = tables.match(
             set(self.reader.tensors) - self._tied_heads(),
             rules,
             carried=None if bare_tower else tables.CARRIED,
-            dropped=tables.DROPPED_OF_TOWERS if bare_tower else None,
+            dropped=dropped,
             where=str(directory),
         )
         self.rules = {rule.path: rule for rule in rules}

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def merge(params: Mapping[str, jax.Array], config: LoraConfig) -> Params:
     return {path: merged(path, params.__getitem__, config) for path in params if not is_lora(path)}
 
 
-def merged(path: str, get: Callable[[str], jax.Array], config: LoraConfig) -> jax.Array:
+def merged(path: str, get: Callable[[str], Any], config: LoraConfig) -> jax.Array:
     """One parameter of the merged model, for those who stream: kernel + scale * A B, in fp32, in the kernel's dtype.
 
     Args:
@@ -66,7 +67,7 @@ def _fold(
 
 def write_peft(
     directory: str | os.PathLike,
-    params: Mapping[str, jax.Array],
+    params: Mapping[str, Any],
     config: LoraConfig,
     prefix_of: Mapping[str, str],
     base_model: str | None = None,
@@ -116,7 +117,7 @@ def write_peft(
     _replace(directory / "adapter_config.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
-def adapted_layers(params: Mapping[str, jax.Array], config: LoraConfig) -> list[str]:
+def adapted_layers(params: Mapping[str, Any], config: LoraConfig) -> list[str]:
     """Paths of the layers that have adapters (`decoder/layers/self_attn/q_proj`), sorted.
 
     Raises:

@@ -68,7 +68,7 @@ def read(directory: Path, raw: dict[str, Any], language: str) -> HFModel:
         decoder=hf_config.decoder(config, where, config.tie_word_embeddings),
         connector=ConnectorConfig(kind=kind),
         frames_options=hf_config.frames_options(family),
-        has_newline="model.image_newline" in reader.tensors,
+        has_newline=family != "llava",
         tower_source=None if layers else name,
         raw=raw,
     )

@@ -138,7 +138,7 @@ class SafetensorsWriter:
             self._file = self._open()
         offsets = [self._bytes, self._bytes + value.nbytes]
         self._header[name] = {"dtype": _CODES[value.dtype], "shape": list(value.shape), "data_offsets": offsets}
-        self._file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        self._file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         self._bytes += value.nbytes
         self.total_bytes += value.nbytes
         self.total_parameters += value.size

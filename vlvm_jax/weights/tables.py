@@ -96,26 +96,22 @@ IDEFICS3_LAYOUTS = (
         {"tower": "model.vision_model.", "decoder": "model.text_model.", "head": "", "connector": "model.connector."},
     ),
 )
-# The LLaVA repositories' own checkpoints: haotian-liu/LLaVA, LLaVA-VL/LLaVA-NeXT (lmms-lab).
-_MM_PROJECTOR = {"mm_projector.0.": "mm_projector.linear_1.", "mm_projector.2.": "mm_projector.linear_2."}
+# The LLaVA repositories' own checkpoints: haotian-liu/LLaVA, LLaVA-VL/LLaVA-NeXT (lmms-lab). As LLaVA-1.5 is
+# published, the tower stays in its own repository. A connector of one layer has no number.
+_ORIGINAL: Mapping[Part, str] = {
+    "decoder": "model.",
+    "head": "",
+    "connector": "model.mm_projector.",
+    "newline": "model.",
+}
+_ORIGINAL_TOWER: Mapping[Part, str] = {"tower": "model.vision_tower.vision_tower.vision_model."}
+_TWO_LAYERS = {"mm_projector.0.": "mm_projector.linear_1.", "mm_projector.2.": "mm_projector.linear_2."}
+_ONE_LAYER = {"mm_projector.": "mm_projector.linear_1."}
 ORIGINAL_LAYOUTS = (
-    Layout(
-        "original",
-        {
-            "tower": "model.vision_tower.vision_tower.vision_model.",
-            "decoder": "model.",
-            "head": "",
-            "connector": "model.mm_projector.",
-            "newline": "model.",
-        },
-        _MM_PROJECTOR,
-    ),
-    # LLaVA-1.5 as published: the tower stays in its own repository.
-    Layout(
-        "original-without-tower",
-        {"decoder": "model.", "head": "", "connector": "model.mm_projector.", "newline": "model."},
-        _MM_PROJECTOR,
-    ),
+    Layout("original-without-tower", _ORIGINAL, _TWO_LAYERS),
+    Layout("original", {**_ORIGINAL, **_ORIGINAL_TOWER}, _TWO_LAYERS),
+    Layout("original-linear-without-tower", _ORIGINAL, _ONE_LAYER),
+    Layout("original-linear", {**_ORIGINAL, **_ORIGINAL_TOWER}, _ONE_LAYER),
 )
 TOWER_LAYOUTS = (Layout("legacy", {"tower": "vision_model."}), Layout("transformers-5", {"tower": ""}))
 DECODER_LAYOUTS = (Layout("legacy", {"decoder": "model.", "head": ""}),)
@@ -142,6 +138,8 @@ DROPPED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 DROPPED_OF_TOWERS = re.compile(
     r"^(text_model\..*|logit_scale|logit_bias|text_projection\..*|visual_projection\..*|(vision_model\.)?head\..*)$"
 )
+# The LLaVA repositories save it even where `mm_patch_merge_type` has no use for it.
+UNUSED_NEWLINE = re.compile(r"^model\.image_newline$")
 CARRIED = re.compile(r"(^|\.)vision_tower\.(vision_tower\.)?(vision_model\.)?head\..*$")
 
 
@@ -265,7 +263,7 @@ def _some(names: list[str], noun: str) -> str:
 
 
 def best_layout(family: str, available: Iterable[str], **parts) -> tuple[Layout, list[Rule]]:
-    """The layout of the family that explains most tensors, with its rules."""
+    """The layout of the family that explains most tensors, the first of equals, with its rules."""
     names = set(available)
     candidates = [(layout, rules_for(layout, **parts)) for layout in LAYOUTS[family]]
     return max(candidates, key=lambda pair: sum(name in names for rule in pair[1] for name in rule.tensors()))
