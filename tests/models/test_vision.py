@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from vlvm_jax.config import VisionConfig
-from vlvm_jax.models.vision import VisionTower
+from vlvm_jax.models.vision import VisionTower, fractional_positions
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -152,3 +152,13 @@ def test_bfloat16_is_close():
     assert jax.tree.leaves(nnx.state(half))[0].dtype == jnp.float32
     error = np.abs(np.asarray(found, np.float32) - expected).max() / np.abs(expected).max()
     assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize("grid", [1, 2, 7, 19, 25, 26, 27, 29, 31, 32, 38, 40, 64, 100])
+def test_fractional_positions_are_those_of_transformers(grid):
+    """Also on grids where fp32 rounding moves them."""
+    boundaries = torch.arange(1 / grid, 1.0, 1 / grid)
+    fractions = torch.clamp(torch.arange(grid, dtype=torch.float32) * (1.0 / torch.tensor(grid)), max=1.0 - 1e-6)
+    places = torch.bucketize(fractions, boundaries, right=True)
+    expected = (places[:, None] * grid + places[None, :]).reshape(-1).numpy()
+    np.testing.assert_array_equal(fractional_positions(grid), expected)

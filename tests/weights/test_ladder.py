@@ -326,3 +326,23 @@ def test_a_refused_export_leaves_nothing(trained, tmp_path):
         with pytest.raises(InputError, match=f"--format={asked}: .*{reason}"):
             exporting.export_checkpoint(str(run), tmp_path / "export", Options(format=asked))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("merge", None), ("merge", "bfloat16"), ("peft", None)])
+def test_lora_goes_out_merged_or_as_an_adapter(asked, dtype, bases, tmp_path):
+    """Both are compared with PyTorch as they are written, bf16 after its rounding."""
+    values = to_json(config_of(bases["llava"], {}))
+    values["model"]["lora"] = {"rank": 2, "alpha": 4.0, "parts": ["decoder", "encoder"]}
+    stored_run(build(Config, values), epath.Path(tmp_path) / "run")
+    options = Options(lora=asked, dtype=dtype)
+    result = exporting.export_checkpoint(str(tmp_path / "run"), tmp_path / "out", options)
+    assert result.rung.number == 1 and result.verified is not None and result.verified.same_answer
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists() == (asked == "peft")
+    plain = exporting.export_checkpoint(str(bases["llava"]), tmp_path / "base", Options(verify=False))
+    assert result.parameters == plain.parameters
+
+
+def test_an_adapter_that_is_not_there_is_not_written(trained, tmp_path):
+    with pytest.raises(InputError, match=r"--lora=peft: .* has no LoRA parameters"):
+        exporting.export_checkpoint(str(trained("llava", {})), tmp_path / "out", Options(lora="peft"))
+    assert not (tmp_path / "out").exists()

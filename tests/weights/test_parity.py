@@ -29,7 +29,7 @@ from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.models.vision import VisionTower
-from vlvm_jax.weights.sources import HFDirectory, open_source
+from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
 
 TOLERANCE = 1e-4
 NEW = 8
@@ -42,7 +42,7 @@ def exact():
         yield
 
 
-def load(source: HFDirectory) -> Params:
+def load(source: HFDirectory | Stored) -> Params:
     """Whole parameters, fp32."""
     wanted = {p: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=CPU) for p, a in source.shapes.items()}
     return source.load(wanted)

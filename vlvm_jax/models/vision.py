@@ -6,6 +6,7 @@ it finds the position of a patch.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -160,7 +161,11 @@ def fractional_positions(grid: int) -> np.ndarray:
     The rule (transformers, `Idefics3VisionEmbeddings`) looks the fp32 fraction `i / grid` up among fp32 boundaries
     `j / grid`. In exact arithmetic that is `i`; rounding moves it for some grids, and weights are trained with that.
     """
-    boundaries = np.arange(1 / grid, 1.0, 1 / grid).astype(np.float32)
+    step = 1 / grid
+    index = np.arange(math.ceil((1.0 - step) / step))
+    # torch.arange in fp32 on a CPU goes in pairs of blocks of 8 and rounds where each block starts; the rest is exact.
+    block = np.where(index < len(index) // 16 * 16, index // 8 * 8, index)
+    boundaries = ((step + step * block).astype(np.float32) + step * (index - block)).astype(np.float32)
     fractions = np.arange(grid, dtype=np.float32) * (np.float32(1.0) / np.float32(grid))
     fractions = np.minimum(fractions, np.float32(1.0 - 1e-6))
     index = np.searchsorted(boundaries, fractions, side="right")

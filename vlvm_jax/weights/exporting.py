@@ -149,12 +149,21 @@ class Export:
 
     @property
     def model(self) -> ModelConfig | None:
-        """As stored, without room for media tokens."""
+        """As exported, but without room for media tokens; with LoRA only where it goes out as an adapter."""
         if self.vision is None or self.adapter is None or self.source.decoder is None:
             return None
+        kept = self.lora if self.options.lora == "peft" else None
         return ModelConfig(
-            vision=self.vision, adapter=self.adapter, decoder=self.source.decoder, lora=self.lora, dtype="float32"
+            vision=self.vision, adapter=self.adapter, decoder=self.source.decoder, lora=kept, dtype="float32"
         )
+
+    def parameter(self, path: str) -> np.ndarray:
+        """A parameter of `model` as it goes out: merged, and rounded to the export's dtype (LoRA's own stay fp32)."""
+        if lora.is_lora(path):
+            return self.source.read(path)
+        if self.lora is not None and self.options.lora == "merge":
+            return self.cast(np.asarray(lora.merged(path, self.source.read, self.lora)))
+        return self.cast(self.source.read(path))
 
     @property
     def layout(self) -> Layout:

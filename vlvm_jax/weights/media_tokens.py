@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from vlvm_jax.weights.class_config import MediaTokens
+from vlvm_jax.weights.hf_config import VLM_FAMILIES
 
 IMAGE, VIDEO = "<image>", "<video>"
 
@@ -32,10 +33,17 @@ def choose(base: Mapping[str, Any] | None, tokenizer: epath.Path | None, vocab_s
 
 
 def _of_config(base: Mapping[str, Any] | None, kind: str) -> int | None:
+    """What the config says, or the class where the config leaves it to that."""
+    if base is None:
+        return None
     for key in (f"{kind}_token_index", f"{kind}_token_id"):
-        if base is not None and isinstance(base.get(key), int):
+        if isinstance(base.get(key), int):
             return base[key]
-    return None
+    if base.get("model_type") not in VLM_FAMILIES or "mm_vision_tower" in base:
+        return None
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.for_model(base["model_type"]), f"{kind}_token_id", None)
 
 
 def _added_tokens(tokenizer: epath.Path | None) -> dict[str, int]:

@@ -24,6 +24,7 @@ from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.models.vision import VisionTower
+from vlvm_jax.weights import lora
 
 if TYPE_CHECKING:
     from vlvm_jax.weights.exporting import Export
@@ -58,7 +59,8 @@ def compare(export: "Export", folder: Path) -> Report | None:
     Raises:
       InputError: they differ by more than `TOLERANCE`: the export is not to be used.
     """
-    if importlib.util.find_spec("torch") is None:
+    needed = ["torch", "peft"] if export.options.lora == "peft" else ["torch"]
+    if any(importlib.util.find_spec(name) is None for name in needed):
         return None
     with jax.default_matmul_precision("highest"):
         report = _compare(export, folder)
@@ -79,6 +81,10 @@ def _compare(export: "Export", folder: Path) -> Report:
     assert export.model is not None
     sample = _sample(export)
     theirs = _load(folder, "AutoModelForImageTextToText")
+    if export.options.lora == "peft":
+        from peft import PeftModel
+
+        theirs = PeftModel.from_pretrained(theirs, folder / "adapter").eval()
     params = _parameters(export)
     model = Model(export.model)
     batch = sample.batch
@@ -128,14 +134,9 @@ def _compare_bare(export: "Export", folder: Path, versions: str) -> Report:
 
 
 def _parameters(export: "Export") -> Params:
-    """What was exported, fp32 (after the rounding to the export's dtype), LoRA as the export has it, segmented."""
-    whole = {}
-    for path in export.source.shapes:
-        value = export.source.read(path)
-        if not path.rsplit("/", 1)[-1].startswith("lora_"):
-            value = export.cast(value)
-        whole[path] = jnp.asarray(value, jnp.float32)
-    return params_lib.split(whole, {})
+    """What was exported, in fp32 after the rounding to the export's dtype, segmented."""
+    kept = [path for path in export.source.shapes if export.options.lora == "peft" or not lora.is_lora(path)]
+    return params_lib.split({path: jnp.asarray(export.parameter(path), jnp.float32) for path in kept}, {})
 
 
 _TEXT = 8  # tokens of text before the visual ones, and after
