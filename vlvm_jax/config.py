@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from vlvm_jax.errors import InputError
 
 DType = Literal["float32", "bfloat16"]
-Remat = Literal["none", "minimal", "full"]
+Remat = Literal["none", "minimal", "full", "offload"]
 
 
 class Settings(pydantic.BaseModel):
@@ -322,8 +322,6 @@ class StageConfig(Settings):
             raise ValueError("give exactly one of steps and epochs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if self.length % self.loss_chunks:
-            raise ValueError(f"length {self.length} is not a multiple of loss_chunks {self.loss_chunks}")
         if not self.trainable:
             raise ValueError("trainable names no parameters")
         if self.frames_per_video > self.frames:
@@ -356,10 +354,17 @@ class EvalConfig(Settings):
 
 
 class MeshConfig(Settings):
-    """Sizes of the mesh axes; -1 (at most once) takes the devices that are left."""
+    """Sizes of the mesh axes; -1 (at most once) takes the devices that are left.
 
+    `data` and `fsdp` split a batch's rows, `context` the tokens of a row, `tensor` heads and hidden units; parameters
+    lie split over `fsdp`, `context` and `tensor`. `dcn_data` is the number of slices, which split the rows first; -1 is
+    as many as there are.
+    """
+
+    dcn_data: int = -1
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
 
 

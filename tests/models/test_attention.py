@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from vlvm_jax.config import MeshConfig
 from vlvm_jax.models import attention as attention_lib
 from vlvm_jax.models.attention import causal_mask, segment_mask, splash_attention
+from vlvm_jax.parallel.mesh import make_mesh
 
 
 def plain(query, key, value, mask=None):
@@ -70,15 +72,50 @@ def test_splash_is_full_attention_for_towers(length):
 
 
 def test_splash_on_a_mesh_splits_rows_and_heads():
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     query, key, value = inputs(128, 4, 2, 64, batch=4)
     segments, positions = packed(128, batch=4)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
         got = jax.jit(lambda *a: splash_attention(*a, causal=True, interpret=True))(query, key, value, segments)
     assert got.sharding.spec[0] == ("data", "fsdp") and got.sharding.spec[2] == "tensor"
     mask = segment_mask(segments, segments, positions, positions)
     real = (segments > 0)[:, :, None, None]
     np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "sizes"),
+    [(1024, {"data": 2, "context": 4}), (504, {"context": 2, "tensor": 2, "data": 2}), (768, {"context": 3})],
+    ids=["whole blocks", "padded, heads split", "an odd number of shards"],
+)
+def test_splash_over_a_split_sequence(length, sizes):
+    """Forward and backward, keys and values gathered, causal work shared out evenly."""
+    devices = jax.devices()[:3] if sizes == {"context": 3} else None
+    query, key, value = inputs(length, 2, 2, 64)
+    segments, positions = packed(length)
+    mask = segment_mask(segments, segments, positions, positions)
+    real = (segments > 0)[:, :, None, None]
+
+    def weighed(function):
+        return lambda *qkv: jnp.sum(jnp.where(real, function(*qkv), 0) * jnp.cos(jnp.arange(64)))
+
+    def split(*qkv):
+        return splash_attention(*qkv, segments, causal=True, interpret=True)
+
+    with jax.set_mesh(make_mesh(MeshConfig(**{"data": 1, **sizes}), devices)):
+        got = jax.jit(split)(query, key, value)
+        ours = jax.jit(jax.grad(weighed(split), argnums=(0, 1, 2)))(query, key, value)
+    assert got.sharding.spec[1] == "context"
+    np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5)
+    theirs = jax.grad(weighed(lambda *qkv: plain(*qkv, mask)), argnums=(0, 1, 2))(query, key, value)
+    for mine, want in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4, 8])
+def test_causal_work_is_shared_out_evenly(shards):
+    halves = attention_lib._halves(shards)
+    assert sorted(halves) == list(range(2 * shards))
+    assert set(halves[0::2] + halves[1::2]) == {2 * shards - 1}
 
 
 def test_the_kernel_follows_the_mesh_not_the_process():

@@ -20,14 +20,28 @@ def mesh(**sizes: int):
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
-    [({}, (8, 1, 1)), ({"fsdp": 4}, (2, 4, 1)), ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2))],
+    [
+        ({}, (8, 1, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2)),
+        ({"data": 1, "context": 4, "fsdp": -1}, (1, 2, 4, 1)),
+        ({"dcn_data": 2, "fsdp": 2}, (4, 2, 1, 1)),
+    ],
 )
 def test_minus_one_takes_what_is_left(sizes, shape):
     assert mesh(**sizes).devices.shape == shape
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"data": 3}, {"data": 4, "fsdp": 1, "tensor": 1}, {"data": -1, "fsdp": -1}, {"data": 0}]
+    "sizes",
+    [
+        {"data": 3},
+        {"data": 4, "fsdp": 1, "tensor": 1},
+        {"data": -1, "fsdp": -1},
+        {"data": 0},
+        {"dcn_data": 3},
+        {"dcn_data": 2, "fsdp": 8},
+    ],
 )
 def test_sizes_that_cannot_be(sizes):
     with pytest.raises(InputError, match=r"config\.mesh"):
@@ -76,6 +90,13 @@ def test_nothing_large_is_replicated_at_real_size():
         split += abstract.size
     assert split > 6.9e9
     assert whole / split < 0.001
+
+
+def test_a_large_parameter_that_lies_whole_is_an_error():
+    shapes = {"decoder/layers/mlp/up_proj/kernel": (4, 1001, 1001), "decoder/norm/scale": (1001,)}
+    with pytest.raises(InputError, match=r"up_proj/kernel, \[4, 1001, 1001\].*fsdp x context = 8"):
+        rules.check_split(shapes, mesh(data=1, fsdp=8))
+    rules.check_split(shapes, mesh(data=8))  # nothing is meant to be split
 
 
 def test_constrain_is_nothing_without_a_mesh_and_places_with_one():

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from recipes import small
 
@@ -13,6 +14,7 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training import losses as losses_lib
 from vlvm_jax.training.loop import to_device
 from vlvm_jax.training.partition import resolve
 from vlvm_jax.training.stages import divide
@@ -68,9 +70,12 @@ def run(steps: int, *, mesh=None, model=CONFIG.model, **changes):
     return losses, before, after, functions, set(partition.rates)
 
 
-def test_one_and_eight_devices_give_the_same_losses():
-    one, *_ = run(5)
-    eight, _, _, functions, _ = run(5, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+@pytest.mark.parametrize(
+    "sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}, {"dcn_data": 2, "fsdp": 4}], ids=str
+)
+def test_one_and_eight_devices_give_the_same_losses(sizes):
+    one, *_ = run(5, loss_chunks=3)
+    eight, _, _, functions, _ = run(5, mesh=make_mesh(MeshConfig(**sizes)), loss_chunks=3)
     np.testing.assert_allclose(eight, one, atol=1e-4)
     assert functions.train._cache_size() == 1
     spread = [s for s in functions.state_shardings.params.values() if not s.is_fully_replicated]
@@ -115,8 +120,25 @@ def test_accumulation_weighs_every_token_alike():
         np.testing.assert_allclose(after_parts[path], after_whole[path], atol=2e-4, err_msg=path)
 
 
-def test_chunking_the_head_changes_nothing():
-    np.testing.assert_allclose(run(2, loss_chunks=6)[0], run(2)[0], rtol=1e-5)
+@pytest.mark.parametrize("chunks", [3, 7], ids=["divides the vocabulary or not", "does not"])
+def test_chunking_the_head_changes_nothing(chunks):
+    losses, _, after, *_ = run(3, loss_chunks=chunks)
+    expected, _, after_expected, *_ = run(3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for path in after:
+        np.testing.assert_allclose(after[path], after_expected[path], atol=2e-4, err_msg=path)
+
+
+def test_chunks_count_the_same_right_answers():
+    rng = np.random.default_rng(0)
+    hidden, head = rng.standard_normal((2, 5, 8)).astype(np.float32), rng.standard_normal((8, 41)).astype(np.float32)
+    targets = rng.integers(0, 41, (2, 5))
+    pieces, tokens = losses_lib._pieces(jnp.asarray(head), 4)
+    assert pieces.shape == (4, 8, 11) and sorted(tokens.ravel()) == [-1] * 3 + list(range(41))
+    losses, said = losses_lib._chunked_losses(hidden, pieces, tokens, targets)
+    logits = hidden @ head
+    np.testing.assert_array_equal(said, logits.argmax(-1))
+    np.testing.assert_allclose(losses, optax.softmax_cross_entropy_with_integer_labels(logits, targets), rtol=1e-5)
 
 
 def test_one_compilation_and_a_donated_state(capfd):

@@ -53,7 +53,7 @@ def make_predict(config: ModelConfig, mesh: Mesh) -> Predict:
         learned, right, _ = right_tokens(bound, hidden, batch)
         return learned, right
 
-    return jax.jit(predict, in_shardings=(shardings, rules.batch_sharding(mesh)), out_shardings=rules.replicated(mesh))
+    return jax.jit(predict, in_shardings=(shardings, None), out_shardings=rules.replicated(mesh))
 
 
 def ask(

@@ -8,7 +8,30 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlvm_jax.models.decoder import KVCache, init_cache
 from vlvm_jax.models.params import Model, Params
-from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.models.video_llm import Batch, VideoLLM
+
+
+def prefill(model: VideoLLM, batch: Batch, slots: int) -> tuple[Float[Array, "B vocab"], KVCache]:
+    """Reads prompts: logits after each row's last token, and a cache of `slots` that holds them.
+
+    Args:
+      batch: one prompt a row, `segment_ids` 1 for its tokens and 0 for the padding behind it.
+    """
+    cache = init_cache(model.decoder.config, len(batch.token_ids), slots, model.decoder.dtype)
+    hidden, cache = model(batch, cache=cache)
+    assert cache is not None
+    lengths = (batch.segment_ids > 0).sum(axis=1)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return model.decoder.logits(last[:, 0]), cache
+
+
+def decode_step(
+    model: VideoLLM, token: Int[Array, "B 1"], positions: Int[Array, "B 1"], cache: KVCache
+) -> tuple[Float[Array, "B vocab"], KVCache]:
+    """Reads one more token a row: logits after it, and the cache that holds it."""
+    hidden, filled = model.decoder(model.decoder.embed(token), positions, jnp.ones_like(token), cache)
+    assert filled is not None
+    return model.decoder.logits(hidden[:, 0]), filled
 
 
 class Greedy:
@@ -37,11 +60,9 @@ class Greedy:
     def _decode(self, params: Params, batch: Batch):
         model = self.model.bind(params)
         rows, length = batch.token_ids.shape
-        cache = init_cache(model.decoder.config, rows, length + self.max_new_tokens, model.decoder.dtype)
-        hidden, cache = model(batch, cache=cache)
         lengths = (batch.segment_ids > 0).sum(axis=1)
-        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-        first = jnp.argmax(model.decoder.logits(last[:, 0]), axis=-1).astype(jnp.int32)
+        logits, cache = prefill(model, batch, length + self.max_new_tokens)
+        first = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         tokens = jnp.zeros((rows, self.max_new_tokens), jnp.int32).at[:, 0].set(first)
         state = (jnp.int32(1), tokens, self._ends(first), cache)
         body = functools.partial(self._step, model, lengths)
@@ -56,18 +77,10 @@ class Greedy:
         step, tokens, done, cache = state
         previous = jax.lax.dynamic_slice_in_dim(tokens, step - 1, 1, axis=1)
         positions = (lengths + step - 1)[:, None]
-        logits, cache = self._logits(model, previous, positions, cache)
+        logits, cache = decode_step(model, previous, positions, cache)
         token = jnp.where(done, 0, jnp.argmax(logits, axis=-1).astype(jnp.int32))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         return step + 1, tokens, done | self._ends(token), cache
-
-    @staticmethod
-    def _logits(
-        model, token: Int[Array, "B 1"], positions: Int[Array, "B 1"], cache: KVCache
-    ) -> tuple[Float[Array, "B vocab"], KVCache]:
-        hidden, cache = model.decoder(model.decoder.embed(token), positions, jnp.ones_like(token), cache)
-        assert cache is not None
-        return model.decoder.logits(hidden[:, 0]), cache
 
     def _ends(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
         return jnp.isin(token, jnp.asarray(self.end_ids, jnp.int32)) if self.end_ids else jnp.zeros(token.shape, bool)

@@ -10,7 +10,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from vlvm_jax.parallel import rules
@@ -103,14 +104,18 @@ def splash_attention(
 ) -> Float[Array, "B L H F"]:
     """Self-attention by jax's splash kernel: no [L, L] matrix in memory, forward or backward.
 
-    The sequence is padded to a multiple of 128, padding in a segment of its own. Under a mesh, each device runs its
-    rows and, where the mesh's `tensor` axis divides them, its heads.
+    Sequences are padded to whole blocks, padding in a segment of its own. Under a mesh each device runs its rows and,
+    where the mesh's `tensor` axis divides them, its heads. Where causal sequences lie split over `context`, each device
+    gathers all keys and values and runs its share of the queries.
 
     Args:
+      causal: rows are sequences (`batch`); else they are single frames (`frames`).
       interpret: run the kernel step by step on any device (tests).
     """
     batch, length, heads, width = query.shape
-    spare = -length % _LANES
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = rules.width("length", mesh) if causal and not mesh.empty and rules.divided("length", length, mesh) else 1
+    spare = -length % (_LANES * (2 * shards if shards > 1 else 1))
     if segments is None:
         segments = jnp.ones((batch, length), jnp.int32)
 
@@ -118,36 +123,81 @@ def splash_attention(
         x = jnp.pad(x, ((0, 0), (0, spare), *((0, 0),) * (x.ndim - 2)))
         return x.swapaxes(1, 2) if x.ndim == 4 else x
 
-    run = functools.partial(_splash_rows, causal=causal, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
+    of_heads = None
+    if not mesh.empty and rules.divided("heads", key.shape[2], mesh):
+        of_heads = rules.divided("heads", heads, mesh)
+    local_heads = heads // rules.width("heads", mesh) if of_heads else heads
+    kernel = _splash_kernel(local_heads, length + spare, causal=causal, shards=shards, interpret=interpret)
+    run = functools.partial(_splash_rows, shards=shards)
     if not mesh.empty:
-        rows = rules.divided("batch", batch, mesh)
-        of_heads = rules.divided("heads", heads, mesh) if rules.divided("heads", key.shape[2], mesh) else None
-        spec = PartitionSpec(rows, of_heads, None, None)
+        rows = rules.divided("batch" if causal else "frames", batch, mesh)
+        of_length = "context" if shards > 1 else None
+        spec, of_rows = PartitionSpec(rows, of_heads, of_length, None), PartitionSpec(rows, of_length)
+        of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, of_length)))
         run = jax.shard_map(
-            run, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
+            run, mesh=mesh, in_specs=(of_kernel, spec, spec, spec, of_rows), out_specs=spec, check_vma=False
         )
-    out = run(blocked(query * width**-0.5), blocked(key), blocked(value), blocked(segments))
+    out = run(kernel, blocked(query * width**-0.5), blocked(key), blocked(value), blocked(segments))
     return out.swapaxes(1, 2)[:, :length]
 
 
-def _splash_rows(query, key, value, segments, *, causal: bool, interpret: bool):
-    """[B, H, L, F] queries and [B, G, L, F] keys and values of one device."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+def _splash_kernel(heads: int, length: int, *, causal: bool, shards: int, interpret: bool):
+    """The kernel with its block tables, for sequences split into `shards` as `_exchange` leaves them."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import, for TPUs only
 
-    heads, length = query.shape[1:3]
-    shape = (length, length)
-    mask = splash.MultiHeadMask([splash.CausalMask(shape) if causal else splash.FullMask(shape)] * heads)
-    block = max(size for size in (128, 256, 384, 512) if length % size == 0)
+    mask = splash.CausalMask((length, length)) if causal else splash.FullMask((length, length))
+    local = length // shards
+    if shards > 1:
+        mask.q_sequence = np.arange(length, dtype=np.int32).reshape(2 * shards, -1)[_halves(shards)].reshape(-1)
+        local //= 2
+    block = max(size for size in (128, 256, 384, 512) if local % size == 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        head_shards=1,
+        q_seq_shards=shards,
+        block_sizes=sizes,
+        interpret=interpret,
+    )
 
-    def row(query, key, value, segments):
-        return kernel(query, key, value, segment_ids=splash.SegmentIds(segments, segments))
 
-    return jax.vmap(row)(query, key, value, segments)
+def _splash_rows(kernel, query, key, value, segments, *, shards: int):
+    """[B, H, L, F] queries and [B, G, L, F] keys and values of one device."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    of_queries = segments
+    if shards > 1:
+        key, value = (jax.lax.all_gather(x, "context", axis=2, tiled=True) for x in (key, value))
+        query = _exchange(query, 2, shards)
+        of_queries = _exchange(segments, 1, shards)
+        segments = jax.lax.all_gather(segments, "context", axis=1, tiled=True)
+
+    def row(query, key, value, of_queries, segments):
+        return kernel(query, key, value, segment_ids=SegmentIds(of_queries, segments))
+
+    out = jax.vmap(row)(query, key, value, of_queries, segments)
+    return _exchange(out, 2, shards, back=True) if shards > 1 else out
+
+
+def _halves(shards: int) -> np.ndarray:
+    """Which two halves of shards (an even one and an odd one) each device works on: of 2n, numbers j and 2n - 1 - j.
+
+    A causal query late in the sequence sees more than an early one; so paired, all devices have the same work.
+    """
+    pairs = np.stack([np.arange(shards), 2 * shards - 1 - np.arange(shards)], axis=1)
+    return np.where((pairs[:, :1] % 2 == 0), pairs, pairs[:, ::-1]).reshape(-1)
+
+
+def _exchange(x: jax.Array, axis: int, shards: int, *, back: bool = False) -> jax.Array:
+    """From the two halves of each device's own shard to those it works on, or back."""
+    parts = []
+    for index, half in enumerate(jnp.split(x, 2, axis=axis)):
+        moves = [(int(number) // 2, device) for device, number in enumerate(_halves(shards)[index::2])]
+        moves = [(there, here) for here, there in moves] if back else moves
+        parts.append(jax.lax.ppermute(half, "context", moves))
+    return jnp.concatenate(parts, axis=axis)
 
 
 def attention_received(

@@ -40,8 +40,8 @@ class KVCache:
 def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
     shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
     return KVCache(
-        key=jnp.zeros(shape, dtype),
-        value=jnp.zeros(shape, dtype),
+        key=constrain(jnp.zeros(shape, dtype), None, "batch", None, "heads", None),
+        value=constrain(jnp.zeros(shape, dtype), None, "batch", None, "heads", None),
         positions=jnp.zeros((batch, slots), jnp.int32),
         segments=jnp.zeros((batch, slots), jnp.int32),
         index=jnp.zeros((), jnp.int32),
@@ -93,16 +93,21 @@ class DecoderAttention(nnx.Module):
         self.o_proj = linear(config.num_attention_heads * head, width, config.attention_out_bias)
 
     def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: SelfMask | Bool[Array, "B 1 L S"], index, layer_cache):
-        """Attends within `x`, or within the cache after writing `x`'s keys and values at slot `index`."""
+        """Attends within `x`, or within the cache after writing `x`'s keys and values at slot `index`.
+
+        Which of the two, the mask says: a `SelfMask` is over `x` alone.
+        """
         batch, length, _ = x.shape
         head = self.config.head_dim
         q = apply_rotary(self.q_proj(x).reshape(batch, length, -1, head), cos, sin)
         k = apply_rotary(self.k_proj(x).reshape(batch, length, -1, head), cos, sin)
         v = self.v_proj(x).reshape(batch, length, -1, head)
         if layer_cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(layer_cache[0], k.astype(layer_cache[0].dtype), index, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(layer_cache[1], v.astype(layer_cache[1].dtype), index, axis=1)
-            layer_cache = (k, v)
+            write = jax.lax.dynamic_update_slice_in_dim
+            new = zip(layer_cache, (k, v), strict=True)
+            layer_cache = tuple(write(old, x.astype(old.dtype), index, axis=1) for old, x in new)
+            if not isinstance(mask, SelfMask):
+                k, v = layer_cache
         out = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask)
         return self.o_proj(out.reshape(batch, length, -1)), layer_cache
 
@@ -174,10 +179,15 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B L"],
         segment_ids: Int[Array, "B L"],
         cache: KVCache | None = None,
+        *,
+        prefill: bool = False,
     ) -> tuple[Float[Array, "B L C"], KVCache | None]:
         """Causal within each segment; segment 0 is padding.
 
         With a cache, the L new tokens are written at `cache.index` and attend to all that is stored.
+
+        Args:
+          prefill: the cache is empty, so that the new tokens need only attend to each other.
         """
         config = self.config
         cos, sin = rotary_embedding(positions, config.head_dim, config.rope_theta, config.rope_scaling)
@@ -188,7 +198,10 @@ class Decoder(nnx.Module):
         update = jax.lax.dynamic_update_slice_in_dim
         key_positions = update(cache.positions, positions, cache.index, axis=1)
         key_segments = update(cache.segments, segment_ids, cache.index, axis=1)
-        mask = segment_mask(segment_ids, key_segments, positions, key_positions)
+        if prefill:
+            mask = causal_mask(segment_ids, positions, self.dtype)
+        else:
+            mask = segment_mask(segment_ids, key_segments, positions, key_positions)
         x, (key, value) = self.layers(embeddings, cos, sin, mask, cache.index, layer_inputs=(cache.key, cache.value))
         cache = KVCache(key, value, key_positions, key_segments, cache.index + positions.shape[1])
         return self.norm(x), cache
@@ -198,5 +211,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch C"]) -> Float[Array, "*batch vocab"]:
         """fp32 logits."""
+        return jnp.dot(hidden, self.head(), preferred_element_type=jnp.float32)
+
+    def head(self) -> Float[Array, "C vocab"]:
+        """The head's weights in the computation's dtype."""
         head = self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return jnp.dot(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+        return head.astype(self.dtype)

@@ -11,11 +11,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+LAYER_INPUT = "layer_input"
+
+# What the backward pass finds: all; products with weights; each layer's input; the same, kept in the host's memory.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -73,6 +83,7 @@ class LayerStack(nnx.Module):
 
             def body(carry, inputs, graphdef=graphdef):
                 layer_params, layer_input = inputs
+                carry = checkpoint_name(carry, LAYER_INPUT)
                 return nnx.merge(graphdef, layer_params)(carry, *args, layer_input)
 
             if (policy := REMAT_POLICIES[self.remat]) is not None:

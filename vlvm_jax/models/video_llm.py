@@ -83,8 +83,12 @@ class VideoLLM(nnx.Module):
     def __call__(
         self, batch: Batch, *, cache: KVCache | None = None, rng: jax.Array | None = None
     ) -> tuple[Float[Array, "B L C"], KVCache | None]:
-        """Final hidden states of every position (apply `decoder.logits`), and the filled cache if one was given."""
-        return self.decoder(self.embed(batch, rng), batch.positions, batch.segment_ids, cache)
+        """Final hidden states of every position (apply `decoder.logits`), and the filled cache if one was given.
+
+        Args:
+          cache: an empty one, to be filled.
+        """
+        return self.decoder(self.embed(batch, rng), batch.positions, batch.segment_ids, cache, prefill=True)
 
 
 def merge(text: Float[Array, "B L C"], media_mask: Bool[Array, "B L"], visual: VisualTokens) -> Float[Array, "B L C"]:

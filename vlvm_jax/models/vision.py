@@ -87,7 +87,7 @@ class VisionLayer(nnx.Module):
         del layer_input
         out, received = self.self_attn(self.layer_norm1(x))
         x = x + out
-        return constrain(x + self.mlp(self.layer_norm2(x)), "batch", None, None), received
+        return constrain(x + self.mlp(self.layer_norm2(x)), "frames", None, None), received
 
 
 class VisionTower(nnx.Module):

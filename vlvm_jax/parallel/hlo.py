@@ -14,6 +14,7 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)")
+_CHAIN = re.compile(r"channel_id=(\d+).*chain_id=\"(\d+)\"")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -43,11 +44,19 @@ def collectives(text: str) -> Collectives:
     _walk(computations, entry, 1, times)
     count: dict[str, int] = defaultdict(int)
     size: dict[str, int] = defaultdict(int)
+    chains: set[tuple[str, ...]] = set()
     for name, runs in times.items():
         for line in computations[name].lines:
-            if kind := _kind(line):
-                count[kind] += runs
-                size[kind] += runs * _moved(kind, line)
+            kind, part = _kind(line), _CHAIN.search(line)
+            if kind is None or (part and part.groups() in chains):
+                continue
+            if part:  # one collective that runs piecewise beside several computations is written in each of them
+                chains.add(part.groups())
+            moved = _moved(kind, line)
+            if name.startswith("all-reduce-scatter"):  # on TPUs, a sum and the cut after it
+                kind = "reduce-scatter"
+            count[kind] += runs
+            size[kind] += runs * moved
     return Collectives(dict(count), dict(size))
 
 

@@ -3,25 +3,32 @@
 A parameter that matches no row, or more than one, is an error: nothing large is silently replicated.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Logical axis -> mesh axes. Batches are split over `data` and `fsdp`; large parameter axes over `fsdp` and `tensor`.
+from vlvm_jax.errors import InputError
+
+# Logical axis -> mesh axes. Batches are split over `data` and `fsdp`, the frames and tokens of a row over `context`;
+# large parameter axes over `fsdp`, `context` and `tensor`.
 MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
-    "length": None,
-    "embed": "fsdp",
+    "length": "context",
+    "frames": ("data", "fsdp", "context"),  # of all rows, one after the other
+    "embed": ("fsdp", "context"),
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "layers": None,
     "norm": None,
     "small": None,
-    "rank": "fsdp",
+    "rank": ("fsdp", "context"),
 }
+
+LARGE = 2**20  # elements; a parameter that large must not lie whole on every device
 
 # Parameter path (its end) -> logical axes. Stacked layers get a leading "layers" axis by themselves.
 PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -69,14 +76,30 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
         axes = ("layers", *axes)
     if len(shape) != len(axes):
         raise ValueError(f"{path}: shape {shape} does not fit the logical axes {axes}")
-    spec = []
-    for size, axis in zip(shape, axes, strict=True):
-        spec.append(divided(axis, size, mesh))
+    return sharding(axes, shape, mesh)
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Of one field of a batch, [B, T, ...] or [B, L, ...]."""
+    return sharding(("batch", "length"), shape[:2], mesh)
+
+
+def check_split(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> None:
+    """Raises `InputError` for a large parameter that every device would hold whole on a mesh that splits parameters."""
+    parts = width("embed", mesh) * width("heads", mesh)
+    for path, shape in shapes.items():
+        size = math.prod(shape)
+        if parts > 1 and size > LARGE and parameter_sharding(path, shape, mesh).is_fully_replicated:
+            raise InputError(
+                f"config.mesh: {path}, {list(shape)}, would lie whole on every device: fsdp x context = "
+                f"{width('embed', mesh)} and tensor = {width('heads', mesh)} divide neither of its sides"
+            )
+
+
+def sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Of an array whose sides are these logical axes."""
+    spec = [None if axis is None else divided(axis, size, mesh) for size, axis in zip(shape, axes, strict=True)]
     return NamedSharding(mesh, PartitionSpec(*spec))
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -84,8 +107,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
-    return _width(mesh, MESH_AXES["batch"])
+    """Into how many parts a batch's rows are split."""
+    return width("batch", mesh)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -98,17 +121,21 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def divided(axis: str, size: int, mesh) -> str | tuple[str, ...] | None:
-    """The mesh axes that a logical axis of this size is split over; None where they do not divide it."""
+    """The mesh axes that a logical axis of this size is split over: as many of its row, in order, as divide it."""
     names = MESH_AXES[axis]
-    width = _width(mesh, names)
-    return names if width > 1 and size % width == 0 else None
+    names = (names,) if isinstance(names, str) else names or ()
+    while names and size % _width(mesh, names):
+        names = names[:-1]
+    split = tuple(name for name in names if _width(mesh, (name,)) > 1)
+    return (split[0] if len(split) == 1 else split) or None
 
 
-def _width(mesh, names: str | tuple[str, ...] | None) -> int:
-    if names is None:
-        return 1
+def width(axis: str, mesh) -> int:
+    """Into how many parts a logical axis is split, sizes permitting."""
+    names = MESH_AXES[axis]
+    return _width(mesh, (names,) if isinstance(names, str) else names or ())
+
+
+def _width(mesh, names: tuple[str, ...]) -> int:
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
-    width = 1
-    for name in (names,) if isinstance(names, str) else names:
-        width *= sizes[name]
-    return width
+    return math.prod(sizes[name] for name in names)

@@ -7,36 +7,61 @@ counted by `flops`; times are bounds from the chip's published figures, not meas
 import dataclasses
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vlvm_jax.config import Config, MeshConfig, StageConfig
-from vlvm_jax.errors import InputError
-from vlvm_jax.models.params import Model
+from vlvm_jax.config import Config, MeshConfig, ModelConfig, StageConfig
+from vlvm_jax.inference import decode
+from vlvm_jax.models.decoder import init_cache
+from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import hlo, rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import Topology
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training.flops import StepFlops, step_flops
+from vlvm_jax.training.flops import StepFlops, count, forward_flops, step_flops
+from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.step import make_step
 
+INFERENCE = ("prefill", "decode")
+NEW_TOKENS = 256  # that a cache has room for beside the prompt
 _STEPS = 1000  # of the schedule; no part of the program depends on it but a few constants
 
 
 @dataclasses.dataclass(frozen=True)
-class StageReport:
-    """What one stage's step takes, per chip where not said otherwise; bytes and seconds.
+class Program:
+    """What is compiled: a jitted function and the shapes it is called with.
+
+    Attributes:
+      trainable, frozen: numbers of parameters.
+    """
+
+    name: str
+    batch_size: int
+    function: Any
+    arguments: tuple[Any, ...]
+    trainable: int
+    frozen: int
+    flops: StepFlops
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one step of a program takes, per chip where not said otherwise; bytes and seconds.
 
     Attributes:
       arguments: parameters, optimizer state and batch; `donated` of them are overwritten in place.
-      temporaries: what the step needs beside them. None, as all below it, when the program does not fit.
-      message: the compiler's own, when it does not fit.
+      temporaries: what the step needs beside them. None, as all below it, when the program does not compile.
+      program: the code itself.
+      results: what the step gives, donated arguments' room included.
+      message: the compiler's own, when it ran out of memory.
       compute, hbm, interconnect: the least time each could take; the largest bounds the step.
       mfu_bound: model FLOPs over what the chips could do in that time.
+      seconds: that compilation took.
     """
 
     name: str
@@ -47,8 +72,9 @@ class StageReport:
     fits: bool
     arguments: int | None = None
     temporaries: int | None = None
+    program: int | None = None
     donated: int | None = None
-    state: int | None = None
+    results: int | None = None
     collectives: hlo.Collectives | None = None
     compute: float | None = None
     hbm: float | None = None
@@ -57,13 +83,85 @@ class StageReport:
     message: str | None = None
     seconds: float = 0.0
 
+    @property
+    def needed(self) -> int | None:
+        """Bytes of HBM while the step runs."""
+        if self.arguments is None or self.temporaries is None or self.results is None:
+            return None
+        return self.arguments + self.temporaries + (self.program or 0) + self.results - (self.donated or 0)
 
-def compile_stage(config: Config, stage: StageConfig, mesh: Mesh, topology: Topology) -> StageReport:
-    """Lowers and compiles a stage's step for the mesh's devices."""
-    start = time.monotonic()
+
+def program(config: Config, name: str, rows: int | None, mesh: Mesh) -> Program:
+    """The stage, or the part of inference, of that name; with `rows` in a batch instead of what the config says."""
+    if name in INFERENCE:
+        return inference_program(config, name, rows or rules.batch_shards(mesh), mesh)
+    stage = next(stage for stage in config.stages if stage.name == name)
+    return stage_program(config, stage if rows is None else stage.model_copy(update={"batch_size": rows}), mesh)
+
+
+def stage_program(config: Config, stage: StageConfig, mesh: Mesh) -> Program:
+    """A stage's train step."""
     partition = partition_lib.resolve(config.model, stage)
-    functions = make_step(config.model, stage, partition, mesh, _STEPS)
-    abstract = Model(config.model, partition.splits).abstract()
+    shapes = {whole_path(path): a.shape for path, a in Model(config.model).abstract().items()}
+    rules.check_split(shapes, mesh)
+    function, state, frozen = abstract_step(config.model, stage, partition, mesh)
+    batch = abstract_batch(config, stage.batch_size, stage.frames, stage.length, mesh)
+    return Program(
+        name=stage.name,
+        batch_size=stage.batch_size,
+        function=function,
+        arguments=(state, frozen, batch),
+        trainable=sum(a.size for a in state.params.values()),
+        frozen=sum(a.size for a in frozen.values()),
+        flops=count_step(config, stage),
+    )
+
+
+def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Program:
+    """Reading a prompt as long as the last stage's rows, or one token after it; parameters in the model's dtype."""
+    stage = config.stages[-1]
+    model = Model(config.model)
+    dtype = jnp.dtype(config.model.dtype)
+    params = {
+        path: jax.ShapeDtypeStruct(
+            a.shape, dtype, sharding=rules.parameter_sharding(path.replace("/segments/0", ""), a.shape, mesh)
+        )
+        for path, a in model.abstract().items()
+    }
+    batch = abstract_batch(config, rows, stage.frames, stage.length, mesh)
+    slots = stage.length + NEW_TOKENS
+
+    def prefill(params, batch):
+        return decode.prefill(model.bind(params), batch, slots)
+
+    def step(params, token, positions, cache):
+        return decode.decode_step(model.bind(params), token, positions, cache)
+
+    if name == "prefill":
+        function, arguments = jax.jit(prefill), (params, batch)
+        flops = forward_flops(config.model, batch)
+    else:
+        of_rows = rules.batch_sharding((rows, 1), mesh)
+        token = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=of_rows)
+        with jax.set_mesh(mesh):
+            cache = jax.eval_shape(lambda: init_cache(config.model.decoder, rows, slots, dtype))
+        cache = jax.tree.map(lambda a: _on_mesh(a, mesh), cache)
+        function, arguments = jax.jit(step, donate_argnums=3), (params, token, token, cache)
+        flops = StepFlops(0.0, 0.0, count(step, *arguments), 0.0, 0.0)
+    frozen = sum(a.size for a in params.values())
+    return Program(name, rows, function, arguments, 0, frozen, flops)
+
+
+def _on_mesh(a: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Where a cache's array lies: rows and heads split."""
+    axes = {5: (None, "batch", None, "heads", None), 2: ("batch", None), 0: ()}[a.ndim]
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.sharding(axes, a.shape, mesh))
+
+
+def abstract_step(model: ModelConfig, stage: StageConfig, partition: Partition, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """A stage's train function and the shapes of its state and frozen parameters."""
+    functions = make_step(model, stage, partition, mesh, _STEPS)
+    abstract = Model(model, partition.splits).abstract()
     trainable = {path: a for path, a in abstract.items() if path in partition.rates}
     frozen = {
         path: jax.ShapeDtypeStruct(a.shape, jnp.dtype(stage.frozen_dtype))
@@ -71,43 +169,15 @@ def compile_stage(config: Config, stage: StageConfig, mesh: Mesh, topology: Topo
         if path not in partition.rates
     }
     state = jax.eval_shape(functions.init, trainable, jax.ShapeDtypeStruct((2,), jnp.uint32))
-    batch = abstract_batch(config, stage)
-    report: dict[str, Any] = {
-        "name": stage.name,
-        "batch_size": stage.batch_size,
-        "trainable": sum(a.size for a in trainable.values()),
-        "frozen": sum(a.size for a in frozen.values()),
-        "flops": count_step(config, stage, batch),
-    }
-    try:
-        with jax.set_mesh(mesh):
-            compiled = functions.train.lower(state, frozen, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "exceeds available HBM" not in str(error):
-            raise
-        return StageReport(**report, fits=False, message=_brief(str(error)), seconds=time.monotonic() - start)
-    memory: Any = compiled.memory_analysis()
-    collectives = hlo.collectives(compiled.as_text())
-    bounds: dict[str, Any] = roofline(report["flops"], memory, collectives, topology)
-    return StageReport(
-        **report,
-        fits=memory.argument_size_in_bytes + memory.temp_size_in_bytes <= topology.chip.hbm,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        donated=memory.alias_size_in_bytes,
-        state=memory.output_size_in_bytes,
-        collectives=collectives,
-        **bounds,
-        seconds=time.monotonic() - start,
-    )
+    return functions.train, state, frozen
 
 
-def abstract_batch(config: Config, stage: StageConfig) -> Batch:
-    """Shapes of a stage's batch."""
-    rows, frames, length, size = stage.batch_size, stage.frames, stage.length, config.model.vision.image_size
+def abstract_batch(config: Config, rows: int, frames: int, length: int, mesh: Mesh) -> Batch:
+    """Shapes of a batch."""
+    size = config.model.vision.image_size
 
     def shape(dtype, *dims: int) -> Any:
-        return jax.ShapeDtypeStruct(dims, dtype)
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=rules.batch_sharding(dims, mesh))
 
     return Batch(
         frames=shape(jnp.uint8, rows, frames, size, size, 3),
@@ -121,20 +191,47 @@ def abstract_batch(config: Config, stage: StageConfig) -> Batch:
     )
 
 
-def count_step(config: Config, stage: StageConfig, batch: Batch) -> StepFlops:
+def count_step(config: Config, stage: StageConfig) -> StepFlops:
     """The step's operations; they depend on no device."""
     one = make_mesh(MeshConfig(), jax.devices()[:1])
     partition = partition_lib.resolve(config.model, stage)
+    batch = abstract_batch(config, stage.batch_size, stage.frames, stage.length, one)
+    return step_flops(config.model, stage, lambda model: abstract_step(model, stage, partition, one), batch)
 
-    def make_train(model):
-        functions = make_step(model, stage, partition, one, _STEPS)
-        abstract = Model(model, partition.splits).abstract()
-        trainable = {path: a for path, a in abstract.items() if path in partition.rates}
-        frozen = {path: a for path, a in abstract.items() if path not in partition.rates}
-        state = jax.eval_shape(functions.init, trainable, jax.ShapeDtypeStruct((2,), jnp.uint32))
-        return functions.train, state, frozen
 
-    return step_flops(config.model, stage, make_train, batch)
+def compile_program(made: Program, mesh: Mesh, topology: Topology) -> Report:
+    """Compiles for the mesh's devices and reads off what the compiler says."""
+    start = time.monotonic()
+    report: dict[str, Any] = {
+        "name": made.name,
+        "batch_size": made.batch_size,
+        "trainable": made.trainable,
+        "frozen": made.frozen,
+        "flops": made.flops,
+    }
+    try:
+        with jax.set_mesh(mesh):
+            compiled = made.function.lower(*made.arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "exceeds available HBM" not in str(error):
+            raise
+        return Report(**report, fits=False, message=_brief(str(error)), seconds=time.monotonic() - start)
+    memory: Any = compiled.memory_analysis()
+    collectives = hlo.collectives(compiled.as_text())
+    bounds: dict[str, Any] = roofline(made.flops, memory, collectives, topology)
+    found = Report(
+        **report,
+        fits=True,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        program=memory.generated_code_size_in_bytes,
+        donated=memory.alias_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        collectives=collectives,
+        **bounds,
+        seconds=time.monotonic() - start,
+    )
+    return dataclasses.replace(found, fits=(found.needed or 0) <= topology.chip.hbm)
 
 
 def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topology: Topology) -> dict[str, float]:
@@ -155,13 +252,12 @@ def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topolo
     return {"compute": compute, "hbm": hbm, "interconnect": interconnect, "mfu_bound": mfu}
 
 
-def search(config: Config, stage: StageConfig, mesh: Mesh, topology: Topology, say) -> StageReport | None:
-    """The report of the largest batch that fits: powers of two times the mesh's batch shards, then halves between."""
-    unit = rules.batch_shards(mesh) * stage.accumulate
+def search(make: Callable[[int], Program], unit: int, mesh: Mesh, topology: Topology, say) -> Report | None:
+    """The report of the largest batch that fits, to an eighth: doubling `unit`, then halving what is between."""
     best, low, high, size = None, 0, None, 1
     while high is None or high - low > max(1, low // 8):
-        report = compile_stage(config, stage.model_copy(update={"batch_size": unit * size}), mesh, topology)
-        say(f"{stage.name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
+        report = compile_program(make(unit * size), mesh, topology)
+        say(f"{report.name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
         if report.fits:
             best, low = report, size
         else:
@@ -170,17 +266,6 @@ def search(config: Config, stage: StageConfig, mesh: Mesh, topology: Topology, s
         if size in (0, low):
             break
     return best
-
-
-def check_mesh(config: Config, mesh: Mesh) -> None:
-    """Raises `InputError` with the arithmetic when a stage's rows do not divide over the mesh."""
-    shards = rules.batch_shards(mesh)
-    for stage in config.stages:
-        if (stage.batch_size // stage.accumulate) % shards:
-            raise InputError(
-                f"config.stages.{stage.name}.batch_size: {stage.batch_size} / accumulate {stage.accumulate} = "
-                f"{stage.batch_size // stage.accumulate} rows do not divide over data x fsdp = {shards}"
-            )
 
 
 def _brief(message: str) -> str:

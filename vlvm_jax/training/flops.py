@@ -100,7 +100,19 @@ def step_flops(
       batch: shapes.
     """
     plain = config.model_copy(update={"vision_remat": "none", "decoder_remat": "none"})
-    model = Model(plain)
+    forward = forward_flops(plain, batch)
+    without, with_remat = (count(*make_train(settings), batch) for settings in (plain, config))
+    # The head's loss is recomputed chunk by chunk whatever the remat policy; it is in both counts.
+    chunks = stage.loss_chunks > 1
+    head = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size * chunks
+    return dataclasses.replace(
+        forward, backward=without - forward.model - head, recomputed=with_remat - without + head
+    )
+
+
+def forward_flops(config: ModelConfig, batch: Batch) -> StepFlops:
+    """The forward pass alone, by part, the head over every position."""
+    model = Model(config)
     params = model.abstract()
 
     def tower(params, frames):
@@ -117,9 +129,4 @@ def step_flops(
         return bound.logits(bound(embeddings, positions, segments)[0])
 
     of_decoder = count(decoder, params, hidden, batch.positions, batch.segment_ids)
-    without, with_remat = (count(*make_train(settings), batch) for settings in (plain, config))
-    # The head's loss is recomputed chunk by chunk whatever the remat policy; it is in both counts.
-    chunks = stage.loss_chunks > 1
-    head = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size * chunks
-    forward = of_tower + of_adapter + of_decoder
-    return StepFlops(of_tower, of_adapter, of_decoder, without - forward - head, with_remat - without + head)
+    return StepFlops(of_tower, of_adapter, of_decoder, 0.0, 0.0)

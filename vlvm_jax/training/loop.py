@@ -15,6 +15,7 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
+from vlvm_jax.parallel.mesh import process_rows
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.metrics import MetricsWriter
@@ -44,10 +45,25 @@ class StageRun:
 
 
 def to_device(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This process's rows of a batch as global arrays; fields that the data does not have stay None."""
-    sharding = rules.batch_sharding(mesh)
+    """This process's rows of a batch (`mesh.data_part`) as global arrays; fields that the data lacks stay None."""
+    held = process_rows(mesh)[jax.process_index()]
     fields = [field.name for field in dataclasses.fields(Batch) if field.name in batch]
-    return Batch(**{name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in fields})
+    return Batch(**{name: _to_device(batch[name], held, mesh) for name in fields})
+
+
+def _to_device(local: np.ndarray, held: tuple[int, ...], mesh: Mesh) -> jax.Array:
+    """Args:
+    held: which of the batch's row shards `local` holds, one after the other.
+    """
+    rows = len(local) // len(held)
+    shape = (rows * rules.batch_shards(mesh), *local.shape[1:])
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(shape[0])
+        first = held.index(start // rows) * rows
+        return local[(slice(first, first + stop - start), *index[1:])]
+
+    return jax.make_array_from_callback(shape, rules.batch_sharding(shape, mesh), piece)
 
 
 def run_stage(run: StageRun, mesh: Mesh, writer: MetricsWriter, stop: StopSignal) -> None:

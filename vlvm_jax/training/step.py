@@ -107,7 +107,7 @@ def make_step(
     return StepFunctions(
         train=jax.jit(
             train,
-            in_shardings=(of_state, of_frozen, rules.batch_sharding(mesh)),
+            in_shardings=(of_state, of_frozen, None),
             out_shardings=(of_state, everywhere),
             donate_argnums=0,
         ),
