@@ -80,12 +80,6 @@ class Initial:
             if _under(path, prefix) and path in source.shapes
         }
 
-    def fresh_paths(self) -> list[str]:
-        """Parameters that no source has: adapters of our own, a connector between bare parts, LoRA."""
-        abstract = jax.eval_shape(params_lib.join, Model(self.model).abstract())
-        taken = self._taken(abstract)
-        return [path for path in abstract if path not in taken]
-
     def params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, seed: int) -> Params:
         """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time."""
         on_mesh = {
