@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,32 +32,11 @@ def llava(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, data_root) -> Path:
-    """The recipe's four annotation files, over a few files of the embedded data."""
-    root = tmp_path_factory.mktemp("data")
-    embedded = next(data_root.glob("shapes-*"))
-
-    def write(folder: str, name: str, kind: str, count: int):
-        target = root / folder / f"{kind}s"
-        target.mkdir(parents=True)
-        records = json.loads((embedded / f"train_{kind}s.json").read_text())[:count]
-        for record in records:
-            source = next(embedded.rglob(record[kind]))
-            record[kind] = shutil.copy(source, target / source.name).name
-        (root / folder / name).write_text(json.dumps(records))
-
-    write("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", "image", 16)
-    write("LLaVA-Instruct", "llava_v1_5_mix665k.json", "image", 16)
-    write("VideoChatGPT", "videochatgpt.json", "video", 16)
-    return root
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, llava, data, data_root) -> tuple[Path, Path]:
+def exported(tmp_path_factory, llava, recipe_data, data_root) -> tuple[Path, Path]:
     """(run, export) of the recipe over the checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     stages = [f"--config.stages[{i}].{key}" for i in range(3) for key in ("batch_size=8", "frozen_dtype=float32")]
-    recipe = f"llava-1.5-7b,base={llava},data={data},tokens=4,frames=4,length=256,video_fraction=1"
+    recipe = f"llava-1.5-7b,base={llava},data={recipe_data},tokens=4,frames=4,length=256,video_fraction=1"
     train = [
         "-m", "vlvm_jax.train", f"--config=configs/ftfv.py:{recipe}", f"--workdir={folder}/run", *stages,
         "--config.data.workers=0", "--config.model.dtype=float32", "--config.tensorboard=False",
@@ -117,11 +95,11 @@ np.savez("results.npz", ids=ids, answers=torch.stack(answers), logits=np.stack(l
 """
 
 
-def test_a_fresh_process_with_torch_alone_answers_the_same(exported, llava, data, data_root, tmp_path):
+def test_a_fresh_process_with_torch_alone_answers_the_same(exported, llava, recipe_data, data_root, tmp_path):
     run, export = exported
     processor = load_processor(str(llava))
-    records = json.loads((data / "VideoChatGPT/videochatgpt.json").read_text())[:3]
-    folder = data / "VideoChatGPT/videos"
+    records = json.loads((recipe_data / "VideoChatGPT/videochatgpt.json").read_text())[:3]
+    folder = recipe_data / "VideoChatGPT/videos"
     clips = np.stack([processor.read_clip(str(folder / record["video"]), 4).frames for record in records])
     np.save(tmp_path / "clips.npy", clips)
     prompt = f"USER: <video>\n{QUESTION} ASSISTANT:"

@@ -268,7 +268,7 @@ class Export:
 
     def _write_files(self, folder: Path) -> None:
         if self.source.hf_files is not None:
-            side_files.copy_into(self.source.hf_files, folder)
+            side_files.copy_flat(self.source.hf_files, folder)
         if self.tokens is not None and self.tokenizer is not None:
             media_tokens.write_tokenizer(self.tokenizer, folder, self.tokens)
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")

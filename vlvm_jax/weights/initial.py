@@ -103,21 +103,27 @@ class Initial:
         """
         if folder.exists():
             return
-        source = self.sources.get("decoder")
+        source, tower = self.sources.get("decoder"), self._files("encoder")
         if source is not None and source.hf_files is not None:
-            side_files.copy(source, folder)
+            side_files.copy(source, folder, None if tower == source.hf_files else tower)
         else:
             side_files.copy_tokenizer(epath.Path(tokenizer), folder)
 
     def local_files(self, part: str, where: str) -> str:
         """The folder of the Hugging Face files that belong to a part, on this machine."""
-        source = self.sources.get(part)
-        if source is None or source.hf_files is None:
+        files = self._files(part)
+        if files is None:
             raise InputError(
                 f"{where} means files of the checkpoint that config.model.init_from names for the {part}, but there "
                 "are none; set the key to a directory"
             )
-        return str(side_files.local(source.hf_files))
+        return str(side_files.local(files))
+
+    def _files(self, part: str) -> epath.Path | None:
+        source = self.sources.get(part)
+        if source is None or source.hf_files is None:
+            return None
+        return side_files.of_tower(source.hf_files) if part == "encoder" else source.hf_files
 
 
 def draw(model: ModelConfig, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> Params:
