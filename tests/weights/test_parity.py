@@ -326,15 +326,19 @@ def test_onevision_shrinks_one_image_and_not_the_other(pairs):
     assert (shrunk.weight > 0).sum(1).max() == 4 and (whole.weight > 0).sum(1).max() == 1
 
 
+def only_part(folder: Path, part: str, cls: type[nnx.Module]):
+    """The one part that a checkpoint has, and its settings."""
+    source = open_source(str(folder), "SRC")
+    (config,) = (found for found in (source.vision, source.decoder, source.connector) if found is not None)
+    params = params_lib.of_part(params_lib.split(load(source), {}), part)
+    return params_lib.build(lambda: cls(config, dtype=jnp.float32, rngs=nnx.Rngs(0)), params), config
+
+
 @pytest.mark.parametrize("name", TOWERS)
 def test_bare_towers(checkpoints, name, record_property):
     """The hidden state before the last layer for CLIP, after it for SigLIP, as LLaVA reads them."""
     folder = checkpoints(name, "hub")
-    source = open_source(str(folder), "SRC")
-    vision = source.vision
-    assert vision is not None and source.decoder is None and source.connector is None
-    part = params_lib.of_part(params_lib.split(load(source), {}), "encoder")
-    tower = params_lib.build(lambda: VisionTower(vision, dtype=jnp.float32, rngs=nnx.Rngs(0)), part)
+    tower, vision = only_part(folder, "encoder", VisionTower)
     frames = np.random.default_rng(0).integers(0, 256, (2, vision.image_size, vision.image_size, 3), dtype=np.uint8)
     pixels = (frames / 255 - np.asarray(vision.image_mean)) / np.asarray(vision.image_std)
     theirs = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -349,11 +353,7 @@ def test_bare_towers(checkpoints, name, record_property):
 @pytest.mark.parametrize("name", DECODERS)
 def test_bare_decoders(checkpoints, name, record_property):
     folder = checkpoints(name, "hub")
-    source = open_source(str(folder), "SRC")
-    config = source.decoder
-    assert config is not None and source.vision is None and source.connector is None
-    part = params_lib.of_part(params_lib.split(load(source), {}), "decoder")
-    decoder = params_lib.build(lambda: Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)), part)
+    decoder, config = only_part(folder, "decoder", Decoder)
     length = config.max_position_embeddings if config.max_position_embeddings < 100 else 24
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
     places = np.arange(length)[None]

@@ -136,13 +136,17 @@ def features_of(shape, seed=0):
 
 
 def compare(ours, theirs, patches, attention, media, is_video, tolerance=1e-5):
-    """Images of all rows, then clips of all rows: each row's valid tokens of that kind, in order."""
+    """Images of all rows, then clips of all rows: each row's valid tokens of that kind, in order.
+
+    Returns the largest difference.
+    """
     out = nnx.jit(lambda adapter, *args: adapter(VisionFeatures(*args[:2]), FrameLayout(*args[2:])))(
         ours, patches, attention, media, is_video
     )
     batch, num_frames = media.shape
     tokens = np.asarray(out.tokens).reshape(batch, num_frames, -1, C)
     valid = np.asarray(out.valid).reshape(batch, num_frames, -1)
+    largest = 0.0
     for video in (False, True):
         chosen = (media > 0) & (is_video == video)
         lengths = [int((media[row][chosen[row]] == m).sum()) for row in range(batch) for m in np.unique(media[row])]
@@ -153,14 +157,17 @@ def compare(ours, theirs, patches, attention, media, is_video, tolerance=1e-5):
         ours_count = ours.num_video_tokens if video else lambda _: ours.num_image_tokens()
         assert [count(n) for n in lengths] == [ours_count(n) for n in lengths]
         assert len(found) == sum(count(n) for n in lengths)
-        np.testing.assert_allclose(found.numpy(), tokens[chosen][valid[chosen]], atol=tolerance, rtol=0)
+        expected = tokens[chosen][valid[chosen]]
+        np.testing.assert_allclose(found.numpy(), expected, atol=tolerance, rtol=0)
+        largest = max(largest, float(np.abs(found.numpy() - expected).max(initial=0)))
+    return largest
 
 
 @pytest.mark.parametrize(("name", "options", "grid", "connector"), CASES)
-def test_same_visual_tokens(code, name, options, grid, connector):
+def test_same_visual_tokens(code, name, options, grid, connector, record_property):
     ours, theirs = both(code, model_config(name, options, grid, connector))
     patches, attention = features_of((*MEDIA.shape, grid * grid, D))
-    compare(ours, theirs, patches, attention, MEDIA, IS_VIDEO)
+    record_property("tokens", compare(ours, theirs, patches, attention, MEDIA, IS_VIDEO))
 
 
 @pytest.mark.parametrize("grid", [4, 9])

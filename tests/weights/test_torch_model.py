@@ -226,9 +226,10 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("case", [case.name for case in CASES])
 @pytest.mark.parametrize("export", EXPORTS)
-def test_logits_and_greedy_answers_are_those_of_jax(results, export, case):
+def test_logits_and_greedy_answers_are_those_of_jax(results, export, case, record_property):
     expected, found = results[export]
     np.testing.assert_allclose(found[f"{case}/logits"], expected[f"{case}/logits"], atol=1e-4, rtol=0)
+    record_property("logits", float(np.abs(found[f"{case}/logits"] - expected[f"{case}/logits"]).max()))
     assert found[f"{case}/greedy"].tolist() == expected[f"{case}/greedy"].tolist()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,32 +32,11 @@ def llava(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, data_root) -> Path:
-    """The recipe's four annotation files, over a few files of the embedded data."""
-    root = tmp_path_factory.mktemp("data")
-    embedded = next(data_root.glob("shapes-*"))
-
-    def write(folder: str, name: str, kind: str, count: int):
-        target = root / folder / f"{kind}s"
-        target.mkdir(parents=True)
-        records = json.loads((embedded / f"train_{kind}s.json").read_text())[:count]
-        for record in records:
-            source = next(embedded.rglob(record[kind]))
-            record[kind] = shutil.copy(source, target / source.name).name
-        (root / folder / name).write_text(json.dumps(records))
-
-    write("LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json", "image", 16)
-    write("LLaVA-Instruct", "llava_v1_5_mix665k.json", "image", 16)
-    write("VideoChatGPT", "videochatgpt.json", "video", 16)
-    return root
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, llava, data, data_root) -> tuple[Path, Path]:
+def exported(tmp_path_factory, llava, recipe_data, data_root) -> tuple[Path, Path]:
     """(run, export) of the recipe over the checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     stages = [f"--config.stages[{i}].{key}" for i in range(3) for key in ("batch_size=8", "frozen_dtype=float32")]
-    recipe = f"llava-1.5-7b,base={llava},data={data},tokens=4,frames=4,length=256,video_fraction=1"
+    recipe = f"llava-1.5-7b,base={llava},data={recipe_data},tokens=4,frames=4,length=256,video_fraction=1"
     train = [
         "-m", "vlvm_jax.train", f"--config=configs/ftfv.py:{recipe}", f"--workdir={folder}/run", *stages,
         "--config.data.workers=0", "--config.model.dtype=float32", "--config.tensorboard=False",
@@ -99,44 +77,49 @@ def test_parts_that_never_trained_are_the_checkpoints(exported, llava):
 
 
 ANSWERS = """
-import json, sys
+import sys
 import numpy as np, torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 folder, clips = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-answers = []
-for clip in np.load(clips)["clips"]:
+answers, logits = [], []
+for clip in np.load(clips):
     inputs = model.prepare_inputs(tokenizer, PROMPT, videos=[clip])
-    out = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)
-    answers.append(out[0, inputs["input_ids"].shape[1]:].tolist())
+    ids = inputs["input_ids"][0]
+    with torch.no_grad():
+        logits.append(model(**inputs).logits[0].numpy())
+    answers.append(model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, len(ids):])
 assert "jax" not in sys.modules and "vlvm_jax" not in sys.modules
-print(json.dumps({"ids": inputs["input_ids"][0].tolist(), "answers": answers}))
+np.savez("results.npz", ids=ids, answers=torch.stack(answers), logits=np.stack(logits))
 """
 
 
-def test_a_fresh_process_with_torch_alone_answers_the_same(exported, llava, data, data_root, tmp_path):
+def test_a_fresh_process_with_torch_alone_answers_the_same(exported, llava, recipe_data, data_root, tmp_path):
     run, export = exported
     processor = load_processor(str(llava))
-    records = json.loads((data / "VideoChatGPT/videochatgpt.json").read_text())[:3]
-    folder = data / "VideoChatGPT/videos"
-    clips = [processor.read_clip(str(folder / record["video"]), 4).frames for record in records]
-    np.savez(tmp_path / "clips.npz", clips=np.stack(clips))
+    records = json.loads((recipe_data / "VideoChatGPT/videochatgpt.json").read_text())[:3]
+    folder = recipe_data / "VideoChatGPT/videos"
+    clips = np.stack([processor.read_clip(str(folder / record["video"]), 4).frames for record in records])
+    np.save(tmp_path / "clips.npy", clips)
     prompt = f"USER: <video>\n{QUESTION} ASSISTANT:"
     script = tmp_path / "answers.py"
     script.write_text(ANSWERS.replace("PROMPT", repr(prompt)))
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     done = subprocess.run(
-        [sys.executable, str(script), str(export), str(tmp_path / "clips.npz")], cwd=tmp_path,
+        [sys.executable, str(script), str(export), str(tmp_path / "clips.npy")], cwd=tmp_path,
         env={**os.environ, **home}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    assert theirs["answers"] == our_answers(run, clips, theirs["ids"])
+    theirs = np.load(tmp_path / "results.npz")
+    answers, logits = ours(run, clips, theirs["ids"])
+    np.testing.assert_array_equal(theirs["answers"], answers)
+    assert np.abs(logits).max() > 0.5, "nothing to compare"
+    np.testing.assert_allclose(theirs["logits"], logits, atol=1e-4, rtol=0)
 
 
-def our_answers(run: Path, clips: list[np.ndarray], ids: list[int]) -> list[list[int]]:
-    """Greedy answers of the trained parameters here, to the same token ids."""
+def ours(run: Path, clips: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy answers of the trained parameters here and logits of every position, for the same token ids."""
     import jax
     import jax.numpy as jnp
 
@@ -151,23 +134,28 @@ def our_answers(run: Path, clips: list[np.ndarray], ids: list[int]) -> list[list
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {p: jax.ShapeDtypeStruct(a.shape, np.float32, sharding=device) for p, a in source.shapes.items()}
     params = params_lib.split(source.load(wanted), {})
-    greedy = Greedy(Model(source.config.model), max_new_tokens=12)
+    model = Model(source.config.model)
+    greedy = Greedy(model, max_new_tokens=12)
+
+    @jax.jit
+    def forward(params, batch):
+        bound = model.bind(params)
+        return bound.decoder.logits(bound(batch)[0])
+
     places = transformers.AutoTokenizer.from_pretrained(run / "hf").convert_tokens_to_ids("<video>")
-    marked = np.asarray(ids)[None] == places
-    assert marked.sum() == 4 * 4
-    answers = []
+    rows = jnp.broadcast_to(ids, (len(clips), len(ids)))
+    marked = rows == places
+    assert (marked.sum(1) == 4 * 4).all()
+    batch = Batch(
+        frames=jnp.asarray(clips),
+        media=jnp.ones((len(clips), 4), jnp.int32),
+        is_video=jnp.ones((len(clips), 4), bool),
+        token_ids=jnp.where(marked, 0, rows),
+        media_mask=marked,
+        positions=jnp.broadcast_to(jnp.arange(len(ids)), rows.shape),
+        segment_ids=jnp.ones_like(rows),
+        loss_mask=jnp.zeros_like(marked),
+    )
     with jax.default_matmul_precision("highest"):
-        for clip in clips:
-            batch = Batch(
-                frames=jnp.asarray(clip[None]),
-                media=jnp.ones((1, 4), jnp.int32),
-                is_video=jnp.ones((1, 4), bool),
-                token_ids=jnp.where(marked, 0, jnp.asarray(ids)[None]),
-                media_mask=jnp.asarray(marked),
-                positions=jnp.arange(len(ids))[None],
-                segment_ids=jnp.ones((1, len(ids)), jnp.int32),
-                loss_mask=jnp.zeros((1, len(ids)), bool),
-            )
-            tokens, _ = greedy(params, batch)
-            answers.append(np.asarray(tokens)[0].tolist())
-    return answers
+        answers, _ = greedy(params, batch)
+        return np.asarray(answers), np.asarray(forward(params, batch))

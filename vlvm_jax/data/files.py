@@ -26,5 +26,5 @@ def read_text(file: Path) -> str | None:
 
 
 def brief(error: Exception) -> str:
-    """One line of what an error says."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -29,7 +29,6 @@ class Chip:
       link_bandwidth: bytes per second over one link in one direction.
       dimensions: of the torus.
       cores_in_name: TensorCores that the slice's name counts per chip (`v5p-128` is 64 chips).
-      wraps: sizes of an axis at which its ends are linked.
     """
 
     name: str
@@ -40,14 +39,13 @@ class Chip:
     link_bandwidth: float
     dimensions: int
     cores_in_name: int
-    wraps: int
 
 
 CHIPS = {
-    "v4": Chip("v4", "v4", 32 * GIB, 275e12, 1.228e12, 4.5e10, 3, 2, 4),
-    "v5e": Chip("v5e", "v5e", 16 * GIB, 197e12, 8.19e11, 4.5e10, 2, 1, 16),
-    "v5p": Chip("v5p", "v5", 95 * GIB, 459e12, 2.765e12, 9e10, 3, 2, 4),
-    "v6e": Chip("v6e", "v6e", 32 * GIB, 918e12, 1.64e12, 9e10, 2, 1, 16),
+    "v4": Chip("v4", "v4", 32 * GIB, 275e12, 1.228e12, 4.5e10, 3, 2),
+    "v5e": Chip("v5e", "v5e", 16 * GIB, 197e12, 8.19e11, 4.5e10, 2, 1),
+    "v5p": Chip("v5p", "v5", 95 * GIB, 459e12, 2.765e12, 9e10, 3, 2),
+    "v6e": Chip("v6e", "v6e", 32 * GIB, 918e12, 1.64e12, 9e10, 2, 1),
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
 _NAME = re.compile(r"^(?P<kind>v\d+[a-z]*)-(?P<size>\d+)(x(?P<slices>\d+))?$")

@@ -159,11 +159,7 @@ class Export:
 
     def parameter(self, path: str) -> np.ndarray:
         """A parameter of `model` as it goes out: merged, and rounded to the export's dtype (LoRA's own stay fp32)."""
-        if lora.is_lora(path):
-            return self.source.read(path)
-        if self.lora is not None and self.options.lora == "merge":
-            return self.cast(np.asarray(lora.merged(path, self.source.read, self.lora)))
-        return self.cast(self.source.read(path))
+        return self.source.read(path) if lora.is_lora(path) else self.cast(self._merged(path))
 
     @property
     def layout(self) -> Layout:
@@ -252,14 +248,17 @@ class Export:
             # llava_next_video and onevision want a newline even where only clips will be sent, which have none.
             assert path == "adapter/image_newline" and self.decoder is not None
             return np.zeros(self.decoder.hidden_size, np.float32)
-        if self.lora is not None and self.options.lora == "merge":
-            value = np.asarray(lora.merged(path, self.source.read, self.lora))
-        else:
-            value = self.source.read(path)
+        value = self._merged(path)
         if self.decoder is None or self.decoder.vocab_size == self.stored_vocab:
             return value
         axis = {"decoder/embed_tokens/embedding": 0, "decoder/lm_head/kernel": 1}.get(path)
         return value if axis is None else _with_rows(value, axis, self.decoder.vocab_size)
+
+    def _merged(self, path: str) -> np.ndarray:
+        """A parameter as stored, with its LoRA folded in unless that goes out as an adapter."""
+        if self.lora is None or self.options.lora == "peft":
+            return self.source.read(path)
+        return np.asarray(lora.merged(path, self.source.read, self.lora))
 
     def cast(self, value: np.ndarray) -> np.ndarray:
         """Imports keep every tensor's own dtype unless told otherwise; trained ones get the export's."""
@@ -269,7 +268,7 @@ class Export:
 
     def _write_files(self, folder: Path) -> None:
         if self.source.hf_files is not None:
-            side_files.copy_into(self.source.hf_files, folder)
+            side_files.copy_flat(self.source.hf_files, folder)
         if self.tokens is not None and self.tokenizer is not None:
             media_tokens.write_tokenizer(self.tokenizer, folder, self.tokens)
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")

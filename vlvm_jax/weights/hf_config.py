@@ -5,7 +5,6 @@ in the values that a `config.json` leaves to its class; it is used without torch
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pydantic
 
 from vlvm_jax.config import ConnectorConfig, DecoderConfig, RopeScaling, VisionConfig
+from vlvm_jax.data.files import brief, read_json
 from vlvm_jax.errors import InputError
 
 VLM_FAMILIES = ("llava", "llava_next", "llava_next_video", "llava_onevision", "smolvlm", "idefics3")
@@ -61,7 +61,9 @@ def read(directory: Path) -> HFModel:
     Raises:
       InputError: no config, a family that is not known, or a setting that this library cannot run exactly.
     """
-    raw = _json(directory / "config.json")
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory}: no config.json here; expected a directory in the Hugging Face format")
+    raw = read_json(directory / "config.json")
     architecture = (raw.get("architectures") or [""])[0]
     if found := _ORIGINAL.match(architecture):
         from vlvm_jax.weights import original_llava
@@ -236,11 +238,10 @@ def _rope_scaling(parameters: dict[str, Any], where: str) -> RopeScaling | None:
 def pixel_statistics(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation of the image processor's file, None where there is no such file."""
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (directory / name).is_file():
-            values = _json(directory / name)
-            values = values.get("image_processor", values)
-            if "image_mean" in values and "image_std" in values:
-                return tuple(values["image_mean"]), tuple(values["image_std"])
+        values = read_json(directory / name)
+        values = values.get("image_processor", values)
+        if "image_mean" in values and "image_std" in values:
+            return tuple(values["image_mean"]), tuple(values["image_std"])
     return None
 
 
@@ -263,22 +264,8 @@ def _class_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(directory)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"{directory / 'config.json'}: transformers cannot read it: {text[:200]}") from None
+        raise InputError(f"{directory / 'config.json'}: transformers cannot read it: {brief(error)}") from None
     except Exception as error:  # huggingface_hub's strict dataclasses have their own errors
         if "Strict" not in type(error).__name__:
             raise
-        text = " ".join(str(error).split())
-        raise InputError(f"{directory / 'config.json'}: transformers refuses it: {text[:200]}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent}: no {path.name} here; expected a directory in the Hugging Face format")
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return values
+        raise InputError(f"{directory / 'config.json'}: transformers refuses it: {brief(error)}") from None

@@ -80,12 +80,6 @@ class Initial:
             if _under(path, prefix) and path in source.shapes
         }
 
-    def fresh_paths(self) -> list[str]:
-        """Parameters that no source has: adapters of our own, a connector between bare parts, LoRA."""
-        abstract = jax.eval_shape(params_lib.join, Model(self.model).abstract())
-        taken = self._taken(abstract)
-        return [path for path in abstract if path not in taken]
-
     def params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, seed: int) -> Params:
         """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time."""
         on_mesh = {
@@ -109,21 +103,27 @@ class Initial:
         """
         if folder.exists():
             return
-        source = self.sources.get("decoder")
+        source, tower = self.sources.get("decoder"), self._files("encoder")
         if source is not None and source.hf_files is not None:
-            side_files.copy(source, folder)
+            side_files.copy(source, folder, None if tower == source.hf_files else tower)
         else:
             side_files.copy_tokenizer(epath.Path(tokenizer), folder)
 
     def local_files(self, part: str, where: str) -> str:
         """The folder of the Hugging Face files that belong to a part, on this machine."""
-        source = self.sources.get(part)
-        if source is None or source.hf_files is None:
+        files = self._files(part)
+        if files is None:
             raise InputError(
                 f"{where} means files of the checkpoint that config.model.init_from names for the {part}, but there "
                 "are none; set the key to a directory"
             )
-        return str(side_files.local(source.hf_files))
+        return str(side_files.local(files))
+
+    def _files(self, part: str) -> epath.Path | None:
+        source = self.sources.get(part)
+        if source is None or source.hf_files is None:
+            return None
+        return side_files.of_tower(source.hf_files) if part == "encoder" else source.hf_files
 
 
 def draw(model: ModelConfig, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> Params:

@@ -18,25 +18,14 @@ from safetensors.numpy import save_file
 
 from vlvm_jax.config import LORA_MODULES, LoraConfig
 from vlvm_jax.errors import InputError
-from vlvm_jax.models.params import Params
 
 
 def is_lora(path: str) -> bool:
     return path.endswith(("/lora_a", "/lora_b"))
 
 
-def merge(params: Mapping[str, jax.Array], config: LoraConfig) -> Params:
-    """The parameters of the model without adapters that computes the same: adapted kernels merged, LoRA leaves gone.
-
-    Raises:
-      InputError: the LoRA parameters are not those of `config`.
-    """
-    adapted_layers(params, config)
-    return {path: merged(path, params.__getitem__, config) for path in params if not is_lora(path)}
-
-
 def merged(path: str, get: Callable[[str], Any], config: LoraConfig) -> jax.Array:
-    """One parameter of the merged model, for those who stream: kernel + scale * A B, in fp32, in the kernel's dtype.
+    """One parameter of the model without adapters: kernel + scale * A B, computed in fp32, in the kernel's dtype.
 
     Args:
       path: of the (whole) parameter, `decoder/layers/mlp/up_proj/kernel`; one without an adapter comes back as it is.

@@ -5,12 +5,12 @@ not be in the files. The keys' meaning is read from those repositories' `llava/m
 """
 
 import itertools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from vlvm_jax.config import ConnectorConfig
+from vlvm_jax.data.files import read_json
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import hf_config
 from vlvm_jax.weights.hf_config import HFModel
@@ -107,9 +107,7 @@ def tiling(raw: dict[str, Any], size: int) -> dict[str, Any]:
 def _tower_sizes(name: str, where: str) -> dict[str, Any]:
     if name in KNOWN_TOWERS:
         return KNOWN_TOWERS[name]
-    path = Path(name) / "config.json"
-    if path.is_file():
-        sizes = json.loads(path.read_text())
+    if sizes := read_json(Path(name) / "config.json"):
         return sizes.get("vision_config", sizes)
     raise InputError(
         f"{where}: mm_vision_tower {name!r} is neither a directory nor one of {', '.join(KNOWN_TOWERS)}; put the "

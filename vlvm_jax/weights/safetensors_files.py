@@ -114,7 +114,8 @@ def _files(directory: Path) -> list[Path]:
 class SafetensorsWriter:
     """Writes tensors in the order they come, a new shard whenever one is full; `close` names the shards and the index.
 
-    Memory: one tensor. Each shard starts with room for its header, which is written when the shard is full.
+    Memory: one tensor; the library's `save_file` wants all tensors of a file at once. Each shard starts with room for
+    its header, which is written when the shard is full.
 
     Args:
       names: of all tensors that will come, which tells how long a header can become.

@@ -1,6 +1,7 @@
 """The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
 
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from vlvm_jax.weights.hf_source import HFSource
 from vlvm_jax.weights.safetensors_files import DTYPES
 
 CARRIED_FILE = "carried.safetensors"
+TOWER_FOLDER = "encoder"  # files of a tower that comes from another checkpoint than the decoder, beside the decoder's
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 NAMES = (
     "config.json",
     "generation_config.json",
@@ -24,27 +27,43 @@ NAMES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
+    *PROCESSORS,
 )
 
 
-def copy_into(files: epath.Path, folder: epath.PathLike) -> None:
+def of_tower(files: epath.Path) -> epath.Path:
+    """Where the files of the tower are: mostly among all others."""
+    return files / TOWER_FOLDER if (files / TOWER_FOLDER).exists() else files
+
+
+def copy_into(files: epath.Path, folder: epath.PathLike, names: Iterable[str] = NAMES) -> None:
     """Copies those files that there are."""
-    for name in NAMES:
+    for name in names:
         if (files / name).exists():
             (files / name).copy(epath.Path(folder) / name, overwrite=True)
 
 
-def copy(source: Any, folder: epath.Path) -> None:
-    """Copies the files of a source, and the tensors it carries, into a new folder; whole or not at all."""
+def copy_flat(files: epath.Path, folder: epath.PathLike) -> None:
+    """The same into one folder, where the tower's processors stand, not the decoder's."""
+    copy_into(files, folder, (name for name in NAMES if name not in PROCESSORS))
+    copy_into(of_tower(files), folder, PROCESSORS)
+
+
+def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None) -> None:
+    """Copies the files of a source, and the tensors it carries, into a new folder; whole or not at all.
+
+    Args:
+      tower: where the files of the tower are, if not among the source's.
+    """
     temporary = folder.parent / f"{folder.name}.new"
     if temporary.exists():
         temporary.rmtree()
     temporary.mkdir(parents=True)
     files: epath.Path = source.hf_files
     copy_into(files, temporary)
+    if tower is not None:
+        (temporary / TOWER_FOLDER).mkdir()
+        copy_into(tower, temporary / TOWER_FOLDER, ("config.json", *PROCESSORS))
     if (files / CARRIED_FILE).exists():
         (files / CARRIED_FILE).copy(temporary / CARRIED_FILE)
     checkpoint = getattr(source, "checkpoint", None)  # a Hugging Face directory: its carried tensors are in its files

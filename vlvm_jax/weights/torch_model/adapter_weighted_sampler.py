@@ -3,6 +3,8 @@
 A sampler gives a weight matrix A [K, N] per frame from its N tokens X; what goes on is A X.
 """
 
+import abc
+
 import torch
 from torch import nn
 
@@ -49,14 +51,14 @@ class VideoAdapter(nn.Module):
         return tokens.flatten(0, 1)
 
 
-class Sampler(nn.Module):
+class Sampler(nn.Module, abc.ABC):
     """K tokens from N, per frame."""
 
     num_slots: int
 
+    @abc.abstractmethod
     def weights(self, x, attention):
         """Tokens [F, N, C] and attention received [F, N] to weights [F, K, N], fp32."""
-        raise NotImplementedError
 
     def values(self, x):
         return x

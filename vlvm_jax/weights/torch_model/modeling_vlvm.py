@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .configuration_vlvm import VlvmConfig
@@ -118,13 +118,11 @@ class VlvmModel(VlvmPreTrainedModel):
         input_ids=None,
         pixel_values=None,
         pixel_values_videos=None,
-        attention_mask=None,
-        position_ids=None,
         past_key_values=None,
         inputs_embeds=None,
         **kwargs,
     ):
-        """See `VlvmForConditionalGeneration.forward`; gives the decoder's final hidden states."""
+        """See `VlvmForConditionalGeneration.forward`; gives the decoder's outputs, final hidden states first."""
         has_media = pixel_values is not None or pixel_values_videos is not None
         if inputs_embeds is None:
             decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
@@ -135,19 +133,8 @@ class VlvmModel(VlvmPreTrainedModel):
                 inputs_embeds = self.merge(input_ids, pixel_values, pixel_values_videos)
         elif has_media:
             raise ValueError("images and clips go with input_ids, which say where they stand, not with inputs_embeds")
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            return_dict=True,
-            **kwargs,
-        )
-        return BaseModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+        return self.language_model(
+            inputs_embeds=inputs_embeds, past_key_values=past_key_values, return_dict=True, **kwargs
         )
 
 

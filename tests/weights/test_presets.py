@@ -1,0 +1,77 @@
+"""The presets that start from pretrained models, at their real sizes: as many parameters as transformers' classes have.
+
+Nothing is allocated: shapes on this side, the meta device on that.
+"""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from configs import ftfv
+from configs.bases import BASES
+from vlvm_jax.config import Config, build
+from vlvm_jax.models.params import Model
+
+
+def llava_1_5_7b() -> dict[str, list[torch.nn.Module]]:
+    """The class's defaults are this model but for the vocabulary."""
+    text = {"model_type": "llama", "vocab_size": 32064}
+    whole = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(text_config=text))
+    return {
+        "encoder": [whole.model.vision_tower],
+        "adapter/connector": [whole.model.multi_modal_projector],
+        "decoder": [whole.model.language_model, whole.lm_head],
+    }
+
+
+def vicuna_7b() -> dict[str, list[torch.nn.Module]]:
+    """Llama's defaults are Vicuna's sizes. The connector is of LLaVA's kind: the widths are the same."""
+    tower = transformers.CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224,
+        patch_size=14,
+    )  # fmt: skip
+    return {
+        "encoder": [transformers.CLIPVisionModel(tower)],
+        "adapter/connector": [LlavaMultiModalProjector(transformers.LlavaConfig())],
+        "decoder": [transformers.LlamaForCausalLM(transformers.LlamaConfig())],
+    }
+
+
+def smolvlm2_256m() -> dict[str, list[torch.nn.Module]]:
+    tower = {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 512, "patch_size": 16,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    }  # fmt: skip
+    config = transformers.SmolVLMConfig(
+        vision_config=tower, text_config=text, scale_factor=4, tie_word_embeddings=False
+    )
+    whole = transformers.SmolVLMForConditionalGeneration(config)
+    return {
+        "encoder": [whole.model.vision_model],
+        "adapter/connector": [whole.model.connector],
+        "decoder": [whole.model.text_model, whole.lm_head],
+    }
+
+
+CLASSES = {"llava-1.5-7b": llava_1_5_7b, "vicuna-7b": vicuna_7b, "smolvlm2-256m": smolvlm2_256m}
+
+
+@pytest.mark.parametrize("preset", BASES)
+def test_a_preset_has_the_parameters_of_its_classes(preset):
+    """All of them: transformers' towers keep the layers above the features and the last norm, and so do ours."""
+    with torch.device("meta"):
+        modules = CLASSES[preset]()
+    expected = {part: sum(p.numel() for m in found for p in m.parameters()) for part, found in modules.items()}
+    sizes = Counter()
+    for path, a in Model(build(Config, ftfv.get_config(preset)).model).abstract().items():
+        sizes[next((part for part in expected if path.startswith(f"{part}/")), "new")] += math.prod(a.shape)
+    assert 0 < sizes.pop("new") < 1e6  # the sampler, which no class has
+    assert sizes == expected
