@@ -93,6 +93,20 @@ class Topology:
         return list(found.devices)
 
 
+# What a device calls itself (`device.device_kind`) -> dense bf16 FLOP/s. GPUs: NVIDIA's data sheets, SXM versions.
+_PEAKS = {
+    "TPU v4": CHIPS["v4"].flops, "TPU v5 lite": CHIPS["v5e"].flops, "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops, "TPU v5p": CHIPS["v5p"].flops, "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Published dense bf16 FLOP/s of a device; None for one that is not in the table (a CPU, say)."""
+    found = [name for name in _PEAKS if device_kind == name or device_kind.startswith(f"{name} ")]
+    return _PEAKS[max(found, key=len)] if found else None
+
+
 def parse(name: str) -> Topology:
     """`v5e-64`, `v5p-128` (64 chips: the name counts cores), `v6e-256x2` (two slices) -> `Topology`.
 

@@ -1,0 +1,111 @@
+"""How fast a stage goes, and how much of the time it takes is training.
+
+FLOPs are the model's (`flops.StepFlops.model`): matrix products of tower, adapter and decoder, forward and backward,
+attention in full; what rematerialisation runs again does not count. MFU holds them against the chip's published dense
+bf16 peak.
+"""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from vlvm_jax.parallel.topology import peak_flops
+
+
+@dataclasses.dataclass
+class Throughput:
+    """Rates over the steps between two readings. The first reading holds the compilation and gives none.
+
+    Attributes:
+      flops: model FLOPs of a step over the whole batch.
+      waited: seconds that the loop has waited for data since the last reading.
+      productive: seconds spent in steps so far, data waits taken off.
+      steps: how many steps that is.
+    """
+
+    flops: float
+    waited: float = 0.0
+    productive: float = 0.0
+    steps: int = 0
+    _last: float | None = None
+
+    def read(self, steps: int, samples: float, tokens: float) -> dict[str, float]:
+        """Rates of the `steps` since the last reading, by their names in `metrics.jsonl`; {} at the first one."""
+        now = time.monotonic()
+        last, waited = self._last, self.waited
+        self._last, self.waited = now, 0.0
+        if last is None or now <= last:
+            return {}
+        seconds, chips = now - last, jax.device_count()
+        self.productive += seconds - min(waited, seconds)
+        self.steps += steps
+        rates = {
+            "step_seconds": seconds / steps,
+            "samples_per_second": samples / seconds,
+            "tokens_per_second_per_chip": tokens / seconds / chips,
+            "tflops_per_chip": self.flops * steps / seconds / chips / 1e12,
+            "data_wait": min(waited / seconds, 1.0),
+        }
+        if peak := peak_flops(jax.devices()[0].device_kind):
+            rates["mfu"] = self.flops * steps / seconds / chips / peak
+        if stats := jax.local_devices()[0].memory_stats():
+            rates["device_memory_gib"] = stats["peak_bytes_in_use"] / 2**30
+        return rates
+
+
+def brief(rates: dict[str, float]) -> str:
+    """For the progress line."""
+    if not rates:
+        return ""
+    words = [f"{rates['samples_per_second']:,.1f} samples/s", f"data wait {rates['data_wait']:.0%}"]
+    if "mfu" in rates:
+        words.append(f"MFU {rates['mfu']:.1%}")
+    return "  ".join(words)
+
+
+class Timeline:
+    """Goodput: seconds of training that count, over seconds that processes ran.
+
+    Appends to `timeline.jsonl` when a process starts, when a stage has trained some steps, and when the process ends.
+    Steps that a crash undid and a later process did again count once; time between processes does not count at all.
+    """
+
+    def __init__(self, workdir: epath.Path, *, write: bool = True):
+        self.path = workdir / "timeline.jsonl"
+        self._write = write
+        self.add("start")
+
+    def add(self, event: str, **values: Any) -> None:
+        if self._write:
+            with self.path.open("a") as file:
+                line = json.dumps({"event": event, "time": time.time(), **values})
+                # A crash may have left a line without its end.
+                file.write(f"\n{line}\n" if event == "start" else f"{line}\n")
+
+    def goodput(self) -> dict[str, float]:
+        """`productive` and `wall` seconds over all processes that worked in the folder, and their ratio."""
+        wall, start, last, done = 0.0, None, 0.0, {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # empty, or cut off by a crash
+                continue
+            if entry["event"] == "start":
+                wall += 0.0 if start is None else last - start
+                start = entry["time"]
+            last = entry["time"]
+            if entry["event"] == "steps":
+                # What an earlier process did after the step that this one continued from is lost.
+                done = {
+                    key: seconds
+                    for key, seconds in done.items()
+                    if key[0] != entry["stage"] or key[1] <= entry["first"]
+                }
+                done[entry["stage"], entry["last"]] = entry["productive"]
+        wall += 0.0 if start is None else last - start
+        productive = sum(done.values())
+        return {"productive": productive, "wall": wall, "goodput": productive / wall if wall else 0.0}
