@@ -97,7 +97,7 @@ def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
         config = prepare.with_embedded_data(setting(reading, tokens, 0, 10), stop)
         prepared = prepare.prepare_stage(config, config.stages[-1])
         functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
-        data = iter(stages.make_stage_dataset(config, prepared, SkipLog(prepared.records, 1.0)))
+        data = stages.make_batches(config, prepared, SkipLog(prepared.records, 1.0), mesh)
         batch = to_device(next(data), mesh)
         data.close()
         whole = jax.jit(lambda config=config: params_lib.join(Model(config.model).init(0)))()

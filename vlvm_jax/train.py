@@ -6,8 +6,12 @@ usage: python -m vlvm_jax.train --config=configs/ftfv.py[:preset[,key=value...]]
   --config    a recipe; `configs/ftfv.py` alone is its preset `tiny`: embedded data, from scratch, any machine.
   --workdir   where checkpoints, metrics and the summary go (default: runs/<config name>).
 
-The same command continues an interrupted run. Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted
-and saved, 1 a fault of ours.
+On several hosts, start the same command once on each, with a workdir that all of them see. On TPU slices and under
+Slurm the processes find each other; elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES
+and JAX_PROCESS_ID. JAX_NUM_PROCESSES=1 is a run of this process alone, wherever it is.
+
+The same command continues an interrupted run, also on another number of devices or processes. Exit codes: 0 done, 2 bad
+input (one line says what), 75 interrupted and saved, 1 a fault of ours.
 """
 
 import sys
@@ -26,6 +30,7 @@ def main() -> None:
 
     from vlvm_jax.config import Config, build
     from vlvm_jax.errors import InputError
+    from vlvm_jax.parallel import processes
     from vlvm_jax.training import stages
     from vlvm_jax.training.interrupt import StopSignal
 
@@ -33,7 +38,7 @@ def main() -> None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")
     config = build(Config, _CONFIG.value)
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
-    with StopSignal() as stop:
+    with processes.connected(), StopSignal() as stop:
         stages.run(config, workdir, stop)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from vlvm_jax.data import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
 from vlvm_jax.data.records import Record, Turn
+from vlvm_jax.data.stream import Part
 from vlvm_jax.errors import InputError
 
 NUM = 13
@@ -152,6 +153,7 @@ def test_batches_have_one_fixed_shape(world):
             "segment_ids": ((3, 40), np.int32),
             "loss_mask": ((3, 40), np.bool_),
             "record": ((3, 40), np.int32),
+            "last": ((3,), np.int64),
         }
 
 
@@ -214,7 +216,7 @@ def test_packing_drops_no_record_across_epochs(world):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_shards_are_disjoint_and_complete(world, count):
-    shards = [seen(dataset(world, process_index=i, process_count=count)) for i in range(count)]
+    shards = [seen(dataset(world, part=Part(reader=i, readers=count))) for i in range(count)]
     assert sorted(itertools.chain(*shards)) == list(range(NUM))
     assert all(max(map(len, shards)) - len(shard) <= 1 for shard in shards)
 
@@ -224,7 +226,7 @@ def test_shards_of_training_deal_out_one_order(world, count):
     options = {"rows": 1, "pack": False, "seed": 2}
     whole = seen(take(iter(dataset(world, **options)), 8 * count))
     for index in range(count):
-        shard = seen(take(iter(dataset(world, **options, process_index=index, process_count=count)), 8))
+        shard = seen(take(iter(dataset(world, **options, part=Part(reader=index, readers=count))), 8))
         assert shard == whole[index::count]
 
 

@@ -62,7 +62,7 @@ def run_stage(run: StageRun, mesh: Mesh, writer: MetricsWriter, stop: StopSignal
     log = _Log(stage, writer, run.num_steps, first)
     with jax.set_mesh(mesh), log.meter:
         while step < run.num_steps:
-            if stop.requested:
+            if stop.reached():
                 log.flush()
                 save(run, step)
                 run.checkpoints.wait()

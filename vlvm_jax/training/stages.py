@@ -17,12 +17,14 @@ from vlvm_jax import config as config_lib
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
+from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
+from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training import report
+from vlvm_jax.training import progress, report
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import StageRun, run_stage
@@ -53,6 +55,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
     """
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
+    progress.console.quiet = not processes.primary()
     mesh = make_mesh(config.mesh)
     check_batches(config, mesh)
     check_workdir(config, workdir)
@@ -61,9 +64,12 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
     initial = Initial(config.model)
     config = with_checkpoint_files(config, initial)
     prepared = [prepare_stage(config, stage) for stage in config.stages]
+    processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
     claim_workdir(asked, workdir)
-    initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
+    if processes.primary():
+        initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
     write_run_card(config, workdir, prepared)
+    processes.wait_for_all("workdir")
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
     writer = MetricsWriter(
@@ -72,6 +78,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
         wandb_project=config.wandb_project,
         name=config.name,
         config=config_json,
+        active=processes.primary(),
     )
     results = []
     params: Params | None = None
@@ -88,7 +95,8 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
         summary["eval"], pictures = final.evaluate(config, params, prepared[-1].records, mesh, stop)
     finally:
         writer.close()
-    report.write(workdir, summary, writer.losses(), pictures)
+    if processes.primary():
+        report.write(workdir, summary, writer.losses(), pictures)
     return summary
 
 
@@ -118,10 +126,15 @@ def train_stage(
             say(f"{stage.name}: done before")
             return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
         functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
+        place = f".{jax.process_index()}" if jax.process_index() else ""
         skip_log = SkipLog(
-            prepared.records, config.data.max_bad_share, workdir / "skipped.jsonl", stage.name, jax.process_count()
+            prepared.records,
+            config.data.max_bad_share,
+            workdir / f"skipped{place}.jsonl",
+            stage.name,
+            jax.process_count(),
         )
-        data = iter(make_stage_dataset(config, prepared, skip_log))
+        data = make_batches(config, prepared, skip_log, mesh)
         try:
             run = start_stage(
                 config,
@@ -136,28 +149,35 @@ def train_stage(
             run_stage(run, mesh, writer, stop)
         finally:
             data.close()
+        processes.wait_for_all(f"trained {stage.name}")  # for what the others skipped
         result = stage_result(config, prepared, run, writer, skip_log)
-        temporary = folder / "result.json.new"
-        temporary.write_text(json.dumps(result, indent=2))
-        temporary.replace(result_file)
+        if processes.primary():
+            temporary = folder / "result.json.new"
+            temporary.write_text(json.dumps(result, indent=2))
+            temporary.replace(result_file)
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
 
 
-def make_stage_dataset(config: Config, prepared: PreparedStage, skip_log: SkipLog):
+def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mesh: Mesh) -> Batches:
+    """This process's share of the stage's batches."""
     stage = prepared.stage
-    return pipeline.make_dataset(
-        prepared.records,
-        prepared.spec,
-        rows=stage.batch_size // jax.process_count(),
-        pack=stage.pack,
-        skip_log=skip_log,
-        seed=stage.seed,
-        workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    share, shares = processes.batch_share(mesh)
+
+    def make(part: Part):
+        return pipeline.make_dataset(
+            prepared.records,
+            prepared.spec,
+            rows=stage.batch_size // shares,
+            pack=stage.pack,
+            skip_log=skip_log,
+            seed=stage.seed,
+            workers=config.data.workers,
+            part=part,
+        )
+
+    return Batches(make, share, shares)
 
 
 def whole_abstract(config: Config, partition: Partition, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
