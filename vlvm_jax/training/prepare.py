@@ -1,6 +1,7 @@
 """What is checked, read and written before a stage trains; none of it needs parameters."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -12,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax.config import Config, EvalConfig, StageConfig
+from vlvm_jax.config import Config, EvalConfig, ModelConfig, StageConfig
 from vlvm_jax.data import pipeline, records, shapes
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.records import Record
@@ -133,7 +134,13 @@ def with_checkpoint_files(config: Config, initial: Initial) -> Config:
 
 def adapter_of(config: Config) -> VideoAdapter:
     """The adapter without parameters, to ask how many tokens it gives."""
-    return Model(config.model).bind(Model(config.model).abstract()).adapter
+    return _adapter_of(config.model)
+
+
+@functools.cache  # a second for each, and everything that is prepared asks
+def _adapter_of(config: ModelConfig) -> VideoAdapter:
+    model = Model(config)
+    return model.bind(model.abstract()).adapter
 
 
 def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
