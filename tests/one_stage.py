@@ -1,4 +1,4 @@
-"""The last stage of the tiny recipe alone, with a still smaller model: for runs that are about anything but learning."""
+"""The last stage of the tiny recipe alone, of a smaller model: for runs that are about anything but learning."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where readers of one stream stand: whatever they take and however many they become, everybody gets each sample once."""
+"""Where readers of one stream stand: whatever they take and however many they become, each sample is seen once."""
 
 import asyncio
 import json
@@ -38,9 +38,9 @@ def test_any_readers_one_after_another_give_out_each_position_once(rounds):
 def numbers(part: Part):
     """Batches of positions: what a dataset would give that skips every seventh and packs by the position's size."""
     batch: list[int] = []
-    number = 0
+    number = last = part.taken
     while True:
-        position = part.remaining.position(part.reader + part.readers * (part.taken + number))
+        position = part.remaining.position(part.reader + part.readers * number)
         if position % 7:
             if len(batch) >= 1 + position % 3:  # this one no longer fits
                 yield {"positions": np.array(batch), "last": np.array([0, last])}

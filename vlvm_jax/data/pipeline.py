@@ -300,7 +300,7 @@ def make_dataset(
     """Batches of `rows` rows, as dicts with the fields of `models.video_llm.Batch`, `record` and `last`.
 
     `visual_index` and `visual_weight` are among them where the spec's processor cuts images so that they are needed.
-    `last` int64 [rows] numbers the last sample of each row among those of the part, the skipped ones counted.
+    `last` int64 [rows] numbers the last sample of each row among those of the reader, the skipped ones counted.
 
     With a seed: shuffled anew every epoch, for ever. Without: once, in order, the last batch filled up with empty rows.
 
@@ -318,7 +318,7 @@ def make_dataset(
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4 * rows)
         loaded = loaded.mp_prefetch(options, worker_init_fn=_start_worker)
-    usable = loaded.map_with_index(_numbered).filter(skip_log.usable)
+    usable = loaded.map_with_index(functools.partial(_numbered, part.taken)).filter(skip_log.usable)
     batched = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
     return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
@@ -327,7 +327,7 @@ def make_dataset(
 def empty_batch(spec: SampleSpec, rows: int) -> dict[str, np.ndarray]:
     """A batch as `make_dataset` gives them, without a sample in it."""
     loader = SampleLoader([], spec)
-    nothing = grain.MapDataset.source([_numbered(0, loader.empty())]).to_iter_dataset()
+    nothing = grain.MapDataset.source([_numbered(0, 0, loader.empty())]).to_iter_dataset()
     return next(iter(_batched(nothing, loader, rows, pack=True)))
 
 
@@ -360,8 +360,8 @@ def _start_worker(_worker: int, _workers: int) -> None:
     follow_parent()
 
 
-def _numbered(number: int, sample: Sample) -> Sample:
-    return {**sample, "number": np.int64(number)}
+def _numbered(first: int, number: int, sample: Sample) -> Sample:
+    return {**sample, "number": np.array(first + number, np.int64)}
 
 
 def _drop_note(sample: Sample) -> Sample:

@@ -90,21 +90,20 @@ class Batches(Iterator[Mapping[str, np.ndarray]]):
     def __init__(self, make: Callable[[Part], Iterable[Mapping[str, np.ndarray]]], reader: int = 0, readers: int = 1):
         self.part = Part(reader=reader, readers=readers)
         self._make = make
-        self._opened: tuple[int, Any] | None = None  # what was taken before, and the iterator since
+        self._batches: Any = None
 
     def __next__(self) -> Mapping[str, np.ndarray]:
-        if self._opened is None:
-            self._opened = self.part.taken, iter(self._make(self.part))
-        before, batches = self._opened
-        batch = next(batches)
-        self.part = dataclasses.replace(self.part, taken=before + int(batch["last"].max()) + 1)
+        if self._batches is None:
+            self._batches = iter(self._make(self.part))
+        batch = next(self._batches)
+        self.part = dataclasses.replace(self.part, taken=int(batch["last"].max()) + 1)
         return batch
 
     def close(self) -> None:
         """Ends workers and threads; the next batch opens new ones."""
-        if self._opened is not None:
-            self._opened[1].close()
-            self._opened = None
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
     def state(self) -> dict[str, Any]:
         """Where this reader stands, as plain data."""

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import platform
+import time
 from importlib import metadata
 from typing import Any
 
@@ -87,6 +88,17 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
     temporary.replace(workdir / "config.json")
 
 
+def check_shared(workdir: epath.Path, patience: float = 60.0) -> None:
+    """Raises `InputError` where process 0's folder is not seen; a network's file system may take its time."""
+    deadline = time.monotonic() + patience
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--workdir={workdir}: process 0 wrote here, but this process sees nothing; share a folder"
+            )
+        time.sleep(1)
+
+
 def _first_difference(a: Any, b: Any, path: str = "config") -> str:
     if isinstance(a, dict) and isinstance(b, dict):
         for key in {**a, **b}:
@@ -134,7 +146,7 @@ def with_checkpoint_files(config: Config, initial: Initial) -> Config:
 
 def adapter_of(config: Config) -> VideoAdapter:
     """The adapter without parameters, to ask how many tokens it gives."""
-    return _adapter_of(config.model)
+    return _adapter_of(config.model)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
 
 
 @functools.cache  # a second for each, and everything that is prepared asks

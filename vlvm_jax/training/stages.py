@@ -33,6 +33,7 @@ from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.prepare import (
     PreparedStage,
     check_batches,
+    check_shared,
     check_workdir,
     claim_workdir,
     prepare_stage,
@@ -70,6 +71,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
         initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
     write_run_card(config, workdir, prepared)
     processes.wait_for_all("workdir")
+    check_shared(workdir)
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
     writer = MetricsWriter(
