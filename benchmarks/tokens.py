@@ -30,8 +30,10 @@ from vlvm_jax.training import prepare, stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import to_device
 from vlvm_jax.training.metrics import MetricsWriter
+from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import make_step
+from vlvm_jax.training.throughput import Timeline, Watch
 
 PATCHES = 36
 QUESTIONS = 300
@@ -78,10 +80,11 @@ def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop
     """Trains `instruct` and returns held-out accuracy, overall and over the temporal types."""
     config = prepare.with_embedded_data(config, stop)
     prepared = prepare.prepare_stage(config, config.stages[-1])
-    writer = MetricsWriter(workdir, tensorboard=False, wandb_project=None, name=config.name, config={})
     workdir.mkdir(parents=True, exist_ok=True)
+    writer = MetricsWriter(workdir, tensorboard=False, wandb_project=None, name=config.name, config={})
+    watch = Watch(writer, Timeline(workdir), Profiler(workdir, None, ()))
     _, params = stages.train_stage(
-        config, prepared, workdir, folder, start_from(folder, config, mesh), mesh, writer, stop
+        config, prepared, workdir, folder, start_from(folder, config, mesh), mesh, watch, stop
     )
     results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
     by_type = results["videos"]["by_type"]
@@ -97,7 +100,7 @@ def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
         config = prepare.with_embedded_data(setting(reading, tokens, 0, 10), stop)
         prepared = prepare.prepare_stage(config, config.stages[-1])
         functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
-        data = iter(stages.make_stage_dataset(config, prepared, SkipLog(prepared.records, 1.0)))
+        data = stages.make_batches(config, prepared, SkipLog(prepared.records, 1.0), mesh)
         batch = to_device(next(data), mesh)
         data.close()
         whole = jax.jit(lambda config=config: params_lib.join(Model(config.model).init(0)))()

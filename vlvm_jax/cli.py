@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from vlvm_jax.errors import InputError, Interrupted
+from vlvm_jax.errors import InputError, Interrupted, tell
 
 
 def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None, *, positional: bool = False) -> int:
@@ -29,9 +29,7 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
             main()
         return 0
     except (InputError, Interrupted) as error:
-        print(f"{'error' if error.exit_code == 2 else 'interrupted'}: {error}", file=sys.stderr, flush=True)
-        if error.exit_code == 75:
-            print("run the same command again to continue", file=sys.stderr, flush=True)
+        tell(error)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

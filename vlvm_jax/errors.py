@@ -1,5 +1,7 @@
 """Exceptions that carry an exit code. Commands turn them into one line on stderr (`vlvm_jax.cli`)."""
 
+import sys
+
 
 class InputError(Exception):
     """The user's input is at fault: the message names the file, key or flag, what was expected and what to do."""
@@ -11,3 +13,10 @@ class Interrupted(Exception):
     """SIGTERM or SIGINT arrived and everything worth keeping is saved: run the same command again to continue."""
 
     exit_code = 75
+
+
+def tell(error: InputError | Interrupted) -> None:
+    """Says what happened, on stderr."""
+    print(f"{'error' if error.exit_code == 2 else 'interrupted'}: {error}", file=sys.stderr, flush=True)
+    if error.exit_code == 75:
+        print("run the same command again to continue", file=sys.stderr, flush=True)

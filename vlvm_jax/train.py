@@ -1,13 +1,19 @@
 """Train a video LLM through all stages of a recipe.
 
 usage: python -m vlvm_jax.train --config=configs/ftfv.py[:preset[,key=value...]] [--workdir=DIR]
-                                [--config.path.to.key=value ...]
+                                [--profile=STAGE:FIRST-LAST] [--config.path.to.key=value ...]
 
   --config    a recipe; `configs/ftfv.py` alone is its preset `tiny`: embedded data, from scratch, any machine.
   --workdir   where checkpoints, metrics and the summary go (default: runs/<config name>).
+  --profile   steps of a stage to trace for XProf, into WORKDIR/profile; `kill -USR1` traces the next five of a
+              running process.
 
-The same command continues an interrupted run. Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted
-and saved, 1 a fault of ours.
+On several hosts, start the same command once on each, with a workdir that all of them see. On TPU slices and under
+Slurm the processes find each other; elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES
+and JAX_PROCESS_ID. JAX_NUM_PROCESSES=1 is a run of this process alone, wherever it is.
+
+The same command continues an interrupted run, also on another number of devices or processes. Exit codes: 0 done, 2 bad
+input (one line says what), 75 interrupted and saved, 1 a fault of ours.
 """
 
 import sys
@@ -18,6 +24,7 @@ from ml_collections import config_flags
 from vlvm_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 
 
@@ -26,6 +33,7 @@ def main() -> None:
 
     from vlvm_jax.config import Config, build
     from vlvm_jax.errors import InputError
+    from vlvm_jax.parallel import processes
     from vlvm_jax.training import stages
     from vlvm_jax.training.interrupt import StopSignal
 
@@ -33,8 +41,8 @@ def main() -> None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")
     config = build(Config, _CONFIG.value)
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
-    with StopSignal() as stop:
-        stages.run(config, workdir, stop)
+    with processes.connected(), StopSignal() as stop:
+        stages.run(config, workdir, stop, _PROFILE.value)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PIL import Image
 from vlvm_jax.data import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
 from vlvm_jax.data.records import Record, Turn
+from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.errors import InputError
 
 NUM = 13
@@ -152,6 +153,7 @@ def test_batches_have_one_fixed_shape(world):
             "segment_ids": ((3, 40), np.int32),
             "loss_mask": ((3, 40), np.bool_),
             "record": ((3, 40), np.int32),
+            "last": ((3,), np.int64),
         }
 
 
@@ -214,7 +216,7 @@ def test_packing_drops_no_record_across_epochs(world):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_shards_are_disjoint_and_complete(world, count):
-    shards = [seen(dataset(world, process_index=i, process_count=count)) for i in range(count)]
+    shards = [seen(dataset(world, part=Part(reader=i, readers=count))) for i in range(count)]
     assert sorted(itertools.chain(*shards)) == list(range(NUM))
     assert all(max(map(len, shards)) - len(shard) <= 1 for shard in shards)
 
@@ -224,7 +226,7 @@ def test_shards_of_training_deal_out_one_order(world, count):
     options = {"rows": 1, "pack": False, "seed": 2}
     whole = seen(take(iter(dataset(world, **options)), 8 * count))
     for index in range(count):
-        shard = seen(take(iter(dataset(world, **options, process_index=index, process_count=count)), 8))
+        shard = seen(take(iter(dataset(world, **options, part=Part(reader=index, readers=count))), 8))
         assert shard == whole[index::count]
 
 
@@ -238,35 +240,63 @@ def test_the_number_of_workers_changes_nothing(world, seed):
 # --- resuming ----------------------------------------------------------------------------------------------------
 
 
-def resume_everywhere(world, workers, stops):
-    whole = take(iter(dataset(world, seed=9, workers=workers)), max(stops) + 4)
-    running = iter(dataset(world, seed=9, workers=workers))
-    states = {}
-    for step in range(max(stops) + 1):
-        if step in stops:
-            states[step] = json.loads(json.dumps(running.get_state()))
+def batches_of(world, reader=0, readers=1, **options):
+    return Batches(lambda part: dataset(world, seed=9, part=part, **options), reader, readers)
+
+
+def state_of(batches):
+    return json.loads(json.dumps(batches.state()))
+
+
+def test_resuming_at_any_step_with_any_number_of_workers(world):
+    whole = take(batches_of(world), 12)
+    running, states = batches_of(world), []
+    for _ in range(8):
+        states.append(state_of(running))
         next(running)
-    for step, state in states.items():
-        fresh = iter(dataset(world, seed=9, workers=workers))
-        fresh.set_state(state)
+    running.close()
+    for step, workers in [*((step, 0) for step in range(8)), (0, 1), (3, 1), (5, 2)]:
+        fresh = batches_of(world, workers=workers)
+        fresh.restore([states[step]])
         assert_equal_batches(take(fresh, 4), whole[step : step + 4])
-
-
-def test_resuming_at_any_step_without_workers(world):
-    resume_everywhere(world, 0, stops=range(8))
-
-
-def test_resuming_with_a_worker(world):
-    resume_everywhere(world, 1, stops=(0, 3))
+        fresh.close()
 
 
 def test_going_back_within_one_iterator(world):
-    iterator = iter(dataset(world, seed=9))
-    take(iterator, 2)
-    state = iterator.get_state()
-    ahead = take(iterator, 4)
-    iterator.set_state(state)
-    assert_equal_batches(take(iterator, 4), ahead)
+    batches = batches_of(world)
+    take(batches, 2)
+    state = state_of(batches)
+    ahead = take(batches, 4)
+    batches.restore([state])
+    assert_equal_batches(take(batches, 4), ahead)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("counts", [(2, 1), (2, 4), (3, 2, 2, 1)])
+def test_another_number_of_readers_sees_what_nobody_has_seen(damaged, counts, pack):
+    """Epochs of 11 usable records: positions are counted by what was seen, the two unusable ones among them."""
+    records, _ = damaged
+    log = SkipLog(records, 0.2)
+    found, states = Counter(), None
+    for count in counts:
+        group = [batches_of(damaged, reader, count, pack=pack, log=log, rows=1) for reader in range(count)]
+        for batches in group:
+            if states is not None:
+                batches.restore(states)
+            found.update(seen(take(batches, 3)))
+        states = [state_of(batches) for batches in group]
+        for batches in group:
+            batches.close()
+    last = batches_of(damaged, pack=pack, log=log, rows=1)
+    last.restore(states)
+    while not (last.part.taken and last.part.remaining.position(last.part.taken) >= 6 * NUM):
+        found.update(seen(take(last, 1)))
+    whole = batches_of(damaged, pack=False, log=log, rows=1)
+    expected = Counter()
+    while whole.part.taken < last.part.remaining.position(last.part.taken):
+        expected.update(seen(take(whole, 1)))
+    assert found == expected
+    assert log.summary() == {"corrupt": 1, "missing": 1}
 
 
 def test_a_loader_travels_without_its_tokenizer(world):
@@ -337,6 +367,21 @@ def test_a_share_of_zero_allows_none_and_the_exact_share_is_allowed(damaged):
     with pytest.raises(InputError, match="1 of 13 samples"):
         list(dataset(damaged, log=SkipLog(damaged[0], 0.0)))
     assert len(seen(dataset(damaged, log=SkipLog(damaged[0], 2 / NUM)))) == NUM - 2
+
+
+def test_processes_count_each_others_bad_samples(damaged, tmp_path):
+    records, _ = damaged
+    corrupt, missing = (SampleLoader(*damaged)(index) for index in (1, 5))
+
+    def log(name):
+        return SkipLog(records, 1.5 / NUM, tmp_path / name, "align", processes=2)
+
+    first, second = log("skipped.jsonl"), log("skipped.1.jsonl")
+    assert not first.usable(corrupt)
+    assert not second.usable(corrupt)  # the same record, of another epoch
+    with pytest.raises(InputError, match="2 of 13 samples of stage 'align'"):
+        second.usable(missing)
+    assert first.summary() == log("skipped.2.jsonl").summary() == {"corrupt": 1, "missing": 1}
 
 
 def one_clip(world):

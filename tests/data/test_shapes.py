@@ -4,6 +4,8 @@ import hashlib
 import json
 import multiprocessing
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +238,15 @@ def test_a_build_that_another_process_finished_first_is_kept(tmp_path):
     assert shapes.ensure(TINY, tmp_path, progress=rival) == target
     assert (target / "dataset.json").read_text() == "the rival's"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_of_processes_that_start_at_once_one_builds(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from vlvm_jax.data import shapes; made = [];"
+        "shapes.ensure(shapes.ShapesOptions.model_validate_json(sys.argv[1]), Path(sys.argv[2]),"
+        " progress=lambda done, total: made.append(done)); print(any(made))"
+    )
+    command = [sys.executable, "-c", code, TINY.model_dump_json(), str(tmp_path / "data")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert sorted(process.communicate(timeout=300)[0].strip() for process in started) == ["False", "False", "True"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [shapes.folder(TINY).name]

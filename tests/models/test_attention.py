@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.models import attention as attention_lib

@@ -71,7 +71,9 @@ def run(steps: int, *, mesh=None, model=CONFIG.model, **changes):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}, {"dcn_data": 2, "fsdp": 4}], ids=str
+    "sizes",
+    [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}, {"dcn_data": 2, "fsdp": 4}],
+    ids=str,
 )
 def test_one_and_eight_devices_give_the_same_losses(sizes):
     one, *_ = run(5, loss_chunks=3)

@@ -25,7 +25,7 @@ def clock(monkeypatch):
 
 
 def test_rates_are_of_the_steps_since_the_last_reading(clock):
-    rates = Throughput(flops=8e12)
+    rates = Throughput(flops=None)
     assert rates.read(1, 4, 100) == {}  # compilation
     clock[0] += 10
     rates.waited += 1
@@ -33,9 +33,8 @@ def test_rates_are_of_the_steps_since_the_last_reading(clock):
     assert found["step_seconds"] == 0.5
     assert found["samples_per_second"] == 8
     assert found["tokens_per_second_per_chip"] == 400 / jax.device_count()
-    assert math.isclose(found["tflops_per_chip"], 8 * 20 / 10 / jax.device_count())
     assert found["data_wait"] == 0.1
-    assert "mfu" not in found  # nobody publishes a CPU's peak
+    assert "mfu" not in found
     assert rates.productive == 9 and rates.steps == 20
     clock[0] += 1
     assert rates.read(1, 1, 1)["data_wait"] == 0
@@ -48,7 +47,9 @@ def test_mfu_is_of_the_chips_published_peak(clock, monkeypatch):
     rates = Throughput(flops=jax.device_count() * 1e12)
     rates.read(1, 0, 0)
     clock[0] += 4
-    assert math.isclose(rates.read(4, 0, 0)["mfu"], 0.5)
+    found = rates.read(4, 0, 0)
+    assert math.isclose(found["mfu"], 0.5) and math.isclose(found["tflops_per_chip"], 1)
+    assert "MFU 50.0%" in brief(found)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from vlvm_jax.data.conversation import Expansion
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
 from vlvm_jax.data.records import MediaKind, Record
+from vlvm_jax.data.stream import WHOLE, Part, PartOf
 from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.data.workers import follow_parent
 from vlvm_jax.errors import InputError
@@ -124,6 +125,10 @@ class SampleLoader:
             note = json.dumps({"record": int(index), "source": record, "cause": error.cause, "detail": error.detail})
             return self._sample(int(index), _NO_TOKENS, [], note)
 
+    def empty(self) -> Sample:
+        """A sample of no tokens and no media."""
+        return self._sample(0, _NO_TOKENS, [], "")
+
     def load(self, index: int) -> Sample:
         """The sample of one record, or `BadSampleError`."""
         record, spec = self.records[index], self.spec
@@ -219,8 +224,10 @@ class SkipLog:
     """Counts the records that could not be used, once each, and fails the run when they are too many.
 
     Args:
-      records: of the stage; `max_share` of them (of this process's share of them) may be unusable.
-      path: JSON-lines file that lists them; what it lists of this stage already counts.
+      records: of the stage; `max_share` of them may be unusable.
+      path: JSON-lines file `skipped*.jsonl` of this process that lists them; what such files in its folder list of
+        this stage already counts.
+      processes: how many write such files at the same time.
     """
 
     def __init__(
@@ -229,17 +236,21 @@ class SkipLog:
         max_share: float,
         path: epath.Path | None = None,
         stage: str = "",
-        process_count: int = 1,
+        processes: int = 1,
     ):
-        self.total = -(-len(records) // process_count)
-        self.records, self.max_share, self.path, self.stage = records, max_share, path, stage
+        self.records, self.path, self.stage = records, path, stage
+        self.max_share, self.limit, self.processes = max_share, max_share * len(records), processes
         self.causes: dict[int, str] = {}
-        if path is not None and path.exists():
+        self._read_lists()
+
+    def _read_lists(self) -> None:
+        """Takes note of what this and other processes, now or in earlier runs, have listed of this stage."""
+        for path in self.path.parent.glob("skipped*.jsonl") if self.path is not None else ():
             for line in path.read_text().splitlines():
-                if not line.endswith("}"):  # a crash cut it off
+                if not line.endswith("}"):  # a crash cut it off, or it is being written
                     continue
                 entry = json.loads(line)
-                if entry["stage"] == stage:
+                if entry["stage"] == self.stage:
                     self.causes[entry["record"]] = entry["cause"]
 
     def usable(self, sample: Sample) -> bool:
@@ -260,15 +271,18 @@ class SkipLog:
         return False
 
     def _check(self, note: dict[str, Any]) -> None:
+        if self.processes > 1 and len(self.causes) * self.processes > self.limit:  # never before all have too many
+            self._read_lists()
         bad = len(self.causes)
-        if bad > self.max_share * self.total:
+        if bad > self.limit:
             raise InputError(
-                f"{bad} of {self.total} samples of stage {self.stage!r} cannot be used, more than "
+                f"{bad} of {len(self.records)} samples of stage {self.stage!r} cannot be used, more than "
                 f"config.data.max_bad_share = {self.max_share:g} allows; the last: {note['cause']}: {note['detail']}"
             )
 
     def summary(self) -> dict[str, int]:
-        """Number of unusable records by cause."""
+        """Number of unusable records by cause, of all processes."""
+        self._read_lists()
         return dict(Counter(self.causes.values()))
 
 
@@ -281,41 +295,60 @@ def make_dataset(
     skip_log: SkipLog,
     seed: int | None,
     workers: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: Part = WHOLE,
 ) -> grain.IterDataset:
-    """Batches of `rows` rows (this process's share), as dicts with the fields of `models.video_llm.Batch` and `record`.
+    """Batches of `rows` rows, as dicts with the fields of `models.video_llm.Batch`, `record` and `last`.
 
     `visual_index` and `visual_weight` are among them where the spec's processor cuts images so that they are needed.
+    `last` int64 [rows] numbers the last sample of each row among those of the reader, the skipped ones counted.
 
     With a seed: shuffled anew every epoch, for ever. Without: once, in order, the last batch filled up with empty rows.
+
+    Args:
+      part: of the samples in this order; all by default.
     """
-    dataset = grain.MapDataset.range(len(records))
+    order = grain.MapDataset.range(len(records))
     if seed is not None:
-        dataset = dataset.seed(seed).shuffle().repeat()
+        order = order.seed(seed).shuffle().repeat()
     loader = SampleLoader(records, spec)
-    slots, taps = loader.layout
-    token_features = (*_TOKEN_FEATURES, *(_LAYOUT_FEATURES if taps else ()))
-    dataset = dataset[process_index::process_count].map(loader)
+    dataset = grain.MapDataset.source(PartOf(order, part)).map(loader)
     loaded = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=2 * rows))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4 * rows)
         loaded = loaded.mp_prefetch(options, worker_init_fn=_start_worker)
-    usable = loaded.filter(skip_log.usable)
+    usable = loaded.map_with_index(functools.partial(_numbered, part.taken)).filter(skip_log.usable)
+    batched = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
+    # Packing the next batches overlaps with the step on this one.
+    return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
+
+
+def empty_batch(spec: SampleSpec, rows: int) -> dict[str, np.ndarray]:
+    """A batch as `make_dataset` gives them, without a sample in it."""
+    loader = SampleLoader([], spec)
+    nothing = grain.MapDataset.source([_numbered(0, 0, loader.empty())]).to_iter_dataset()
+    return next(iter(_batched(nothing, loader, rows, pack=True)))
+
+
+def _batched(
+    samples: grain.IterDataset, loader: SampleLoader, rows: int, pack: bool, *, drop_remainder: bool = False
+) -> grain.IterDataset:
+    """Packs numbered samples, in order: every batch holds the next ones that its rows have room for."""
+    spec, (slots, taps) = loader.spec, loader.layout
+    token_features = (*_TOKEN_FEATURES, *(_LAYOUT_FEATURES if taps else ()))
     packed = grain.experimental.FirstFitPackIterDataset(
-        usable.map(_drop_note),
+        samples.map(_drop_note),
         length_struct=dict.fromkeys(token_features, spec.length) | dict.fromkeys(_FRAME_FEATURES, spec.frames),
         num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if pack else 1,
-        meta_features=[key for key in (*token_features, *_FRAME_FEATURES) if key not in ("token_ids", "frames")],
+        meta_features=[
+            key for key in (*token_features, *_FRAME_FEATURES, "number") if key not in ("token_ids", "frames")
+        ],
     )
     finish = functools.partial(_finish_row, slots=slots)
-    batched = packed.map(finish).batch(rows, drop_remainder=seed is not None, batch_fn=_pad_batch(rows))
-    # Packing the next batches overlaps with the step on this one.
-    return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
+    return packed.map(finish).batch(rows, drop_remainder=drop_remainder, batch_fn=_pad_batch(rows))
 
 
 _TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")
@@ -325,6 +358,10 @@ _FRAME_FEATURES = ("frames", "media", "is_video")
 
 def _start_worker(_worker: int, _workers: int) -> None:
     follow_parent()
+
+
+def _numbered(first: int, number: int, sample: Sample) -> Sample:
+    return {**sample, "number": np.array(first + number, np.int64)}
 
 
 def _drop_note(sample: Sample) -> Sample:
@@ -349,6 +386,7 @@ def _finish_row(row: dict[str, np.ndarray], slots: int = 0) -> dict[str, np.ndar
         "segment_ids": row["token_ids_segment_ids"],
         "loss_mask": row["loss_mask"],
         "record": row["record"],
+        "last": row["number"][-1],
     }
     if "visual_index" in row:
         found, first = np.unique(segment, return_index=True)

@@ -7,11 +7,13 @@ content; a folder is complete or absent (it is built under another name and rena
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Literal
@@ -97,7 +99,7 @@ def ensure(
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Makes the data set if it is not there, and returns its folder.
+    """Makes the data set if it is not there, and returns its folder; one process of a machine makes it, others wait.
 
     Writes `<split>.json` (conversations), `<split>_captions.json`, `media/<split>/*.png|mp4`, `tokenizer.json` and
     `dataset.json` (options, counts, content hash of the annotations).
@@ -109,19 +111,43 @@ def ensure(
     target = folder(options, root)
     if target.exists():
         return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent, lambda: progress(0, sum(split.count for split in splits(options)))):
+        if not target.exists():
+            _make(options, target, workers, progress)
+    return target
+
+
+@contextlib.contextmanager
+def _locked(root: Path, waiting: Callable[[], None]) -> Generator[None, None, None]:
+    """One process at a time; the lock goes with a process that dies. `waiting` is called while another has it."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make(options: ShapesOptions, target: Path, workers: int, progress: Callable[[int, int], None]) -> None:
     building = target.with_name(f"{target.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     try:
         _build(options, building, workers, progress)
         building.rename(target)
-    except FileExistsError:  # another process finished first; its content is the same
+    except FileExistsError:  # another machine finished first; its content is the same
         pass
     except OSError:
         if not target.exists():
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return target
 
 
 def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[[int, int], None]) -> None:

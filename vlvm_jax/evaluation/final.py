@@ -1,6 +1,7 @@
 """What a training run asks its model at the end: the held-out questions, the controls, and a few frames to look at."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
+from vlvm_jax.parallel import rules
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import sample_spec
 from vlvm_jax.training.progress import Meter
@@ -70,18 +72,18 @@ def evaluate(
         given["majority"] = heldout.majority_answers([a.record for a in answers], trained_on)
         results[held_out.name] = heldout.summarise(answers, given)
         if has_video:
-            pictures = draw_clips(config, segmented, held_out, asked)
+            pictures = draw_clips(config, segmented, held_out, asked, mesh)
     return results, pictures
 
 
 def draw_clips(
-    config: Config, params: Params, held_out: EvalConfig, asked: list[Record], count: int = 3
+    config: Config, params: Params, held_out: EvalConfig, asked: list[Record], mesh: Mesh, count: int = 3
 ) -> list[Picture]:
     """Frames and sampler weights of a few clips, each another clip and another type of question."""
     loader = pipeline.SampleLoader(asked, sample_spec(config, held_out))
     model = Model(config.model)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=rules.replicated(mesh))
     def weigh(params: Params, frames):
         bound = model.bind(params)
         return bound.adapter.frame_weights(bound.encoder(frames))

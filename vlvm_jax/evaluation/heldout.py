@@ -6,8 +6,9 @@ pass and no decoding loop.
 """
 
 import dataclasses
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import EvalConfig, ModelConfig
-from vlvm_jax.data.pipeline import SampleSpec, SkipLog, make_dataset
+from vlvm_jax.data.pipeline import SampleSpec, SkipLog, empty_batch, make_dataset
 from vlvm_jax.data.records import Record
+from vlvm_jax.data.stream import Part
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
-from vlvm_jax.parallel import rules
-from vlvm_jax.training.loop import to_device
+from vlvm_jax.parallel import processes, rules
+from vlvm_jax.training.loop import rows_to_device, to_device
 from vlvm_jax.training.losses import right_tokens
 
 
@@ -36,24 +38,25 @@ class Answered:
         return self.record.turns[0].type or "all"
 
 
-Predict = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
+Predict = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def make_predict(config: ModelConfig, mesh: Mesh) -> Predict:
-    """(whole parameters as one segment each, batch) -> which next tokens count, which of those are right. [B, L]."""
+    """(whole parameters as one segment each, batch, records) -> which next tokens count, which of those are right, and
+    the records again, all [B, L] and whole on every process."""
     model = Model(config)
     shardings = {
         path: rules.parameter_sharding(path.replace("/segments/0", ""), a.shape, mesh)
         for path, a in model.abstract().items()
     }
 
-    def predict(params: Params, batch: Batch):
+    def predict(params: Params, batch: Batch, record: jax.Array):
         bound = model.bind(params)
         hidden, _ = bound(batch)
         learned, right, _ = right_tokens(bound, hidden, batch)
-        return learned, right
+        return learned, right, record
 
-    return jax.jit(predict, in_shardings=(shardings, None), out_shardings=rules.replicated(mesh))
+    return jax.jit(predict, in_shardings=(shardings, None, None), out_shardings=rules.replicated(mesh))
 
 
 def ask(
@@ -72,22 +75,34 @@ def ask(
     Records that cannot be read are left out.
     """
     learned_by, right_by = Counter[int](), Counter[int]()
+    share, shares = processes.batch_share(mesh)
     dataset = make_dataset(
-        records, spec, rows=config.batch_size, pack=config.pack, skip_log=SkipLog(records, 1.0), seed=None,
-        workers=workers,
+        records, spec, rows=config.batch_size // shares, pack=config.pack, skip_log=SkipLog(records, 1.0), seed=None,
+        workers=workers, part=Part(reader=share, readers=shares),
     )  # fmt: skip
     iterator = iter(dataset)
     try:
         with jax.set_mesh(mesh):
-            for batch in iterator:
-                learned, right = jax.device_get(predict(params, to_device(batch, mesh)))
-                owner = batch["record"]
+            for batch in _together(iterator, functools.partial(empty_batch, spec, config.batch_size // shares)):
+                record = rows_to_device(batch["record"], mesh)
+                learned, right, owner = jax.device_get(predict(params, to_device(batch, mesh), record))
                 learned_by.update(owner[learned].tolist())
                 right_by.update(owner[right].tolist())
                 on_batch(len(learned_by))
     finally:
         iterator.close()
     return [Answered(records[i], learned_by[i] == right_by[i]) for i in sorted(learned_by)]
+
+
+def _together(
+    batches: Iterator[Mapping[str, np.ndarray]], empty: Callable[[], Mapping[str, np.ndarray]]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """This process's batches, and empty ones after its last until all processes have had theirs."""
+    while True:
+        batch = next(batches, None)
+        if not processes.any_of_them(batch is not None):
+            return
+        yield empty() if batch is None else batch
 
 
 def accuracy_by_type(answers: Sequence[Answered]) -> dict[str, float]:

@@ -4,6 +4,7 @@ On disk, in configs and in messages a layer stack is whole: `decoder/layers/mlp/
 a model it is cut into segments (`decoder/layers/segments/0/mlp/...`, see `models.stack`); `split` and `join` convert.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -33,9 +34,7 @@ class Model:
     def __init__(self, config: ModelConfig, splits: Splits | None = None):
         self.config = config
         self.splits = dict(splits or {})
-        abstract = nnx.eval_shape(lambda: VideoLLM(config, splits=self.splits, rngs=nnx.Rngs(0)))
-        self.graphdef, state = nnx.split(abstract)
-        self._variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
+        self.graphdef, self._variables = _structure(config, tuple(sorted(self.splits.items())))
 
     def bind(self, params: Mapping[str, Any]) -> VideoLLM:
         """The model with these (segmented) parameters, or their shapes. Cheap; meant for jitted functions."""
@@ -57,6 +56,13 @@ class Model:
         model = VideoLLM(self.config, splits=self.splits, rngs=nnx.Rngs(seed))
         flat = nnx.to_flat_state(nnx.state(model))
         return {"/".join(map(str, path)): variable[...] for path, variable in flat}
+
+
+@functools.lru_cache(maxsize=64)  # tracing a model takes a second, and everything that is prepared asks
+def _structure(config: ModelConfig, splits: tuple[tuple[str, tuple[int, ...]], ...]):
+    abstract = nnx.eval_shape(lambda: VideoLLM(config, splits=dict(splits), rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(abstract)
+    return graphdef, {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
 
 
 def build(make: Callable[[], ModuleT], params: Mapping[str, Any]) -> ModuleT:

@@ -60,24 +60,6 @@ def _shape(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...]:
     return tuple(devices // known if size == -1 else size for size in sizes)
 
 
-def data_part(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process loads, and of how many parts.
-
-    Processes whose devices hold the same rows (they differ along `context` or `tensor` only) load the same part.
-
-    Raises:
-      InputError: processes share some of their rows but not all.
-    """
-    rows = process_rows(mesh)
-    parts = sorted(set(rows.values()))
-    if len({len(part) for part in parts}) > 1 or len({row for part in parts for row in part}) < sum(map(len, parts)):
-        raise InputError(
-            f"config.mesh: {dict(mesh.shape)} gives processes overlapping rows of a batch; choose fsdp and data so that "
-            "each host has rows of its own, or the same ones as another"
-        )
-    return parts.index(rows[jax.process_index()]), len(parts)
-
-
 def process_rows(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     """By process: which of the batch's shards its devices hold, in order."""
     held: dict[int, set[int]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
@@ -59,7 +60,7 @@ class StageCheckpoints:
 
         Args:
           params: whole parameters in buffers that nobody will donate.
-          data: the data iterator; its position as of now is saved.
+          data: the batches; where they stand now is saved.
         """
         self._checkpointer.wait()
         if self.latest() == step:  # interrupted right after a save, or between a stage's last save and its result
@@ -67,7 +68,7 @@ class StageCheckpoints:
         items = {
             "params": params,
             "opt_state": opt_state,
-            "progress": {"step": jnp.asarray(step, jnp.int32), "rng": rng},
+            "progress": {"step": np.asarray(step, np.int32), "rng": rng},
             "data": data,
             "config": dict(config),
         }
@@ -84,7 +85,7 @@ class StageCheckpoints:
         return self._load({"params": on_mesh(abstract, mesh)})["params"]
 
     def restore(self, abstract: Mapping[str, jax.ShapeDtypeStruct], opt_state: Any, data: Any, mesh: Mesh) -> Restored:
-        """Everything a stage continues from; `data` (the iterator) is set to its saved position.
+        """Everything a stage continues from; `data` (the batches) continue from where they stood.
 
         Args:
           opt_state: abstract, with shardings.

@@ -105,9 +105,7 @@ def step_flops(
     # The head's loss is recomputed chunk by chunk whatever the remat policy; it is in both counts.
     chunks = stage.loss_chunks > 1
     head = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size * chunks
-    return dataclasses.replace(
-        forward, backward=without - forward.model - head, recomputed=with_remat - without + head
-    )
+    return dataclasses.replace(forward, backward=without - forward.model - head, recomputed=with_remat - without + head)
 
 
 def forward_flops(config: ModelConfig, batch: Batch) -> StepFlops:

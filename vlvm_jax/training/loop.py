@@ -1,5 +1,6 @@
 """The loop of one stage: save -> next batch -> step, and nothing in it waits for the device."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,9 @@ from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import process_rows
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.progress import Meter
 from vlvm_jax.training.step import StepFunctions, TrainState
+from vlvm_jax.training.throughput import Throughput, Watch, brief
 
 
 @dataclasses.dataclass
@@ -28,6 +29,7 @@ class StageRun:
     """What the loop works with and leaves behind.
 
     Attributes:
+      flops: model FLOPs of a step, or None (see `throughput.Throughput`).
       config: as JSON, saved in every checkpoint.
       seconds: spent so far in this process, compilation included.
     """
@@ -41,20 +43,19 @@ class StageRun:
     checkpoints: StageCheckpoints
     save_every: int
     config: Mapping[str, Any]
+    flops: float | None = None
     seconds: float = 0.0
 
 
 def to_device(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This process's rows of a batch (`mesh.data_part`) as global arrays; fields that the data lacks stay None."""
-    held = process_rows(mesh)[jax.process_index()]
+    """This process's rows of a batch as global arrays; fields that the data does not have stay None."""
     fields = [field.name for field in dataclasses.fields(Batch) if field.name in batch]
-    return Batch(**{name: _to_device(batch[name], held, mesh) for name in fields})
+    return Batch(**{name: rows_to_device(batch[name], mesh) for name in fields})
 
 
-def _to_device(local: np.ndarray, held: tuple[int, ...], mesh: Mesh) -> jax.Array:
-    """Args:
-    held: which of the batch's row shards `local` holds, one after the other.
-    """
+def rows_to_device(local: np.ndarray, mesh: Mesh) -> jax.Array:
+    """This process's rows (`processes.batch_share`) of an array [B, T, ...] or [B, L, ...] as a global one."""
+    held = process_rows(mesh)[jax.process_index()]
     rows = len(local) // len(held)
     shape = (rows * rules.batch_shards(mesh), *local.shape[1:])
 
@@ -66,19 +67,19 @@ def _to_device(local: np.ndarray, held: tuple[int, ...], mesh: Mesh) -> jax.Arra
     return jax.make_array_from_callback(shape, rules.batch_sharding(shape, mesh), piece)
 
 
-def run_stage(run: StageRun, mesh: Mesh, writer: MetricsWriter, stop: StopSignal) -> None:
+def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None:
     """Trains until `num_steps`; the last checkpoint is the stage's result.
 
     Raises:
       Interrupted: a signal came; the state is saved.
     """
-    stage, name = run.stage, run.stage.name
+    name = run.stage.name
     start = time.monotonic()
     step = first = int(run.state.step)
-    log = _Log(stage, writer, run.num_steps, first)
+    log = _Log(run, watch, first)
     with jax.set_mesh(mesh), log.meter:
         while step < run.num_steps:
-            if stop.requested:
+            if stop.reached():
                 log.flush()
                 save(run, step)
                 run.checkpoints.wait()
@@ -86,10 +87,13 @@ def run_stage(run: StageRun, mesh: Mesh, writer: MetricsWriter, stop: StopSignal
             if step > first and step % run.save_every == 0:
                 log.flush()
                 save(run, step)
-            batch = to_device(next(run.data), mesh)
+            watch.profiler.before(name, step, run.state)
+            with log.waiting():
+                batch = to_device(next(run.data), mesh)
             run.state, metrics = run.functions.train(run.state, run.frozen, batch)
             step += 1
             log.add(step, metrics)
+        watch.profiler.after_stage(run.state)
         log.flush()
         run.seconds += time.monotonic() - start
         save(run, step)
@@ -112,11 +116,19 @@ def save(run: StageRun, step: int) -> None:
 class _Log:
     """Collects device metrics and reads them once every `log_every` steps, one step late, so that no step waits."""
 
-    def __init__(self, stage: StageConfig, writer: MetricsWriter, num_steps: int, first: int):
-        self.stage, self.writer = stage, writer
-        self.meter = Meter(stage.name, num_steps, done=first)
+    def __init__(self, run: StageRun, watch: Watch, first: int):
+        self.stage, self.watch = run.stage, watch
+        self.meter = Meter(run.stage.name, run.num_steps, done=first)
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._rate = _Rate()
+        self._throughput = Throughput(run.flops)
+        self._told = first, 0.0  # step and productive seconds that the timeline knows of
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what is the data's fault."""
+        start = time.monotonic()
+        yield
+        self._throughput.waited += time.monotonic() - start
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._pending.append((step, metrics))
@@ -127,29 +139,24 @@ class _Log:
     def flush(self) -> None:
         if self._pending:
             self._read(self._pending)
+            step, seconds = self._pending[-1][0], self._throughput.productive
+            self.watch.timeline.add(
+                "steps", stage=self.stage.name, first=self._told[0], last=step, productive=seconds - self._told[1]
+            )
+            self._told = step, seconds
             self._pending = []
 
     def _read(self, entries: list[tuple[int, dict[str, jax.Array]]]) -> None:
         values = jax.device_get([metrics for _, metrics in entries])
-        rates = self._rate(sum(float(v["samples"]) for v in values), sum(float(v["tokens"]) for v in values))
-        for (step, _), metrics in zip(entries, values, strict=True):
-            self.writer.write(self.stage.name, step, {key: _plain(value) for key, value in metrics.items()})
-        self.writer.flush()
-        self.meter.update(entries[-1][0], f"loss {float(values[-1]['loss']):.4f}  {rates}")
-
-
-class _Rate:
-    """Samples and tokens per second since the last reading; the first reading holds the compilation and is left out."""
-
-    def __init__(self):
-        self._last: float | None = None
-
-    def __call__(self, samples: float, tokens: float) -> str:
-        now = time.monotonic()
-        last, self._last = self._last, now
-        if last is None or now <= last:
-            return ""
-        return f"{samples / (now - last):,.0f} samples/s  {tokens / (now - last):,.0f} tokens/s"
+        samples, tokens = (sum(float(v[key]) for v in values) for key in ("samples", "tokens"))
+        rates = self._throughput.read(len(entries), samples, tokens)
+        for number, ((step, _), metrics) in enumerate(zip(entries, values, strict=True)):
+            last = rates if number == len(entries) - 1 else {}
+            self.watch.metrics.write(
+                self.stage.name, step, {key: _plain(value) for key, value in metrics.items()} | last
+            )
+        self.watch.metrics.flush()
+        self.meter.update(entries[-1][0], f"loss {float(values[-1]['loss']):.4f}  {brief(rates)}")
 
 
 def _plain(value: np.ndarray) -> float | int:

@@ -37,7 +37,9 @@ def token_losses(
     return jnp.sum(losses * learned), jnp.sum(learned, dtype=jnp.float32), jnp.sum(right, dtype=jnp.float32)
 
 
-def _pieces(head: Float[Array, "C V"], chunks: int) -> tuple[Float[Array, "chunks C piece"], Int[Array, "chunks piece"]]:
+def _pieces(
+    head: Float[Array, "C V"], chunks: int
+) -> tuple[Float[Array, "chunks C piece"], Int[Array, "chunks piece"]]:
     """The head's columns in pieces, and which token each is; -1 where a piece is filled up.
 
     Every piece takes its share of each device's columns.
@@ -91,7 +93,9 @@ def _losses_backward(kept, given):
         piece, tokens = inputs
         share = jnp.exp(_piece_logits(hidden, piece, tokens) - normalizer[..., None])
         of_logits = ((share - (tokens == targets[..., None])) * of_losses).astype(hidden.dtype)
-        of_hidden += jnp.einsum("blv,cv->blc", of_logits, piece.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        of_hidden += jnp.einsum(
+            "blv,cv->blc", of_logits, piece.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
         of_piece = jnp.einsum("blc,blv->cv", hidden, of_logits)
         return of_hidden, rules.constrain(of_piece, "embed", "vocab").astype(pieces.dtype)
 

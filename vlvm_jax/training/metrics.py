@@ -10,17 +10,30 @@ class MetricsWriter:
     """One line per step in `metrics.jsonl`, the same to TensorBoard and, when asked, wandb.
 
     A resumed stage first drops the lines after the step it resumes from, so that no step is there twice.
+
+    Args:
+      active: False for a process that writes nothing.
     """
 
-    def __init__(self, workdir: epath.Path, *, tensorboard: bool, wandb_project: str | None, name: str, config: dict):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        tensorboard: bool,
+        wandb_project: str | None,
+        name: str,
+        config: dict,
+        active: bool = True,
+    ):
         self.path = workdir / "metrics.jsonl"
+        self._active = active
         self._tensorboard = None
         self._wandb = None
-        if tensorboard:
+        if tensorboard and active:
             from tensorboardX import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
-        if wandb_project is not None:
+        if wandb_project is not None and active:
             import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
             self._wandb = wandb.init(project=wandb_project, name=name, config=config, resume="allow")
@@ -28,7 +41,7 @@ class MetricsWriter:
 
     def drop_after(self, stage: str, step: int) -> None:
         """Forgets what was logged of `stage` after `step`, and a line that a crash left half-written."""
-        if not self.path.exists():
+        if not self._active or not self.path.exists():
             return
         kept = []
         for line in self.path.read_text().splitlines():
@@ -43,6 +56,8 @@ class MetricsWriter:
         temporary.replace(self.path)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        if not self._active:
+            return
         self._lines.append(json.dumps({"stage": stage, "step": step, **values}))
         if self._tensorboard is not None:
             for key, value in values.items():

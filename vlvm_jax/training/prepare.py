@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import time
 from importlib import metadata
 from typing import Any
 
@@ -16,10 +17,10 @@ from vlvm_jax.config import Config, EvalConfig, StageConfig
 from vlvm_jax.data import pipeline, records, shapes
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.records import Record
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.models.adapters.base import VideoAdapter
 from vlvm_jax.models.params import Model
-from vlvm_jax.parallel import rules
+from vlvm_jax.parallel import processes, rules
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.partition import Partition
@@ -56,11 +57,18 @@ def check_batches(config: Config, mesh: Mesh) -> None:
 
 
 def check_workdir(config: Config, workdir: epath.Path) -> None:
-    """Raises `InputError` when the folder holds another config's run."""
+    """Raises `InputError` when the folder holds another config's run; only the machinery may have changed."""
     path = workdir / "config.json"
     mine = config_lib.to_json(config)
     if path.exists():
         theirs = json.loads(path.read_text())
+        for old, new, key, name in (
+            (theirs, mine, "mesh", "config.mesh"),
+            (theirs["data"], mine["data"], "workers", "config.data.workers"),
+        ):
+            if old[key] != new[key]:
+                say(f"{workdir}: continuing with another {_first_difference(old[key], new[key], name)}")
+                old[key] = new[key]
         if theirs != mine:
             key = _first_difference(theirs, mine)
             raise InputError(
@@ -71,10 +79,23 @@ def check_workdir(config: Config, workdir: epath.Path) -> None:
 
 def claim_workdir(config: Config, workdir: epath.Path) -> None:
     """Writes `config.json`. Called once everything is checked, so that a faulty config claims no folder."""
+    if not processes.primary():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.new"
     temporary.write_text(json.dumps(config_lib.to_json(config), indent=2))
     temporary.replace(workdir / "config.json")
+
+
+def check_shared(workdir: epath.Path, patience: float = 60.0) -> None:
+    """Raises `InputError` where process 0's folder is not seen; a network's file system may take its time."""
+    deadline = time.monotonic() + patience
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--workdir={workdir}: process 0 wrote here, but this process sees nothing; share a folder"
+            )
+        time.sleep(1)
 
 
 def _first_difference(a: Any, b: Any, path: str = "config") -> str:
@@ -101,7 +122,8 @@ def with_embedded_data(config: Config, stop: StopSignal) -> Config:
 
             def progress(done: int, total: int) -> None:
                 del total
-                stop.check("while making the embedded data set")
+                if stop.requested:
+                    raise Interrupted("while making the embedded data set")
                 meter.update(done, "files")
 
             shapes.ensure(options, workers=2, progress=progress)
@@ -123,7 +145,8 @@ def with_checkpoint_files(config: Config, initial: Initial) -> Config:
 
 def adapter_of(config: Config) -> VideoAdapter:
     """The adapter without parameters, to ask how many tokens it gives."""
-    return Model(config.model).bind(Model(config.model).abstract()).adapter
+    model = Model(config.model)
+    return model.bind(model.abstract()).adapter
 
 
 def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
@@ -180,6 +203,8 @@ def check_tiles(config: Config, loader: pipeline.SampleLoader) -> None:
 
 def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedStage]) -> None:
     """What would be needed to repeat the run, beside its result."""
+    if not processes.primary():
+        return
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "vlvm_jax")
     card = {
         "config": config.name,

@@ -20,7 +20,7 @@ class Meter:
         self.title, self.total, self.every = title, total, every
         self._start, self._first, self._last_line = time.monotonic(), done, 0.0
         self._bar = None
-        if console.is_terminal:
+        if console.is_terminal and not console.quiet:
             columns = (
                 TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
@@ -41,6 +41,8 @@ class Meter:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
+        if console.quiet:
+            return
         if now - self._last_line < self.every and done < self.total:
             return
         self._last_line = now

@@ -65,6 +65,11 @@ def write(
     print_stages(summary)
     for name, result in summary["eval"].items():
         print_eval(name, result)
+    goodput = summary["goodput"]
+    say(
+        f"goodput {goodput['goodput']:.0%}: {goodput['productive']:.0f} s of steps in {goodput['wall']:.0f} s of all "
+        "processes that worked here"
+    )
     if summary["skipped"]:
         say("skipped samples: " + ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()))
     say(f"written: {workdir / 'summary.json'}, {workdir / 'summary.png'}, {workdir / 'metrics.jsonl'}")

@@ -17,12 +17,16 @@ from vlvm_jax import config as config_lib
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
+from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
+from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.parallel.topology import peak_flops
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training import report
+from vlvm_jax.training import progress, report
+from vlvm_jax.training.ahead_of_time import count_step
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import StageRun, run_stage
@@ -31,6 +35,7 @@ from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.prepare import (
     PreparedStage,
     check_batches,
+    check_shared,
     check_workdir,
     claim_workdir,
     prepare_stage,
@@ -38,14 +43,19 @@ from vlvm_jax.training.prepare import (
     with_embedded_data,
     write_run_card,
 )
+from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import StepFunctions, make_step
+from vlvm_jax.training.throughput import Timeline, Watch
 from vlvm_jax.weights.initial import Initial, draw
 from vlvm_jax.weights.sources import HF_FOLDER
 
 
-def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]:
+def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | None = None) -> dict[str, Any]:
     """Trains all stages and asks the held-out questions; returns what `summary.json` holds.
+
+    Args:
+      profile: steps to trace, `STAGE:FIRST-LAST`.
 
     Raises:
       InputError: the config, the data or the workdir is at fault.
@@ -53,17 +63,23 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
     """
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
+    progress.console.quiet = not processes.primary()
     mesh = make_mesh(config.mesh)
     check_batches(config, mesh)
     check_workdir(config, workdir)
+    profiler = Profiler(workdir, profile, tuple(stage.name for stage in config.stages))
     asked = config
     config = with_embedded_data(config, stop)
     initial = Initial(config.model)
     config = with_checkpoint_files(config, initial)
     prepared = [prepare_stage(config, stage) for stage in config.stages]
+    processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
     claim_workdir(asked, workdir)
-    initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
+    if processes.primary():
+        initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
     write_run_card(config, workdir, prepared)
+    processes.wait_for_all("workdir")
+    check_shared(workdir)
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
     writer = MetricsWriter(
@@ -72,23 +88,28 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, Any]
         wandb_project=config.wandb_project,
         name=config.name,
         config=config_json,
+        active=processes.primary(),
     )
+    timeline = Timeline(workdir, write=processes.primary())
+    watch = Watch(writer, timeline, profiler)
     results = []
     params: Params | None = None
     try:
-        for number, stage in enumerate(prepared):
-            stop.check(f"between stages, before {stage.stage.name!r}")
-            previous = workdir / prepared[number - 1].stage.name if number else None
-            result, params = train_stage(
-                config, stage, workdir, initial if previous is None else previous, params, mesh, writer, stop
-            )
-            results.append(result)
+        with profiler:
+            for number, stage in enumerate(prepared):
+                stop.check(f"between stages, before {stage.stage.name!r}")
+                start = workdir / prepared[number - 1].stage.name if number else initial
+                result, params = train_stage(config, stage, workdir, start, params, mesh, watch, stop)
+                results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
         assert params is not None
         summary["eval"], pictures = final.evaluate(config, params, prepared[-1].records, mesh, stop)
     finally:
+        timeline.add("end")
         writer.close()
-    report.write(workdir, summary, writer.losses(), pictures)
+    summary["goodput"] = timeline.goodput()
+    if processes.primary():
+        report.write(workdir, summary, writer.losses(), pictures)
     return summary
 
 
@@ -99,7 +120,7 @@ def train_stage(
     start: Initial | epath.Path,
     params: Params | None,
     mesh: Mesh,
-    writer: MetricsWriter,
+    watch: Watch,
     stop: StopSignal,
 ) -> tuple[dict[str, Any], Params]:
     """Trains one stage, or what is left of it; returns its entry of the summary and its whole parameters.
@@ -118,10 +139,15 @@ def train_stage(
             say(f"{stage.name}: done before")
             return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
         functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
+        place = f".{jax.process_index()}" if jax.process_index() else ""
         skip_log = SkipLog(
-            prepared.records, config.data.max_bad_share, workdir / "skipped.jsonl", stage.name, jax.process_count()
+            prepared.records,
+            config.data.max_bad_share,
+            workdir / f"skipped{place}.jsonl",
+            stage.name,
+            jax.process_count(),
         )
-        data = iter(make_stage_dataset(config, prepared, skip_log))
+        data = make_batches(config, prepared, skip_log, mesh)
         try:
             run = start_stage(
                 config,
@@ -132,32 +158,39 @@ def train_stage(
                 mesh,
                 lambda: with_reset(config, stage, initial_params(config, start, abstract, params, mesh)),
             )
-            writer.drop_after(stage.name, int(run.state.step))
-            run_stage(run, mesh, writer, stop)
+            watch.metrics.drop_after(stage.name, int(run.state.step))
+            run_stage(run, mesh, watch, stop)
         finally:
             data.close()
-        result = stage_result(config, prepared, run, writer, skip_log)
-        temporary = folder / "result.json.new"
-        temporary.write_text(json.dumps(result, indent=2))
-        temporary.replace(result_file)
+        processes.wait_for_all(f"trained {stage.name}")  # for what the others skipped
+        result = stage_result(config, prepared, run, watch.metrics, skip_log)
+        if processes.primary():
+            temporary = folder / "result.json.new"
+            temporary.write_text(json.dumps(result, indent=2))
+            temporary.replace(result_file)
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
 
 
-def make_stage_dataset(config: Config, prepared: PreparedStage, skip_log: SkipLog):
+def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mesh: Mesh) -> Batches:
+    """This process's share of the stage's batches."""
     stage = prepared.stage
-    return pipeline.make_dataset(
-        prepared.records,
-        prepared.spec,
-        rows=stage.batch_size // jax.process_count(),
-        pack=stage.pack,
-        skip_log=skip_log,
-        seed=stage.seed,
-        workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    share, shares = processes.batch_share(mesh)
+
+    def make(part: Part):
+        return pipeline.make_dataset(
+            prepared.records,
+            prepared.spec,
+            rows=stage.batch_size // shares,
+            pack=stage.pack,
+            skip_log=skip_log,
+            seed=stage.seed,
+            workers=config.data.workers,
+            part=part,
+        )
+
+    return Batches(make, share, shares)
 
 
 def whole_abstract(config: Config, partition: Partition, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -214,8 +247,17 @@ def start_stage(
         data=data,
         checkpoints=checkpoints,
         save_every=stage.save_every or config.checkpoint.save_every,
+        flops=model_flops(config, stage),
         config={"stage": stage.name, "steps": prepared.num_steps, "config": config_lib.to_json(config)},
     )
+
+
+def model_flops(config: Config, stage: StageConfig) -> float | None:
+    """Of one step; None on devices whose peak nobody publishes, where counting would tell nothing."""
+    if peak_flops(jax.devices()[0].device_kind) is None:
+        return None
+    plain = config.model.model_copy(update={"vision_remat": "none", "decoder_remat": "none"})
+    return count_step(config.model_copy(update={"model": plain}), stage).model
 
 
 def divide(whole: Params, partition: Partition, functions: StepFunctions, stage: StageConfig) -> tuple[Params, Params]:

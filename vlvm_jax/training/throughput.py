@@ -14,6 +14,8 @@ import jax
 from etils import epath
 
 from vlvm_jax.parallel.topology import peak_flops
+from vlvm_jax.training.metrics import MetricsWriter
+from vlvm_jax.training.profiling import Profiler
 
 
 @dataclasses.dataclass
@@ -21,13 +23,13 @@ class Throughput:
     """Rates over the steps between two readings. The first reading holds the compilation and gives none.
 
     Attributes:
-      flops: model FLOPs of a step over the whole batch.
+      flops: model FLOPs of a step over the whole batch; None where there is no peak to hold them against.
       waited: seconds that the loop has waited for data since the last reading.
       productive: seconds spent in steps so far, data waits taken off.
       steps: how many steps that is.
     """
 
-    flops: float
+    flops: float | None
     waited: float = 0.0
     productive: float = 0.0
     steps: int = 0
@@ -47,11 +49,12 @@ class Throughput:
             "step_seconds": seconds / steps,
             "samples_per_second": samples / seconds,
             "tokens_per_second_per_chip": tokens / seconds / chips,
-            "tflops_per_chip": self.flops * steps / seconds / chips / 1e12,
             "data_wait": min(waited / seconds, 1.0),
         }
-        if peak := peak_flops(jax.devices()[0].device_kind):
-            rates["mfu"] = self.flops * steps / seconds / chips / peak
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if self.flops is not None and peak is not None:
+            rates["tflops_per_chip"] = self.flops * steps / seconds / chips / 1e12
+            rates["mfu"] = rates["tflops_per_chip"] * 1e12 / peak
         if stats := jax.local_devices()[0].memory_stats():
             rates["device_memory_gib"] = stats["peak_bytes_in_use"] / 2**30
         return rates
@@ -65,6 +68,15 @@ def brief(rates: dict[str, float]) -> str:
     if "mfu" in rates:
         words.append(f"MFU {rates['mfu']:.1%}")
     return "  ".join(words)
+
+
+@dataclasses.dataclass
+class Watch:
+    """What looks on while stages train."""
+
+    metrics: MetricsWriter
+    timeline: "Timeline"
+    profiler: Profiler
 
 
 class Timeline:
