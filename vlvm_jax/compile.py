@@ -1,13 +1,15 @@
 """Compile a recipe for TPUs that are not here: memory, collectives, operations and the bound on speed, per stage.
 
 usage: python -m vlvm_jax.compile --config=configs/ftfv.py:llava-1.5-7b --topology=v5e-64 [--config.key=value ...]
-                                  [--stages=NAME,NAME] [--search] [--json=FILE]
+                                  [--stages=NAME,NAME] [--rows=N] [--search] [--json=FILE]
 
   --config    a recipe, as for vlvm_jax.train; no weights and no data are read.
   --topology  CHIP-SIZE[xSLICES]: v5e-64, v6e-8 (sizes count chips), v4-8, v5p-128 (sizes count cores, two a chip),
               v5e-256x2 (two slices).
-  --stages    only these stages.
-  --search    find the largest batch of each stage that fits.
+  --stages    only these of the recipe's stages, prefill and decode (default: all). prefill reads a row of the last
+              stage's length, decode one token after it, both one row for each part of the mesh that holds rows.
+  --rows      rows of a batch, instead of the recipe's.
+  --search    find the largest batch that fits, to an eighth.
   --json      write all figures to a file as well.
 
 Needs libtpu (pip install 'vlvm_jax[tpu]'), no TPU. Memory and collectives are the TPU compiler's, operations are
@@ -29,6 +31,7 @@ from vlvm_jax.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for.")
 _STAGES = flags.DEFINE_list("stages", [], "Only these stages.")
+_ROWS = flags.DEFINE_integer("rows", None, "Rows of a batch.", lower_bound=1)
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 _JSON = flags.DEFINE_string("json", None, "File for the figures.")
 
@@ -41,27 +44,28 @@ def main() -> None:
     from vlvm_jax.parallel import topology as topology_lib
     from vlvm_jax.parallel.mesh import make_mesh
     from vlvm_jax.training import ahead_of_time, compile_report
+    from vlvm_jax.training.prepare import check_batches
     from vlvm_jax.training.progress import say
 
     if _CONFIG.value is None or _TOPOLOGY.value is None:
         raise InputError("--config and --topology are required; see --help")
     config = build(Config, _CONFIG.value)
     topology = topology_lib.parse(_TOPOLOGY.value)
-    stages = [stage for stage in config.stages if not _STAGES.value or stage.name in _STAGES.value]
-    if unknown := set(_STAGES.value) - {stage.name for stage in config.stages}:
-        known = ", ".join(stage.name for stage in config.stages)
-        raise InputError(f"--stages={unknown.pop()}: the config has {known}")
+    known = (*(stage.name for stage in config.stages), *ahead_of_time.INFERENCE)
+    if unknown := [name for name in _STAGES.value if name not in known]:
+        raise InputError(f"--stages={unknown[0]}: the config has {', '.join(known)}")
     mesh = make_mesh(config.mesh, topology.devices())
-    ahead_of_time.check_mesh(config, mesh)
+    check_batches(config, mesh, rows=_ROWS.value)
     reports = []
-    for stage in stages:
-        say(f"{stage.name}: compiling for {topology.chips} chips of {topology.chip.name}")
+    for name in _STAGES.value or known:
+        say(f"{name}: compiling for {topology.chips} chips of {topology.chip.name}")
         if _SEARCH.value:
-            report = ahead_of_time.search(config, stage, mesh, topology, say)
+            report = ahead_of_time.search(config, name, mesh, topology, say)
             if report is None:
-                raise InputError(f"{stage.name}: not even one row a chip fits {topology.name}")
+                raise InputError(f"--search: {name}: not even one row for each part of the mesh fits {topology.name}")
         else:
-            report = ahead_of_time.compile_stage(config, stage, mesh, topology)
+            made = ahead_of_time.program(config, name, _ROWS.value, mesh)
+            report = ahead_of_time.compile_program(made, mesh, topology)
         reports.append(report)
     compile_report.show(reports, topology)
     if _JSON.value:

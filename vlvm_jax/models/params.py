@@ -34,7 +34,10 @@ class Model:
     def __init__(self, config: ModelConfig, splits: Splits | None = None):
         self.config = config
         self.splits = dict(splits or {})
-        self.graphdef, self._variables = _structure(config, tuple(sorted(self.splits.items())))
+        self.graphdef, self._variables = _structure(
+            config,  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+            tuple(sorted(self.splits.items())),
+        )
 
     def bind(self, params: Mapping[str, Any]) -> VideoLLM:
         """The model with these (segmented) parameters, or their shapes. Cheap; meant for jitted functions."""

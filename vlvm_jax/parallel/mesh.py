@@ -24,7 +24,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     slices = _slices(config, devices)
     shape = _shape(config, len(devices) // slices, slices)
     if slices > 1 and hasattr(devices[0], "slice_index"):
-        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1, 1), devices)
+        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1, 1), devices, allow_split_physical_axes=True)
     else:
         shape = (slices * shape[0], *shape[1:])
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

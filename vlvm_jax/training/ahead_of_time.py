@@ -252,12 +252,14 @@ def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topolo
     return {"compute": compute, "hbm": hbm, "interconnect": interconnect, "mfu_bound": mfu}
 
 
-def search(make: Callable[[int], Program], unit: int, mesh: Mesh, topology: Topology, say) -> Report | None:
-    """The report of the largest batch that fits, to an eighth: doubling `unit`, then halving what is between."""
+def search(config: Config, name: str, mesh: Mesh, topology: Topology, say: Callable[[str], None]) -> Report | None:
+    """The report of the largest batch that fits, to an eighth: doubling, then halving what is between."""
+    accumulate = {stage.name: stage.accumulate for stage in config.stages}.get(name, 1)
+    unit = rules.batch_shards(mesh) * accumulate
     best, low, high, size = None, 0, None, 1
     while high is None or high - low > max(1, low // 8):
-        report = compile_program(make(unit * size), mesh, topology)
-        say(f"{report.name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
+        report = compile_program(program(config, name, unit * size, mesh), mesh, topology)
+        say(f"{name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
         if report.fits:
             best, low = report, size
         else:

@@ -10,15 +10,25 @@ from rich.table import Table
 
 from vlvm_jax.config import Config
 from vlvm_jax.parallel.topology import GIB, Topology
-from vlvm_jax.training.ahead_of_time import StageReport
+from vlvm_jax.training.ahead_of_time import Report
 from vlvm_jax.training.progress import console
 
 
-def show(reports: Sequence[StageReport], topology: Topology) -> None:
+def show(reports: Sequence[Report], topology: Topology) -> None:
     """Tables: memory, operations and bounds, collectives."""
     chip = topology.chip
     memory = Table(title=f"{topology.name}: {topology.chips} chips, {chip.hbm / GIB:.0f} GiB of HBM each; GiB per chip")
-    for column in ("stage", "batch", "trained", "frozen", "arguments", "temporaries", "HBM", "fits", "donated"):
+    for column in (
+        "stage",
+        "batch",
+        "trained",
+        "frozen",
+        "arguments",
+        "temporaries",
+        "HBM",
+        "fits",
+        "donated",
+    ):
         memory.add_column(column, justify="left" if column == "stage" else "right")
     speed = Table(title="operations per step and least times (published peaks)")
     for column in (
@@ -56,20 +66,17 @@ _WIDTH = 130
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 
-def _memory(report: StageReport, topology: Topology) -> list[str]:
+def _memory(report: Report, topology: Topology) -> list[str]:
     cells = [report.name, f"{report.batch_size}", f"{report.trainable / 1e6:,.0f}M", f"{report.frozen / 1e6:,.0f}M"]
-    if report.arguments is None or report.temporaries is None:
+    if report.needed is None:
         return [*cells, "-", "-", "-", "no", "-"]
-    used = report.arguments + report.temporaries
-    share = f"{_gib(used)} ({used / topology.chip.hbm:.0%})"
-    # The metrics are results too, a few bytes that no argument gives room for.
-    kept = report.donated is not None and report.state is not None and report.state - report.donated < 4096
-    donated = "all" if kept else f"{_gib(report.donated)} of {_gib(report.state)}"
+    share = f"{_gib(report.needed)} ({report.needed / topology.chip.hbm:.0%})"
     yes = "yes" if report.fits else "no"
+    donated = f"{_gib(report.donated)} of {_gib(report.results)}"
     return [*cells, _gib(report.arguments), _gib(report.temporaries), share, yes, donated]
 
 
-def _speed(report: StageReport) -> list[str]:
+def _speed(report: Report) -> list[str]:
     flops = report.flops
     parts = (flops.tower, flops.adapter, flops.decoder, flops.backward, flops.recomputed)
     cells = [report.name, *(f"{part:.2e}" for part in parts)]
@@ -83,20 +90,17 @@ def _gib(size: int | None) -> str:
     return "-" if size is None else f"{size / GIB:.2f}"
 
 
-def misfit(report: StageReport, topology: Topology) -> str:
+def misfit(report: Report, topology: Topology) -> str:
     """One line on a stage that does not fit."""
-    if report.arguments is None or report.temporaries is None:
-        need = report.message or "the compiler ran out of HBM"
-    else:
-        need = f"{_gib(report.arguments)} GiB of arguments + {_gib(report.temporaries)} GiB of temporaries"
+    need = f"{_gib(report.needed)} GiB" if report.needed else report.message or "more than there is"
     return (
-        f"config.stages.{report.name}: does not fit {topology.name}: {need}, where a chip has "
+        f"{report.name}, {report.batch_size} rows: does not fit {topology.name}: needs {need}, where a chip has "
         f"{topology.chip.hbm / GIB:.0f} GiB; lower batch_size, raise accumulate, or take more chips (--search finds "
         "the largest batch)"
     )
 
 
-def to_json(config: Config, reports: Sequence[StageReport], topology: Topology) -> dict[str, Any]:
+def to_json(config: Config, reports: Sequence[Report], topology: Topology) -> dict[str, Any]:
     return {
         "config": config.name,
         "topology": dataclasses.asdict(topology),

@@ -59,7 +59,7 @@ def rows_to_device(local: np.ndarray, mesh: Mesh) -> jax.Array:
     rows = len(local) // len(held)
     shape = (rows * rules.batch_shards(mesh), *local.shape[1:])
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(shape[0])
         first = held.index(start // rows) * rows
         return local[(slice(first, first + stop - start), *index[1:])]

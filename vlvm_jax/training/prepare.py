@@ -39,9 +39,16 @@ class PreparedStage:
     partition: Partition
 
 
-def check_batches(config: Config, mesh: Mesh) -> None:
+def check_batches(config: Config, mesh: Mesh, rows: int | None = None) -> None:
+    """Raises `InputError` with the arithmetic when a stage's rows do not divide over the mesh.
+
+    Args:
+      rows: of every stage's batch, instead of what the config says.
+    """
     shards = rules.batch_shards(mesh)
-    for stage in config.stages:
+    if rows is not None and rows % shards:
+        raise InputError(f"--rows={rows}: the mesh's data x fsdp = {shards} does not divide it")
+    for stage in config.stages if rows is None else ():
         rows = stage.batch_size // stage.accumulate
         if rows % shards:
             raise InputError(

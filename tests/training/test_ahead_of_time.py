@@ -1,0 +1,87 @@
+"""The TPU compiler on small models, for every family of chips: what fits, what is donated, what moves."""
+
+import math
+
+import pytest
+from recipes import small
+
+from vlvm_jax.config import Config, MeshConfig, build, to_json
+from vlvm_jax.parallel import topology as topology_lib
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training import ahead_of_time, compile_report
+
+LAYERS = 3
+VISION = {
+    "kind": "clip", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 84, "patch_size": 14,
+}  # fmt: skip
+DECODER = {
+    "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+def config(mesh: dict, **stage) -> Config:
+    """The tiny recipe's last stage with a model in the compiler's granularity."""
+    values = to_json(small(evals=[]))
+    values["model"] |= {
+        "vision": VISION, "decoder": DECODER, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
+    }  # fmt: skip
+    last = values["stages"][-1] | {"batch_size": 8, "frames": 2, "length": 256, "loss_chunks": 2}
+    values["stages"] = [last | {"frozen_dtype": "bfloat16"} | stage]
+    return build(Config, values | {"mesh": {"data": 1, **mesh}})
+
+
+def compiled(topology: str, made: Config, name: str = "instruct", rows: int | None = None):
+    parsed = topology_lib.parse(topology)
+    mesh = make_mesh(made.mesh, parsed.devices())
+    return ahead_of_time.compile_program(ahead_of_time.program(made, name, rows, mesh), mesh, parsed), parsed
+
+
+FAMILIES = [
+    ("v5e-4", {"fsdp": -1}),
+    ("v5p-8", {"fsdp": 2, "tensor": 2}),
+    ("v6e-4", {"fsdp": 2, "context": 2}),
+    ("v4-8x2", {"fsdp": -1, "data": 1}),
+]
+
+
+@pytest.mark.parametrize(("topology", "mesh"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_a_step_fits_donates_its_state_and_gathers_by_layer(topology, mesh):
+    made = config(mesh)
+    report, parsed = compiled(topology, made)
+    assert report.fits and report.message is None
+    state = 3 * 4 * report.trainable / math.prod(v for k, v in mesh.items() if v > 0 and k != "data")
+    assert report.donated and report.donated > 0.9 * state / (parsed.chips if -1 in mesh.values() else 1)
+    assert report.results - report.donated < 16384  # the metrics; the state is overwritten in place
+    counts = report.collectives.count
+    assert counts.get("all-gather", 0) + counts.get("collective-permute", 0) >= LAYERS
+    if parsed.slices > 1:
+        assert counts.get("all-reduce", 0) > 0  # gradients cross the slices
+    assert 0 < report.mfu_bound <= 1
+
+
+def test_prefill_and_decode():
+    made = config({"tensor": 2, "fsdp": 2})
+    prefill, parsed = compiled("v5e-4", made, "prefill")
+    decode, _ = compiled("v5e-4", made, "decode")
+    assert prefill.fits and decode.fits
+    cache = 2 * LAYERS * (256 + ahead_of_time.NEW_TOKENS) * 2 * 128 * 2 * prefill.batch_size / parsed.chips
+    assert decode.donated > 0.9 * cache
+    assert decode.flops.decoder < prefill.flops.decoder / 100
+    assert prefill.flops.backward == 0
+
+
+def test_what_cannot_fit_is_said_with_the_arithmetic():
+    report, parsed = compiled("v5e-1", config({}, length=2048, frames=8), rows=16384)
+    assert not report.fits
+    line = compile_report.misfit(report, parsed)
+    assert "16384 rows: does not fit v5e-1: needs" in line and "16 GiB" in line and "\n" not in line
+
+
+def test_meshes_and_slices():
+    devices = topology_lib.parse("v5e-16x2").devices()
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1), devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 8, "context": 1, "tensor": 1}
+    slices = [[device.slice_index for device in row.ravel()] for row in mesh.devices]
+    assert [set(row) for row in slices] == [{0}, {0}, {1}, {1}]
