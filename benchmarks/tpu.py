@@ -1,0 +1,175 @@
+"""What real sizes need on TPU slices, by the TPU compiler: the tables of docs/benchmarks.md.
+
+usage: python benchmarks/tpu.py [--workdir DIR] [--only ROW ...] [--search] [--list]
+
+No TPU is needed, libtpu is (`pip install -e '.[tpu]'`). Every row is a program compiled ahead of time, minutes each,
+and a file of its own in DIR; what is there is not compiled again. `--search` also finds the largest batch that fits of
+every row, which compiles each several times.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+from configs import ftfv
+from vlvm_jax.config import Config, build
+from vlvm_jax.parallel import topology as topology_lib
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training import ahead_of_time, compile_report
+from vlvm_jax.training.progress import say
+
+TEXT = 512  # tokens beside a clip's visual ones, where rows of different numbers of them are compared
+VICUNA_13B = {
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One program on one slice."""
+
+    name: str
+    topology: str
+    stage: str
+    make: Callable[[], Any]
+
+    def config(self) -> Config:
+        return build(Config, self.make())
+
+
+def llava_7b(**changes: Any) -> Any:
+    """FTFV on LLaVA-1.5-7B: CLIP-L/14-336, Vicuna-7B, T=8, K=32."""
+    options = "".join(f",{key}={value}" for key, value in changes.items())
+    return ftfv.get_config(f"llava-1.5-7b{options}")
+
+
+def instruct(tokens: int, sampler: str) -> Any:
+    """The last stage with rows just long enough for a clip of eight frames and `TEXT` tokens."""
+    config = llava_7b(tokens=tokens, sampler=sampler)
+    _lengthen(config, 8 * tokens + TEXT)
+    return config
+
+
+def _lengthen(config: Any, length: int) -> None:
+    """Rows of the last stage; beyond the decoder's own 4096 positions by linear interpolation."""
+    config.stages[-1].length = length
+    if length > 4096:
+        config.model.decoder.max_position_embeddings = length
+        config.model.decoder.rope_scaling = {"rope_type": "linear", "factor": length / 4096}
+
+
+def llava_13b() -> Any:
+    config = llava_7b()
+    config.model.decoder.update(VICUNA_13B)
+    return config
+
+
+def long_video() -> Any:
+    """1,984 frames at 32 tokens: 63,488 visual tokens in a row of 65,536, split over the whole slice."""
+    config = llava_7b(frames=1984)
+    _lengthen(config, 65536)
+    config.model.adapter.options.apply_to_images = True  # or every frame would keep room for all of its patches
+    config.mesh.update({"data": 1, "fsdp": 1, "context": 64})
+    config.stages[-1].batch_size = 1
+    return config
+
+
+def decoder_alone() -> Any:
+    """Llama2-7B by itself, 2 x 2048 tokens a chip of v5e-64: what MaxText 0.2.5 compiles to 2.80 GiB of temporaries."""
+    config = llava_7b()
+    config.model.vision = {
+        "kind": "siglip", "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "image_size": 14, "patch_size": 14, "feature_layer": -1,
+    }  # fmt: skip
+    config.model.adapter.name, config.model.adapter.options = "frames", {}
+    config.model.decoder.vocab_size = 32000
+    config.data.update({"processor": None, "chat_template": "vicuna_v1"})
+    config.stages[-1].update({"trainable": {"decoder/**": 1e-5}, "batch_size": 128, "frames": 1})
+    return config
+
+
+SLICES = ("v5e-64", "v5p-64", "v6e-64")
+STAGES = ("align", "pretrain", "instruct")
+ROWS = (
+    *(Row(f"7B-{stage}-{slice_}", slice_, stage, llava_7b) for slice_ in SLICES for stage in STAGES),
+    *(Row(f"7B-sampled-{slice_}", slice_, "instruct", lambda: instruct(32, "soft_slots")) for slice_ in SLICES),
+    *(Row(f"7B-unsampled-{slice_}", slice_, "instruct", lambda: instruct(576, "none")) for slice_ in SLICES),
+    *(Row(f"13B-{stage}-v5p-64", "v5p-64", stage, llava_13b) for stage in STAGES),
+    Row("7B-64k-v5e-64", "v5e-64", "instruct", long_video),
+    Row("decoder-v5e-64", "v5e-64", "instruct", decoder_alone),
+)
+
+
+def compile_row(row: Row, search: bool) -> dict[str, Any]:
+    config, topology = row.config(), topology_lib.parse(row.topology)
+    mesh = make_mesh(config.mesh, topology.devices())
+    made = ahead_of_time.program(config, row.stage, None, mesh)
+    report = ahead_of_time.compile_program(made, mesh, topology)
+    found = compile_report.to_json(config, [report], topology)
+    if search:
+        largest = ahead_of_time.search(config, row.stage, mesh, topology, say)
+        found["largest_batch"] = None if largest is None else largest.batch_size
+    return found
+
+
+def table(folder: Path) -> str:
+    lines = [
+        "| | rows | arguments | temporaries | of HBM | largest batch | collectives | PFLOP | bound, ms | MFU at most |",
+        "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|",
+    ]
+    for row in ROWS:
+        path = folder / f"{row.name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        report, chip = found["stages"][0], found["topology"]["chip"]
+        if report["arguments"] is None:
+            lines.append(f"| {row.name} | {report['batch_size']} | does not fit: {report['message']} |")
+            continue
+        gib = topology_lib.GIB
+        used = report["arguments"] + report["temporaries"] + report["program"] + report["results"] - report["donated"]
+        flops, bytes_ = report["flops"], report["collectives"]["bytes"]
+        operations = sum(flops.values()) / 1e15
+        bound = 1000 * max(report["compute"], report["hbm"], report["interconnect"])
+        moved = ", ".join(f"{kind} {size / gib:.1f}" for kind, size in sorted(bytes_.items()) if size > 0.05 * gib)
+        lines.append(
+            f"| {row.name} | {report['batch_size']} | {report['arguments'] / gib:.2f} | "
+            f"{report['temporaries'] / gib:.2f} | {used / chip['hbm']:.0%} | {found.get('largest_batch', '-')} | "
+            f"{moved} | {operations:.1f} | {bound:.0f} | {report['mfu_bound']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/tpu")
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS])
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--list", action="store_true", help="print the rows' names")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(row.name for row in ROWS))
+        return
+    folder = Path(args.workdir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in ROWS:
+        path = folder / f"{row.name}.json"
+        if path.exists() or (args.only and row.name not in args.only):
+            continue
+        say(f"{row.name}: compiling")
+        path.write_text(json.dumps(compile_row(row, args.search), indent=2))
+    print(f"jax {jax.__version__}; GiB per chip")
+    print(table(folder))
+
+
+if __name__ == "__main__":
+    main()
