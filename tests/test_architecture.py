@@ -12,7 +12,7 @@ ALLOWED = {
     "data": {"data", "config", "errors"},
     "parallel": {"parallel", "config", "errors"},
     "evaluation": {"evaluation", "training", "models", "data", "parallel", "config", "errors"},
-    "training": {"training", "evaluation", "weights", "models", "data", "parallel", "config", "errors"},
+    "training": {"training", "evaluation", "weights", "inference", "models", "data", "parallel", "config", "errors"},
     "weights": {"weights", "__version__", "inference", "models", "data", "parallel", "config", "errors"},
     "inference": {"inference", "models", "parallel", "config", "errors"},
     "config.py": {"errors"},

@@ -160,7 +160,7 @@ def test_memory_stays_far_below_the_checkpoint_s_size(tmp_path, record_property)
     finally:
         shutil.rmtree(big, ignore_errors=True)
     for what, peak in zip(("import", "export"), peaks, strict=True):
-        record_property(f"GiB of memory, {what}", peak / GIB)
+        record_property(f"GiB of memory, {what}", float(peak / GIB))
     allowed = 2 * BIG.largest + GIB // 4
     assert total > 3 * allowed
     assert total <= written < 1.01 * total

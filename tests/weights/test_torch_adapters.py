@@ -167,7 +167,7 @@ def compare(ours, theirs, patches, attention, media, is_video, tolerance=1e-5):
 def test_same_visual_tokens(code, name, options, grid, connector, record_property):
     ours, theirs = both(code, model_config(name, options, grid, connector))
     patches, attention = features_of((*MEDIA.shape, grid * grid, D))
-    record_property("tokens", compare(ours, theirs, patches, attention, MEDIA, IS_VIDEO))
+    record_property("tokens", float(compare(ours, theirs, patches, attention, MEDIA, IS_VIDEO)))
 
 
 @pytest.mark.parametrize("grid", [4, 9])

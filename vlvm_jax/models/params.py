@@ -34,10 +34,7 @@ class Model:
     def __init__(self, config: ModelConfig, splits: Splits | None = None):
         self.config = config
         self.splits = dict(splits or {})
-        self.graphdef, self._variables = _structure(
-            config,  # pyright: ignore[reportArgumentType]  # frozen, so hashable
-            tuple(sorted(self.splits.items())),
-        )
+        self.graphdef, self._variables = _structure(config.model_dump_json(), tuple(sorted(self.splits.items())))
 
     def bind(self, params: Mapping[str, Any]) -> VideoLLM:
         """The model with these (segmented) parameters, or their shapes. Cheap; meant for jitted functions."""
@@ -62,7 +59,8 @@ class Model:
 
 
 @functools.lru_cache(maxsize=64)  # tracing a model takes a second, and everything that is prepared asks
-def _structure(config: ModelConfig, splits: tuple[tuple[str, tuple[int, ...]], ...]):
+def _structure(settings: str, splits: tuple[tuple[str, tuple[int, ...]], ...]):
+    config = ModelConfig.model_validate_json(settings)
     abstract = nnx.eval_shape(lambda: VideoLLM(config, splits=dict(splits), rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
     return graphdef, {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
