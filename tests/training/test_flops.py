@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import pytest
 from recipes import small
 
 from vlvm_jax.training import ahead_of_time
@@ -69,3 +70,10 @@ def test_a_frozen_tower_has_no_backward_pass():
     assert frozen.backward < trained.backward - 1.5 * trained.tower
     assert dataclasses.replace(frozen, recomputed=5.0).hardware == frozen.model + 5
     assert stage.name == "align"
+
+
+def test_a_frozen_head_s_gradient_does_not_count_however_it_is_cut():
+    whole, _ = of_stage("align")
+    cut, _ = of_stage("align", loss_chunks=4)
+    assert cut.backward == pytest.approx(whole.backward, rel=0.01)
+    assert cut.recomputed > whole.recomputed

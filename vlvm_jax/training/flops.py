@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.adapters.base import FrameLayout
@@ -48,8 +49,10 @@ class StepFlops:
 
 
 def count(function: Callable, *args: Any) -> float:
-    """Operations in the matrix products of `function(*args)`; nothing is run."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    """Operations in the matrix products of `function(*args)` that its results need; nothing is run."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(needed)
 
 
 def _count(jaxpr: core.Jaxpr) -> float:
