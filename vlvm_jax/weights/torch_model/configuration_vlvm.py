@@ -2,6 +2,10 @@
 
 from transformers import AutoConfig, PretrainedConfig
 
+# transformers finds a model's class by the class of its configuration, and makes one of that for each directory name
+# and text of this file with what it imports. So the adapter counts: two exports of one name may differ only there.
+from .video_adapter import VideoAdapter  # noqa: F401  # pyright: ignore  the export names it so
+
 
 class VlvmConfig(PretrainedConfig):
     """An image tower, a video adapter and a decoder.
