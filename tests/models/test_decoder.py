@@ -9,7 +9,7 @@ from flax import nnx
 
 from vlvm_jax.config import DecoderConfig
 from vlvm_jax.models.decoder import Decoder, init_cache
-from vlvm_jax.models.stack import LayerStack, segment_bounds
+from vlvm_jax.models.stack import REMAT_POLICIES, LayerStack, segment_bounds
 
 VOCAB, WIDTH, LENGTH = 40, 16, 10
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (3, LENGTH))
@@ -206,7 +206,7 @@ def test_segment_bounds():
 def test_remat_changes_neither_value_nor_gradient():
     x = np.linspace(-1, 1, 12).reshape(3, 4).astype(np.float32)
     results = {}
-    for remat in ("none", "minimal", "full"):
+    for remat in REMAT_POLICIES:
         graphdef, params = nnx.split(stack(remat=remat))
 
         def loss(params, graphdef=graphdef):
@@ -216,7 +216,7 @@ def test_remat_changes_neither_value_nor_gradient():
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == (remat != "none")
     value, gradient = results["none"]
     assert jax.tree.leaves(gradient)[0].any(axis=(1, 2)).all()
-    for remat in ("minimal", "full"):
+    for remat in REMAT_POLICIES:
         np.testing.assert_allclose(results[remat][0], value, rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[remat][1], gradient)
 

@@ -1,7 +1,5 @@
 """The TPU compiler on small models, for every family of chips: what fits, what is donated, what moves."""
 
-import math
-
 import pytest
 from recipes import small
 
@@ -33,38 +31,42 @@ def config(mesh: dict, **stage) -> Config:
 
 
 def compiled(topology: str, made: Config, name: str = "instruct", rows: int | None = None):
+    """The report, the topology and the mesh."""
     parsed = topology_lib.parse(topology)
     mesh = make_mesh(made.mesh, parsed.devices())
-    return ahead_of_time.compile_program(ahead_of_time.program(made, name, rows, mesh), mesh, parsed), parsed
+    return ahead_of_time.compile_program(ahead_of_time.program(made, name, rows, mesh), mesh, parsed), parsed, mesh
 
 
-FAMILIES = [
-    ("v5e-4", {"fsdp": -1}),
-    ("v5p-8", {"fsdp": 2, "tensor": 2}),
-    ("v6e-4", {"fsdp": 2, "context": 2}),
-    ("v4-8x2", {"fsdp": -1, "data": 1}),
-]
+FAMILIES = {
+    "v5e-4": {"fsdp": -1},
+    "v5p-8": {"fsdp": 2, "tensor": 2},
+    "v6e-4": {"fsdp": 2, "context": 2},
+    "v4-8x2": {"fsdp": -1},
+}
 
 
-@pytest.mark.parametrize(("topology", "mesh"), FAMILIES, ids=[name for name, _ in FAMILIES])
-def test_a_step_fits_donates_its_state_and_gathers_by_layer(topology, mesh):
-    made = config(mesh)
-    report, parsed = compiled(topology, made)
+@pytest.mark.parametrize("topology", FAMILIES)
+def test_a_step_fits_donates_its_state_and_gathers_by_layer(topology):
+    report, parsed, mesh = compiled(topology, config(FAMILIES[topology]))
     assert report.fits and report.message is None
-    state = 3 * 4 * report.trainable / math.prod(v for k, v in mesh.items() if v > 0 and k != "data")
-    assert report.donated and report.donated > 0.9 * state / (parsed.chips if -1 in mesh.values() else 1)
+    # fp32 parameters and AdamW's two moments, bf16 frozen ones; nothing large lies whole on a chip.
+    parts = parsed.chips // mesh.shape["data"]
+    state, frozen = 12 * report.trainable / parts, 2 * report.frozen / parts
+    assert state < report.donated < 1.1 * state
     assert report.results - report.donated < 16384  # the metrics; the state is overwritten in place
+    assert report.arguments < 1.1 * (state + frozen) + 2**20
     counts = report.collectives.count
     assert counts.get("all-gather", 0) + counts.get("collective-permute", 0) >= LAYERS
     if parsed.slices > 1:
-        assert counts.get("all-reduce", 0) > 0  # gradients cross the slices
+        assert mesh.shape["data"] == parsed.slices
+        assert counts["all-reduce"] > 0  # gradients cross the slices
     assert 0 < report.mfu_bound <= 1
 
 
 def test_prefill_and_decode():
     made = config({"tensor": 2, "fsdp": 2})
-    prefill, parsed = compiled("v5e-4", made, "prefill")
-    decode, _ = compiled("v5e-4", made, "decode")
+    prefill, parsed, _ = compiled("v5e-4", made, "prefill")
+    decode, _, _ = compiled("v5e-4", made, "decode")
     assert prefill.fits and decode.fits
     cache = 2 * LAYERS * (256 + ahead_of_time.NEW_TOKENS) * 2 * 128 * 2 * prefill.batch_size / parsed.chips
     assert decode.donated > 0.9 * cache
@@ -73,7 +75,7 @@ def test_prefill_and_decode():
 
 
 def test_what_cannot_fit_is_said_with_the_arithmetic():
-    report, parsed = compiled("v5e-1", config({}, length=2048, frames=8), rows=16384)
+    report, parsed, _ = compiled("v5e-1", config({}, length=2048, frames=8), rows=16384)
     assert not report.fits
     line = compile_report.misfit(report, parsed)
     assert "16384 rows: does not fit v5e-1: needs" in line and "16 GiB" in line and "\n" not in line
@@ -85,3 +87,14 @@ def test_meshes_and_slices():
     assert dict(mesh.shape) == {"data": 4, "fsdp": 8, "context": 1, "tensor": 1}
     slices = [[device.slice_index for device in row.ravel()] for row in mesh.devices]
     assert [set(row) for row in slices] == [{0}, {0}, {1}, {1}]
+
+
+def test_layers_inputs_can_wait_in_the_host_s_memory():
+    """With `offload` the chip never holds the inputs of all layers at once, which `full` keeps there."""
+    layers, rows, length = 32, 32, 512
+    made = config({"fsdp": -1}, length=length, frames=1, batch_size=rows)
+    decoder = made.model.decoder.model_copy(update={"num_hidden_layers": layers})
+    model = made.model.model_copy(update={"decoder": decoder, "decoder_remat": "offload"})
+    report, parsed, _ = compiled("v5e-4", made.model_copy(update={"model": model}))
+    inputs = layers * rows * length * decoder.hidden_size * 2 / parsed.chips
+    assert report.temporaries < 0.75 * inputs

@@ -35,9 +35,14 @@ def test_rates_are_of_the_steps_since_the_last_reading(clock):
     assert found["tokens_per_second_per_chip"] == 400 / jax.device_count()
     assert found["data_wait"] == 0.1
     assert "mfu" not in found
-    assert rates.productive == 9 and rates.steps == 20
+    assert rates.productive == 9
     clock[0] += 1
     assert rates.read(1, 1, 1)["data_wait"] == 0
+    clock[0] += 50  # a save
+    rates.resume()
+    clock[0] += 2
+    assert rates.read(1, 1, 1)["step_seconds"] == 2
+    assert rates.productive == 9 + 1 + 2
     assert "data wait 10%" in brief(found)
     assert brief({}) == ""
 
@@ -96,7 +101,7 @@ def test_a_trace_of_the_steps_asked_for(tmp_path):
             for step in range(4):
                 profiler.before(stage, step, x)
                 assert (profiler._until is not None) == (stage == "two" and step in (1, 2))
-            profiler.after_stage(x)
+            profiler.stop(x)
     assert len(traces(tmp_path)) == 1
 
 

@@ -19,7 +19,7 @@ from vlvm_jax.config import EvalConfig, ModelConfig
 from vlvm_jax.data.pipeline import SampleSpec, SkipLog, empty_batch, make_dataset
 from vlvm_jax.data.records import Record
 from vlvm_jax.data.stream import Part
-from vlvm_jax.models.params import Model, Params
+from vlvm_jax.models.params import Model, Params, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import processes, rules
 from vlvm_jax.training.loop import rows_to_device, to_device
@@ -46,8 +46,7 @@ def make_predict(config: ModelConfig, mesh: Mesh) -> Predict:
     the records again, all [B, L] and whole on every process."""
     model = Model(config)
     shardings = {
-        path: rules.parameter_sharding(path.replace("/segments/0", ""), a.shape, mesh)
-        for path, a in model.abstract().items()
+        path: rules.parameter_sharding(whole_path(path), a.shape, mesh) for path, a in model.abstract().items()
     }
 
     def predict(params: Params, batch: Batch, record: jax.Array):

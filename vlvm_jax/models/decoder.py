@@ -37,11 +37,21 @@ class KVCache:
     index: Int[Array, ""]
 
 
+# Logical axes of its fields.
+CACHE_AXES = {
+    "key": (None, "batch", None, "heads", None),
+    "value": (None, "batch", None, "heads", None),
+    "positions": ("batch", None),
+    "segments": ("batch", None),
+    "index": (),
+}
+
+
 def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
     shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
     return KVCache(
-        key=constrain(jnp.zeros(shape, dtype), None, "batch", None, "heads", None),
-        value=constrain(jnp.zeros(shape, dtype), None, "batch", None, "heads", None),
+        key=constrain(jnp.zeros(shape, dtype), *CACHE_AXES["key"]),
+        value=constrain(jnp.zeros(shape, dtype), *CACHE_AXES["value"]),
         positions=jnp.zeros((batch, slots), jnp.int32),
         segments=jnp.zeros((batch, slots), jnp.int32),
         index=jnp.zeros((), jnp.int32),

@@ -98,8 +98,13 @@ def check_split(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> None:
 
 def sharding(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Of an array whose sides are these logical axes."""
-    spec = [None if axis is None else divided(axis, size, mesh) for size, axis in zip(shape, axes, strict=True)]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, _spec(axes, shape, mesh))
+
+
+def _spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> PartitionSpec:
+    return PartitionSpec(
+        *(None if axis is None else divided(axis, size, mesh) for size, axis in zip(shape, axes, strict=True))
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -116,8 +121,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = [None if axis is None else divided(axis, size, mesh) for size, axis in zip(x.shape, axes, strict=True)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh))
 
 
 def divided(axis: str, size: int, mesh) -> str | tuple[str, ...] | None:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vlvm_jax.config import Config, MeshConfig, ModelConfig, StageConfig
+from vlvm_jax.config import Config, DecoderConfig, MeshConfig, ModelConfig, StageConfig
 from vlvm_jax.inference import decode
-from vlvm_jax.models.decoder import init_cache
+from vlvm_jax.models.decoder import CACHE_AXES, KVCache, init_cache
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import hlo, rules
@@ -102,8 +102,6 @@ def program(config: Config, name: str, rows: int | None, mesh: Mesh) -> Program:
 def stage_program(config: Config, stage: StageConfig, mesh: Mesh) -> Program:
     """A stage's train step."""
     partition = partition_lib.resolve(config.model, stage)
-    shapes = {whole_path(path): a.shape for path, a in Model(config.model).abstract().items()}
-    rules.check_split(shapes, mesh)
     function, state, frozen = abstract_step(config.model, stage, partition, mesh)
     batch = abstract_batch(config, stage.batch_size, stage.frames, stage.length, mesh)
     return Program(
@@ -123,9 +121,7 @@ def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Progr
     model = Model(config.model)
     dtype = jnp.dtype(config.model.dtype)
     params = {
-        path: jax.ShapeDtypeStruct(
-            a.shape, dtype, sharding=rules.parameter_sharding(path.replace("/segments/0", ""), a.shape, mesh)
-        )
+        path: jax.ShapeDtypeStruct(a.shape, dtype, sharding=rules.parameter_sharding(whole_path(path), a.shape, mesh))
         for path, a in model.abstract().items()
     }
     batch = abstract_batch(config, rows, stage.frames, stage.length, mesh)
@@ -143,19 +139,21 @@ def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Progr
     else:
         of_rows = rules.batch_sharding((rows, 1), mesh)
         token = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=of_rows)
-        with jax.set_mesh(mesh):
-            cache = jax.eval_shape(lambda: init_cache(config.model.decoder, rows, slots, dtype))
-        cache = jax.tree.map(lambda a: _on_mesh(a, mesh), cache)
+        cache = abstract_cache(config.model.decoder, rows, slots, mesh, dtype)
         function, arguments = jax.jit(step, donate_argnums=3), (params, token, token, cache)
         flops = StepFlops(0.0, 0.0, count(step, *arguments), 0.0, 0.0)
     frozen = sum(a.size for a in params.values())
     return Program(name, rows, function, arguments, 0, frozen, flops)
 
 
-def _on_mesh(a: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Where a cache's array lies: rows and heads split."""
-    axes = {5: (None, "batch", None, "heads", None), 2: ("batch", None), 0: ()}[a.ndim]
-    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.sharding(axes, a.shape, mesh))
+def abstract_cache(config: DecoderConfig, rows: int, slots: int, mesh: Mesh, dtype) -> KVCache:
+    """Shapes of a cache."""
+    cache = jax.eval_shape(lambda: init_cache(config, rows, slots, dtype))
+    arrays: dict[str, Any] = {}
+    for name, axes in CACHE_AXES.items():
+        a = getattr(cache, name)
+        arrays[name] = jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.sharding(axes, a.shape, mesh))
+    return KVCache(**arrays)
 
 
 def abstract_step(model: ModelConfig, stage: StageConfig, partition: Partition, mesh: Mesh) -> tuple[Any, Any, Any]:

@@ -106,5 +106,5 @@ def to_json(config: Config, reports: Sequence[Report], topology: Topology) -> di
         "topology": dataclasses.asdict(topology),
         "chips": topology.chips,
         "versions": {"jax": jax.__version__},
-        "stages": [dataclasses.asdict(report) for report in reports],
+        "stages": [{**dataclasses.asdict(report), "needed": report.needed} for report in reports],
     }

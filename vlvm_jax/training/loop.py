@@ -87,13 +87,14 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
             if step > first and step % run.save_every == 0:
                 log.flush()
                 save(run, step)
+                log.resume()
             watch.profiler.before(name, step, run.state)
             with log.waiting():
                 batch = to_device(next(run.data), mesh)
             run.state, metrics = run.functions.train(run.state, run.frozen, batch)
             step += 1
             log.add(step, metrics)
-        watch.profiler.after_stage(run.state)
+        watch.profiler.stop(run.state)
         log.flush()
         run.seconds += time.monotonic() - start
         save(run, step)
@@ -129,6 +130,10 @@ class _Log:
         start = time.monotonic()
         yield
         self._throughput.waited += time.monotonic() - start
+
+    def resume(self) -> None:
+        """After what was no training."""
+        self._throughput.resume()
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self._pending.append((step, metrics))

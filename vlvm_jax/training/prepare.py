@@ -19,7 +19,7 @@ from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.records import Record
 from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.models.adapters.base import VideoAdapter
-from vlvm_jax.models.params import Model
+from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import processes, rules
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.interrupt import StopSignal
@@ -39,12 +39,13 @@ class PreparedStage:
     partition: Partition
 
 
-def check_batches(config: Config, mesh: Mesh, rows: int | None = None) -> None:
-    """Raises `InputError` with the arithmetic when a stage's rows do not divide over the mesh.
+def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
+    """Raises `InputError` with the arithmetic when a stage's rows, or a large parameter, do not divide over the mesh.
 
     Args:
       rows: of every stage's batch, instead of what the config says.
     """
+    rules.check_split({whole_path(path): a.shape for path, a in Model(config.model).abstract().items()}, mesh)
     shards = rules.batch_shards(mesh)
     if rows is not None and rows % shards:
         raise InputError(f"--rows={rows}: the mesh's data x fsdp = {shards} does not divide it")

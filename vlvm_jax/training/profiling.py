@@ -34,7 +34,7 @@ class Profiler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.signal(signal.SIGUSR1, self._previous)
-        self._stop(None)
+        self.stop(None)
 
     def _on_signal(self, *_: object) -> None:
         self._signalled = True
@@ -46,7 +46,7 @@ class Profiler:
           running: what the step before gives; waited for where a trace ends.
         """
         if self._until is not None and step >= self._until:
-            self._stop(running)
+            self.stop(running)
         if self._until is None:
             if self._asked is not None and (stage, step) == self._asked[:2]:
                 self._start(stage, step, self._asked[2])
@@ -54,16 +54,13 @@ class Profiler:
                 self._start(stage, step, STEPS)
             self._signalled = False
 
-    def after_stage(self, running: object) -> None:
-        """Ends a trace at its stage's end."""
-        self._stop(running)
-
     def _start(self, stage: str, step: int, steps: int) -> None:
         self._until = step + steps
         say(f"{stage}: tracing steps {step} to {step + steps - 1} into {self.folder}")
         jax.profiler.start_trace(str(self.folder))
 
-    def _stop(self, running: object) -> None:
+    def stop(self, running: object) -> None:
+        """Ends a trace that is under way; called at a stage's end too."""
         if self._until is not None:
             jax.block_until_ready(running)
             jax.profiler.stop_trace()

@@ -34,7 +34,7 @@ from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.prepare import (
     PreparedStage,
-    check_batches,
+    check_mesh,
     check_shared,
     check_workdir,
     claim_workdir,
@@ -65,7 +65,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     progress.console.quiet = not processes.primary()
     mesh = make_mesh(config.mesh)
-    check_batches(config, mesh)
+    check_mesh(config, mesh)
     check_workdir(config, workdir)
     profiler = Profiler(workdir, profile, tuple(stage.name for stage in config.stages))
     asked = config

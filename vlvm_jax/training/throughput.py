@@ -26,13 +26,11 @@ class Throughput:
       flops: model FLOPs of a step over the whole batch; None where there is no peak to hold them against.
       waited: seconds that the loop has waited for data since the last reading.
       productive: seconds spent in steps so far, data waits taken off.
-      steps: how many steps that is.
     """
 
     flops: float | None
     waited: float = 0.0
     productive: float = 0.0
-    steps: int = 0
     _last: float | None = None
 
     def read(self, steps: int, samples: float, tokens: float) -> dict[str, float]:
@@ -44,7 +42,6 @@ class Throughput:
             return {}
         seconds, chips = now - last, jax.device_count()
         self.productive += seconds - min(waited, seconds)
-        self.steps += steps
         rates = {
             "step_seconds": seconds / steps,
             "samples_per_second": samples / seconds,
@@ -59,6 +56,10 @@ class Throughput:
             rates["device_memory_gib"] = stats["peak_bytes_in_use"] / 2**30
         return rates
 
+    def resume(self) -> None:
+        """Leaves out what has passed since the last reading: it was no training (a save, say)."""
+        self._last, self.waited = time.monotonic(), 0.0
+
 
 def brief(rates: dict[str, float]) -> str:
     """For the progress line."""
@@ -68,15 +69,6 @@ def brief(rates: dict[str, float]) -> str:
     if "mfu" in rates:
         words.append(f"MFU {rates['mfu']:.1%}")
     return "  ".join(words)
-
-
-@dataclasses.dataclass
-class Watch:
-    """What looks on while stages train."""
-
-    metrics: MetricsWriter
-    timeline: "Timeline"
-    profiler: Profiler
 
 
 class Timeline:
@@ -121,3 +113,12 @@ class Timeline:
         wall += 0.0 if start is None else last - start
         productive = sum(done.values())
         return {"productive": productive, "wall": wall, "goodput": productive / wall if wall else 0.0}
+
+
+@dataclasses.dataclass
+class Watch:
+    """What looks on while stages train."""
+
+    metrics: MetricsWriter
+    timeline: Timeline
+    profiler: Profiler
