@@ -32,7 +32,7 @@ this script: the same command line finds it and follows on.
 
   --rev REVISION          of this checkout; default: HEAD. Uncommitted changes are left out
   --repo URL              the workers clone this instead (then --rev is required: a tag or a commit)
-  --extras LIST           of the package; default: tpu,gcs
+  --extras LIST           of the package; default: tpu
   --env KEY=VALUE         for COMMAND; may be repeated
 
   --delete                delete the slice when COMMAND is done or cannot go on
@@ -55,7 +55,7 @@ max_misses=20                   # looks in a row without an answer
 max_faults=3                    # faults in a row
 
 name="" zone="" type="" project="" version="" network="" subnetwork="" service_account="" rev="" repo=""
-extras=tpu,gcs
+extras=tpu
 spot=false reserved=false queued=false internal_ips=false delete="" command=() env=()
 
 read_flags() {

@@ -60,7 +60,7 @@ def steps(cloud) -> list[str]:
     return [step(call) for call in cloud.calls if call[0] != "git"]
 
 
-START = ["scp", "all: install tpu,gcs", f"all: start -- {QUOTED}"]
+START = ["scp", "all: install tpu", f"all: start -- {QUOTED}"]
 LOOK = ["0: follow 0 0", "all: status"]
 END = ["0: follow 0 0"]
 
@@ -97,7 +97,7 @@ def test_an_undisturbed_run_makes_exactly_these_calls(cloud):
         ["git", "-C", str(LAUNCH.parent), "status", "--porcelain", "--untracked-files=no"],
         ["git", "-C", str(LAUNCH.parent), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
         [*tpu_vm, "scp", f"{LAUNCH}/vlvm_worker.sh", archive, "run:", *where, "--worker=all", no_checking],
-        ssh("all", "install tpu,gcs"),
+        ssh("all", "install tpu"),
         ssh("all", f"start 'KEY=a '\\''b'\\'' = c' OTHER= -- {QUOTED}"),
         ssh("0", "follow 0 0"),
         ssh("all", "status"),
@@ -141,7 +141,7 @@ def test_flags_that_change_what_is_created_and_installed(cloud):
         "gcloud", "compute", "tpus", "queued-resources", "create", "run", "--zone=us-west4-a", "--quiet",
         "--node-id=run", "--accelerator-type=v5litepod-64", "--runtime-version=image", "--reserved", "--internal-ips",
     ] in cloud.calls  # fmt: skip
-    assert "all: install tpu,gcs 'https://x/a b.git' v1" in steps(cloud)
+    assert "all: install tpu 'https://x/a b.git' v1" in steps(cloud)
     assert all(call[0] == "gcloud" for call in cloud.calls)  # the checkout is not looked at
     assert all("--internal-ip" in call for call in cloud.calls if call[4] in ("ssh", "scp"))
 
@@ -288,7 +288,7 @@ def test_failed_installation_is_tried_again_and_given_up(cloud):
     cloud.script(vm(ABSENT, "READY"), ("worker.sh install", [{"code": 1}]), status(["absent"]))
     done = cloud.run("tpu_vm.sh", *FLAGS, "--", *COMMAND)
     assert done.returncode == 1
-    assert steps(cloud).count("all: install tpu,gcs") == 3
+    assert steps(cloud).count("all: install tpu") == 3
     assert START[-1] not in steps(cloud)
 
 

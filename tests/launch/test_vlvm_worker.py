@@ -140,7 +140,7 @@ def test_tpu_vm_installs_starts_follows_and_starts_again_on_real_workers(cloud, 
         log = (worker.base / "log").read_text()
         assert log.count(f"\n{line}\n") == 2  # once until exit code 75, once until 0
         assert (worker.base / "src/pyproject.toml").read_text() == "committed\n"
-        assert worker.pip == [f"{worker.base}/src: -m pip install --quiet .[tpu,gcs]"]  # the second start needs none
+        assert worker.pip == [f"{worker.base}/src: -m pip install --quiet .[tpu]"]  # the second start needs none
     assert done.stdout == (workers[0].base / "log").read_text()  # all of it, each byte once
 
 
@@ -268,7 +268,7 @@ def test_a_failed_installation_is_not_taken_for_one(make_worker, checkout):
     worker.do("install", "tpu", str(checkout), "HEAD")
     worker.tool("python3.12", PYTHON.replace('"$HOME/pip"', '"$HOME/pip"; exit 1'))
     for _ in range(2):
-        assert worker.call("install", "tpu,gcs", str(checkout), "HEAD").returncode == 1
+        assert worker.call("install", "tpu,wandb", str(checkout), "HEAD").returncode == 1
     worker.tool("python3.12", PYTHON)
     worker.do("install", "tpu", str(checkout), "HEAD")  # what was installed at first is broken now
     assert len(worker.pip) == 4

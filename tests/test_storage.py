@@ -1,0 +1,31 @@
+"""Names and local files; remote ones are tested over an emulator."""
+
+import io
+
+import pytest
+
+from vlvm_jax import storage
+
+
+@pytest.mark.parametrize("root", ["/data/clips", "/data/clips/", "gs://bucket/clips"])
+def test_join_stays_below_its_root(root):
+    assert storage.join(root, "a/b.mp4") == f"{root.rstrip('/')}/a/b.mp4"
+    assert storage.join(root, f"{root.rstrip('/')}/c.mp4") == f"{root.rstrip('/')}/c.mp4"
+    for name in ("../b.mp4", "a/../../b.mp4", "/etc/passwd", "gs://other/b.mp4", f"{root.rstrip('/')}2/b.mp4"):
+        with pytest.raises(ValueError, match="leaves"):
+            storage.join(root, name)
+
+
+def test_local_files(tmp_path):
+    file = tmp_path / "a" / "words.txt"
+    file.parent.mkdir()
+    file.write_bytes(b"na\xefve")
+    assert storage.is_dir(str(file.parent)) and storage.is_file(str(file)) and not storage.is_file(str(tmp_path / "b"))
+    assert storage.names(str(tmp_path)) == ["a"] and storage.parent(str(file)) == str(file.parent)
+    assert storage.read_bytes(str(file)) == b"na\xefve" and storage.read_text(str(file)) == "na�ve"
+    with storage.open_binary(str(file)) as opened:
+        opened.seek(-2, io.SEEK_END)
+        assert opened.read() == b"ve"
+    for read in (storage.read_bytes, storage.open_binary, storage.names):
+        with pytest.raises(FileNotFoundError):
+            read(str(tmp_path / "b"))
