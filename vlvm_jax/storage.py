@@ -34,10 +34,8 @@ def join(root: str, name: str) -> str:
     Raises:
       ValueError: the name leaves the root.
     """
-    if is_remote(name) or PurePosixPath(name).is_absolute():
-        path = name
-    else:
-        path = f"{root.rstrip('/')}/{name}"
+    whole = is_remote(name) or PurePosixPath(name).is_absolute()
+    path = name if whole else f"{root.rstrip('/')}/{name}"
     inside = path == root or path.startswith(f"{root.rstrip('/')}/")
     if not inside or ".." in PurePosixPath(name).parts:
         raise ValueError(f"{name!r} leaves {root}")
@@ -91,7 +89,7 @@ def read_bytes(path: str) -> bytes:
       FileNotFoundError: there is no such file.
     """
     with _faults(path):
-        return _filesystem(path).cat_file(path)
+        return cast(bytes, _filesystem(path).cat_file(path))
 
 
 def read_text(path: str) -> str:
