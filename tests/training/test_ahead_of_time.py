@@ -1,12 +1,16 @@
 """The TPU compiler on small models, for every family of chips: what fits, what is donated, what moves."""
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 from recipes import small
 
 from vlvm_jax.config import Config, MeshConfig, build, to_json
 from vlvm_jax.parallel import topology as topology_lib
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import ahead_of_time, compile_report
+
+pytestmark = pytest.mark.slow
 
 LAYERS = 3
 VISION = {
@@ -79,6 +83,29 @@ def test_what_cannot_fit_is_said_with_the_arithmetic():
     assert not report.fits
     line = compile_report.misfit(report, parsed)
     assert "16384 rows: does not fit v5e-1: needs" in line and "16 GiB" in line and "\n" not in line
+
+
+@hypothesis.given(
+    st.integers(0, 10**6), st.integers(1, 10**5), st.floats(0.7, 1.4), st.integers(1, 500), st.integers(1, 10**7)
+)
+def test_the_search_finds_the_largest_size_in_few_trials(fixed, each, power, first, limit):
+    trials = []
+
+    def needs(size):
+        trials.append(size)
+        need = int(fixed + each * size**power)
+        return need if need < 2 * limit else None
+
+    found = ahead_of_time.largest_size(needs, limit, first)
+    assert found == 0 or needs(found) <= limit
+    assert (needs(found + max(1, found // 8)) or 10**18) > limit
+    assert len(trials) < 30
+
+
+def test_the_search_follows_a_line():
+    trials = []
+    assert ahead_of_time.largest_size(lambda size: trials.append(size) or 3000 + 100 * size, 16000, 16) == 130
+    assert trials == [16, 32, 130, 146]
 
 
 def test_meshes_and_slices():

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from recipes import ROOT, command, environment, train
 
+pytestmark = pytest.mark.slow
+
 ARG = "tiny,scale=0.03"
 EXTRA = ("--config.checkpoint.save_every=5", "--config.data.workers=1")
 
@@ -38,7 +40,7 @@ def signal_when(workdir, data_root, ready, number: int) -> subprocess.Popen:
         command(workdir, *EXTRA, arg=ARG), cwd=ROOT, env=environment(data_root), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900  # on a busy machine
     while process.poll() is None and not ready(workdir):
         assert time.monotonic() < deadline, "the run never came to where it was to be stopped"
         time.sleep(0.02)

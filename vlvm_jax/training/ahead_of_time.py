@@ -251,21 +251,48 @@ def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topolo
 
 
 def search(config: Config, name: str, mesh: Mesh, topology: Topology, say: Callable[[str], None]) -> Report | None:
-    """The report of the largest batch that fits, to an eighth: doubling, then halving what is between."""
-    accumulate = {stage.name: stage.accumulate for stage in config.stages}.get(name, 1)
+    """The report of the largest batch that fits, to an eighth."""
+    sizes = {stage.name: (stage.batch_size, stage.accumulate) for stage in config.stages}
+    rows, accumulate = sizes.get(name, (config.stages[-1].batch_size, 1))
     unit = rules.batch_shards(mesh) * accumulate
-    best, low, high, size = None, 0, None, 1
-    while high is None or high - low > max(1, low // 8):
-        report = compile_program(program(config, name, unit * size, mesh), mesh, topology)
+    reports: dict[int, Report] = {}
+
+    def needs(size: int) -> int | None:
+        report = reports[size] = compile_program(program(config, name, unit * size, mesh), mesh, topology)
         say(f"{name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
-        if report.fits:
-            best, low = report, size
+        return report.needed
+
+    return reports.get(largest_size(needs, topology.chip.hbm, max(1, rows // unit)))
+
+
+def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> int:
+    """The largest size, to an eighth, that needs no more than the limit; 0 if there is none.
+
+    Needs grow about evenly with the size, so the line through the two best known ones says where to look next.
+
+    Args:
+      needs: of a size; None where that cannot even be said, which is too much. Asked seldom, as it takes minutes.
+      first: where to begin.
+    """
+    known: dict[int, int] = {}
+    low, high, size = 0, None, first
+    while True:
+        need = needs(size)
+        if need is not None:
+            known[size] = need
+        if need is not None and need <= limit:
+            low = size
         else:
             high = size
-        size = low * 2 if high is None else (low + high) // 2
-        if size in (0, low):
-            break
-    return best
+        if high is not None and high - low <= max(1, low // 8):
+            return low
+        size = 2 * low if high is None else (low + high) // 2
+        if 2 <= len(known) <= 4:
+            (a, need_a), (b, need_b) = sorted(known.items(), key=lambda item: abs(item[1] - limit))[:2]
+            if (slope := (need_b - need_a) / (b - a)) > 0:
+                size = max(int(a + (limit - need_a) / slope), low + max(1, low // 8))
+        if high is not None:
+            size = min(max(size, low + 1), high - 1)
 
 
 def _brief(message: str) -> str:
