@@ -262,7 +262,7 @@ def search(config: Config, name: str, mesh: Mesh, topology: Topology, say: Calla
         say(f"{name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
         return report.needed
 
-    return reports.get(largest_size(needs, topology.chip.hbm, max(1, rows // unit)))
+    return reports.get(largest_size(needs, int(topology.chip.hbm), max(1, rows // unit)))
 
 
 def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> int:
