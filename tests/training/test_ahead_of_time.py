@@ -85,6 +85,7 @@ def test_what_cannot_fit_is_said_with_the_arithmetic():
     assert "16384 rows: does not fit v5e-1: needs" in line and "16 GiB" in line and "\n" not in line
 
 
+@hypothesis.example(fixed=0, each=1, power=1.25, first=1, limit=73)
 @hypothesis.given(
     st.integers(0, 10**6), st.integers(1, 10**5), st.floats(0.7, 1.4), st.integers(1, 500), st.integers(1, 10**7)
 )

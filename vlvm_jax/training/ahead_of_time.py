@@ -5,6 +5,7 @@ counted by `flops`; times are bounds from the chip's published figures, not meas
 """
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable
@@ -268,16 +269,18 @@ def search(config: Config, name: str, mesh: Mesh, topology: Topology, say: Calla
 def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> int:
     """The largest size, to an eighth, that needs no more than the limit; 0 if there is none.
 
-    Needs grow about evenly with the size, so the line through the two best known ones says where to look next.
+    Needs grow about evenly with the size, so the line through the two best known ones says where to look next. Where
+    that does not come to an end in a few trials, halving the range does.
 
     Args:
       needs: of a size; None where that cannot even be said, which is too much. Asked seldom, as it takes minutes.
       first: where to begin.
     """
     known: dict[int, int] = {}
-    low, high, size = 0, None, first
+    low, high, size, trials = 0, None, first, 0
     while True:
         need = needs(size)
+        trials += 1
         if need is not None:
             known[size] = need
         if need is not None and need <= limit:
@@ -286,8 +289,8 @@ def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> 
             high = size
         if high is not None and high - low <= max(1, low // 8):
             return low
-        size = 2 * low if high is None else (low + high) // 2
-        if 2 <= len(known) <= 4:
+        size = 2 * low if high is None else math.isqrt(max(1, low) * high)
+        if len(known) >= 2 and trials < 5:
             (a, need_a), (b, need_b) = sorted(known.items(), key=lambda item: abs(item[1] - limit))[:2]
             if (slope := (need_b - need_a) / (b - a)) > 0:
                 size = max(int(a + (limit - need_a) / slope), low + max(1, low // 8))
