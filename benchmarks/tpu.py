@@ -123,8 +123,8 @@ def compile_row(row: Row, search: bool) -> dict[str, Any]:
 
 def table(folder: Path) -> str:
     lines = [
-        "| | rows | arguments | temporaries | of HBM | largest batch | collectives | PFLOP | bound, ms | MFU at most |",
-        "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|",
+        "| | rows | arguments | temporaries | peak | of HBM | most rows | collectives | PFLOP | ms | MFU bound |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     for row in ROWS:
         path = folder / f"{row.name}.json"
@@ -142,8 +142,8 @@ def table(folder: Path) -> str:
         moved = ", ".join(f"{kind} {size / gib:.1f}" for kind, size in sorted(bytes_.items()) if size > 0.05 * gib)
         cells = (
             row.name, report["batch_size"], f"{report['arguments'] / gib:.2f}", f"{report['temporaries'] / gib:.2f}",
-            f"{report['needed'] / chip['hbm']:.0%}", found.get("largest_batch", "-"), moved, f"{operations:.1f}",
-            f"{bound:.0f}", f"{report['mfu_bound']:.0%}",
+            f"{report['peak'] / gib:.2f}", f"{report['needed'] / chip['hbm']:.0%}", found.get("largest_batch", "-"),
+            moved, f"{operations:.1f}", f"{bound:.0f}", f"{report['mfu_bound']:.0%}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def test_tables_and_figures(tmp_path):
     figures = tmp_path / "figures.json"
     done = compile_(tmp_path, "--topology=v5e-4", "--stages=align,decode", "--rows=32", f"--json={figures}")
     assert done.returncode == 0, done.stderr
-    for title in ("v5e-4: 4 chips, 16 GiB of HBM each", "operations per step", "collectives per step"):
+    for title in ("v5e-4: 4 chips, 15.75 GiB of HBM to use each", "operations per step", "collectives per step"):
         assert title in done.stdout
     found = json.loads(figures.read_text())
     assert [stage["name"] for stage in found["stages"]] == ["align", "decode"]

@@ -1,7 +1,8 @@
 """TPU slices by name: their chips' published figures, and device lists to compile for on a host that has no TPU.
 
-Figures per chip: HBM, HBM bandwidth and dense bf16 FLOP/s from cloud.google.com/tpu/docs (system architecture pages),
-interconnect per link and direction from "How to Scale Your Model" (jax-ml.github.io/scaling-book, TPU table).
+Figures per chip: HBM bandwidth and dense bf16 FLOP/s from cloud.google.com/tpu/docs (system architecture pages),
+interconnect per link and direction from "How to Scale Your Model" (jax-ml.github.io/scaling-book, TPU table), HBM from
+the compiler's own message to programs that want too much (libtpu 0.0.42): somewhat less than a chip has.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class Chip:
 
     Attributes:
       topology: its name in the compiler's topologies.
-      hbm: bytes that a program may use; what the compiler itself allows.
+      hbm: bytes that the compiler lets a program use.
       flops: dense bf16 per second.
       hbm_bandwidth: bytes per second.
       link_bandwidth: bytes per second over one link in one direction.
@@ -42,10 +43,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("v4", "v4", 32 * GIB, 275e12, 1.228e12, 4.5e10, 3, 2),
-    "v5e": Chip("v5e", "v5e", 16 * GIB, 197e12, 8.19e11, 4.5e10, 2, 1),
-    "v5p": Chip("v5p", "v5", 95 * GIB, 459e12, 2.765e12, 9e10, 3, 2),
-    "v6e": Chip("v6e", "v6e", 32 * GIB, 918e12, 1.64e12, 9e10, 2, 1),
+    "v4": Chip("v4", "v4", 30.75 * GIB, 275e12, 1.228e12, 4.5e10, 3, 2),
+    "v5e": Chip("v5e", "v5e", 15.75 * GIB, 197e12, 8.19e11, 4.5e10, 2, 1),
+    "v5p": Chip("v5p", "v5", 95.74 * GIB, 459e12, 2.765e12, 9e10, 3, 2),
+    "v6e": Chip("v6e", "v6e", 31.25 * GIB, 918e12, 1.64e12, 9e10, 2, 1),
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
 _NAME = re.compile(r"^(?P<kind>v\d+[a-z]*)-(?P<size>\d+)(x(?P<slices>\d+))?$")

@@ -55,8 +55,11 @@ class Report:
     """What one step of a program takes, per chip where not said otherwise; bytes and seconds.
 
     Attributes:
-      arguments: parameters, optimizer state and batch; `donated` of them are overwritten in place.
-      temporaries: what the step needs beside them. None, as all below it, when the program does not compile.
+      arguments: parameters, optimizer state and batch; `donated` of them are overwritten in place. None, as all below
+        it, when the program does not compile.
+      temporaries: room that the compiler lays out for what the step needs beside them. More than it needs at any time:
+        programs of which it exceeds the chip compile, until `peak` does.
+      peak: the most that is alive at any time, arguments included.
       program: the code itself.
       results: what the step gives, donated arguments' room included.
       message: the compiler's own, when it ran out of memory.
@@ -73,6 +76,7 @@ class Report:
     fits: bool
     arguments: int | None = None
     temporaries: int | None = None
+    peak: int | None = None
     program: int | None = None
     donated: int | None = None
     results: int | None = None
@@ -87,9 +91,7 @@ class Report:
     @property
     def needed(self) -> int | None:
         """Bytes of HBM while the step runs."""
-        if self.arguments is None or self.temporaries is None or self.results is None:
-            return None
-        return self.arguments + self.temporaries + (self.program or 0) + self.results - (self.donated or 0)
+        return None if self.peak is None else self.peak + (self.program or 0)
 
 
 def program(config: Config, name: str, rows: int | None, mesh: Mesh) -> Program:
@@ -223,6 +225,7 @@ def compile_program(made: Program, mesh: Mesh, topology: Topology) -> Report:
         fits=True,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
         program=memory.generated_code_size_in_bytes,
         donated=memory.alias_size_in_bytes,
         results=memory.output_size_in_bytes,

@@ -17,7 +17,8 @@ from vlvm_jax.training.progress import console
 def show(reports: Sequence[Report], topology: Topology) -> None:
     """Tables: memory, operations and bounds, collectives."""
     chip = topology.chip
-    memory = Table(title=f"{topology.name}: {topology.chips} chips, {chip.hbm / GIB:.0f} GiB of HBM each; GiB per chip")
+    room = f"{chip.hbm / GIB:.2f} GiB of HBM to use each"
+    memory = Table(title=f"{topology.name}: {topology.chips} chips, {room}; GiB per chip")
     for column in (
         "stage",
         "batch",
@@ -25,7 +26,7 @@ def show(reports: Sequence[Report], topology: Topology) -> None:
         "frozen",
         "arguments",
         "temporaries",
-        "HBM",
+        "peak",
         "fits",
         "donated",
     ):
@@ -95,7 +96,7 @@ def misfit(report: Report, topology: Topology) -> str:
     need = f"{_gib(report.needed)} GiB" if report.needed else report.message or "more than there is"
     return (
         f"{report.name}, {report.batch_size} rows: does not fit {topology.name}: needs {need}, where a chip has "
-        f"{topology.chip.hbm / GIB:.0f} GiB; lower batch_size, raise accumulate, or take more chips (--search finds "
+        f"{topology.chip.hbm / GIB:.2f} GiB; lower batch_size, raise accumulate, or take more chips (--search finds "
         "the largest batch)"
     )
 
