@@ -39,6 +39,8 @@ def complete(config: dict) -> ConfigDict:
         stage["trainable"] = dict(stage["trainable"])
     for part in ("stages", "evals"):
         values[part] = [ConfigDict(entry) for entry in values[part]]
+    # A number or "auto", where a ConfigDict would only take what it began with.
+    values["data"]["workers"] = config_dict.FieldReference(values["data"]["workers"], field_type=object)
     full = ConfigDict(values)
     full.wandb_project = config_dict.placeholder(str)
     model: Any = full.model
@@ -53,7 +55,7 @@ def entry(path: str, **kwargs) -> dict:
 
 def tiny_model(adapter: dict) -> dict:
     """600 thousand parameters for 48 x 48 frames of the embedded data, one patch per grid cell."""
-    from vlvm_jax.data.shapes import vocab_size
+    from vlvm_jax.data.embedded.shapes import vocab_size
 
     return {
         "vision": {

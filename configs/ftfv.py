@@ -117,7 +117,6 @@ def tiny(options: Any) -> ConfigDict:
                 },
                 "tokenizer": f"{root}/tokenizer.json",
                 "chat_template": "bare",
-                "workers": 1,
             },
             "stages": stages,
             "evals": [{"name": "videos", "data": [entry(f"{root}/heldout_videos.json")], **held_out}],
@@ -181,7 +180,7 @@ def full(preset: str, options: Any) -> ConfigDict:
             "model": {
                 **model, "adapter": adapter, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
             },
-            "data": {**base["data"], "workers": 8},
+            "data": base["data"],
             "stages": stages,
             "mesh": {"fsdp": -1, "data": 1},
             "checkpoint": {"save_every": 500, "keep": 2},

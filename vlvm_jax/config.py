@@ -231,17 +231,50 @@ class ModelConfig(Settings):
 
 
 class MixtureEntry(Settings):
-    """One annotation file and how much of it to take.
+    """A file of annotations, shards, a table or a mixture file (see `data.sources.mixture`) and how much of it to take.
 
-    `fraction` takes that share of the records, drawn with the stage's seed. `media` keeps only image, video or text
-    records.
+    `path` may hold `{a,b}` and `*`; of a TFDS data set it is FOLDER@SPLIT. `format` is that of the records
+    (`data.sources`) or of the files; "auto" is what the first record and the names say. `media_root` is the folder of
+    the media, by default the file's own. `fields` names the columns of tables: `{"video": "clip", "question": "text"}`.
+
+    `media` keeps only image, video or text records, `types` only those with a question of one of these types.
+    `fraction` takes that share of what is kept, drawn with the stage's seed; `repeat` takes it several times.
+
+    `weight` mixes the entries of a stage, which then all have one, in this ratio: an epoch holds one entry's records
+    once and those of the others as often as it takes, at least once.
     """
 
     path: str
+    format: Literal[
+        "auto", "llava", "messages", "videochat2", "video_chatgpt", "qa", "array_record", "parquet", "tfds", "mixture"
+    ] = "auto"
     media_root: str | None = None
+    fields: Any = Field(default_factory=dict)
+    media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
+    types: tuple[str, ...] = ()
     fraction: float = Field(default=1.0, gt=0, le=1)
     repeat: PositiveInt = 1
-    media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
+    weight: PositiveFloat | None = None
+
+    @pydantic.field_validator("fields", mode="after")
+    @classmethod
+    def _freeze(cls, fields):
+        if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields.values()):
+            raise ValueError("fields must name a column for each key, as {'video': 'clip'}")
+        return FrozenDict(fields)
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.weight is not None and self.repeat > 1:
+            raise ValueError("weight already says how often; drop repeat")
+        return self
+
+
+def _all_weighted(data: tuple[MixtureEntry, ...]) -> tuple[MixtureEntry, ...]:
+    without = [entry.path for entry in data if entry.weight is None]
+    if 0 < len(without) < len(data):
+        raise ValueError(f"weight: give all entries one, or none; {without[0]} has none")
+    return data
 
 
 class DataConfig(Settings):
@@ -250,7 +283,13 @@ class DataConfig(Settings):
     `processor` is a directory in Hugging Face format whose image processor is used as transformers uses it, and with it
     the tokenizer; without one, images are scaled and cropped as CLIP's are. `chat_template` is the name of one of ours,
     or "checkpoint" for the one that lies by the tokenizer. `image_layout` `anyres` cuts images into tiles as the
-    processor's family does; `single` shows them as one square.
+    processor's family does; `single` shows them as one square. `time_instruction` has a sentence follow every clip with
+    its duration and the times of the frames that are shown. `workers` are processes that load samples, 0 for threads of
+    the training process; "auto" measures how long samples take. Where several processes share a machine, give a number.
+
+    `frame_sampling` says which frames of a clip are taken (`data.decoding`): `uniform` midpoints of equal parts, `fps`
+    of them a second, or `segment`, in training one drawn from each equal part. A clip kept as images has `folder_fps`
+    frames a second where nothing else says.
     """
 
     tokenizer: str
@@ -258,10 +297,19 @@ class DataConfig(Settings):
     processor: str | None = None
     image_layout: Literal["single", "anyres"] = "single"
     embedded: Any = None
-    frame_sampling: Literal["uniform", "fps"] = "uniform"
+    frame_sampling: Literal["uniform", "fps", "segment"] = "uniform"
     fps: PositiveFloat = 1.0
-    workers: NonNegativeInt = 1
+    folder_fps: PositiveFloat = 1.0
+    time_instruction: bool = False
+    workers: NonNegativeInt | Literal["auto"] = "auto"
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
+
+    @pydantic.field_validator("workers", mode="before")
+    @classmethod
+    def _workers(cls, value):
+        if value != "auto" and not str(value).isdigit():
+            raise ValueError("give a number of processes, 0 or more, or 'auto'")
+        return value
 
     @pydantic.field_validator("embedded", mode="after")
     @classmethod
@@ -311,6 +359,8 @@ class StageConfig(Settings):
     save_every: PositiveInt | None = None
     log_every: PositiveInt = 10
 
+    _weights = pydantic.field_validator("data", mode="after")(_all_weighted)
+
     @pydantic.field_validator("trainable", mode="before")
     @classmethod
     def _pairs(cls, value):
@@ -347,6 +397,8 @@ class EvalConfig(Settings):
     limit: PositiveInt | None = None
     seed: int = 0
     loss_on: Literal["answer"] = "answer"
+
+    _weights = pydantic.field_validator("data", mode="after")(_all_weighted)
 
     @property
     def frames_per_video(self) -> int:

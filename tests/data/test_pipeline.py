@@ -11,10 +11,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from vlvm_jax.data import shapes
+from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
-from vlvm_jax.data.records import Record, Turn
+from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.data.stream import Batches, Part
+from vlvm_jax.data.tuning import Loading
 from vlvm_jax.errors import InputError
 
 NUM = 13
@@ -233,7 +234,7 @@ def test_shards_of_training_deal_out_one_order(world, count):
 @pytest.mark.parametrize("seed", [None, 1])
 def test_the_number_of_workers_changes_nothing(world, seed):
     alone = take(iter(dataset(world, seed=seed, workers=0)), 7)
-    for workers in (1, 2):
+    for workers in (1, 2, "auto", Loading(1, 4, 3, 1)):
         assert_equal_batches(take(iter(dataset(world, seed=seed, workers=workers)), 7), alone)
 
 

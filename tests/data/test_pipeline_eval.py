@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlvm_jax.data import shapes
+from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, split_turns
-from vlvm_jax.data.records import Record, Turn
+from vlvm_jax.data.sources.records import Record, Turn
 
 FRAMES = 8
 

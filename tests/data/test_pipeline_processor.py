@@ -12,10 +12,10 @@ from PIL import Image
 
 from vlvm_jax import config as config_lib
 from vlvm_jax.config import DataConfig
-from vlvm_jax.data import shapes
+from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
 from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.records import Record, Turn
+from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.errors import InputError
 
 GRID, SLOTS = 16, 17

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from vlvm_jax.data.anyres import Layout
-from vlvm_jax.data.conversation import Expansion, Tokens
-from vlvm_jax.data.records import MediaKind
+from vlvm_jax.data.images.anyres import Layout
+from vlvm_jax.data.sources.records import MediaKind
+from vlvm_jax.data.text.conversation import Expansion, Tokens
 
 Sample = dict[str, np.ndarray]
 

@@ -7,24 +7,30 @@ order of samples does not depend on the number of workers, and so that what is s
 import dataclasses
 import functools
 import json
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
-from etils import epath
+from PIL import Image
 
-from vlvm_jax.data import conversation, video
-from vlvm_jax.data.conversation import Expansion
+from vlvm_jax.data import packing, tuning, video
+from vlvm_jax.data.decoding.sampling import FrameRule
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
-from vlvm_jax.data.records import MediaKind, Record
+from vlvm_jax.data.sources.records import MediaKind, Record
 from vlvm_jax.data.stream import WHOLE, Part, PartOf
+from vlvm_jax.data.text import conversation, prompts, templates
+from vlvm_jax.data.text.conversation import Expansion
+from vlvm_jax.data.tuning import Loading
 from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.data.workers import follow_parent
 from vlvm_jax.errors import InputError
+from vlvm_jax.storage import StorageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,9 @@ class SampleSpec:
       processor: directory whose image settings, tokenizer class and, for the `chat_template` "checkpoint", template are
         used as transformers uses them; None for this library's own.
       image_layout: `anyres` cuts images into tiles as the processor's family does.
+      frame_sampling, fps, folder_fps: which frames of a clip, see `video.decode_clip`.
+      seed: with which frames are drawn from segments; None for their midpoints.
+      time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
     """
 
     length: int
@@ -51,12 +60,15 @@ class SampleSpec:
     video_tokens: tuple[int, ...]
     tokenizer: str
     chat_template: str
-    frame_sampling: Literal["uniform", "fps"] = "uniform"
+    frame_sampling: FrameRule = "uniform"
     fps: float = 1.0
+    folder_fps: float = 1.0
+    seed: int | None = None
     loss_on: str = "answer"
     control: str | None = None
     processor: str | None = None
     image_layout: ImageLayout = "single"
+    time_instruction: bool = False
 
     def check(self, where: str, has_video: bool) -> None:
         """Raises `InputError` when a clip's visual tokens alone overflow the row."""
@@ -77,15 +89,20 @@ class SampleLoader:
     def __init__(self, records: Sequence[Record], spec: SampleSpec):
         self.records, self.spec = records, spec
         self._tokenizer = self._processor = None
+        self._lock = threading.Lock()  # several threads of a worker begin at once
 
     def __getstate__(self):
-        return {"records": self.records, "spec": self.spec, "_tokenizer": None, "_processor": None}
+        return {"records": self.records, "spec": self.spec}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
 
     @property
     def tokenizer(self):
-        if self._tokenizer is None:
-            self._tokenizer = conversation.load_tokenizer(self.spec.tokenizer)
-        return self._tokenizer
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = conversation.load_tokenizer(self.spec.tokenizer)
+            return self._tokenizer
 
     @property
     def processor(self) -> Processor | None:
@@ -94,23 +111,29 @@ class SampleLoader:
         Raises:
           InputError: it cannot be used, or is another tower's.
         """
+        with self._lock:
+            if self._processor is None and self.spec.processor is not None:
+                self._processor = self._load_processor(self.spec.processor)
+            return self._processor
+
+    def _load_processor(self, directory: str) -> Processor:
         spec = self.spec
-        if self._processor is None and spec.processor is not None:
-            self._processor = load_processor(
-                spec.processor,
-                spec.tokenizer,
-                chat_template=spec.chat_template,
-                image_layout=spec.image_layout,
-                image_tokens=spec.image_tokens,
-                video_tokens=spec.video_tokens,
+        processor = load_processor(
+            directory,
+            spec.tokenizer,
+            chat_template=spec.chat_template,
+            image_layout=spec.image_layout,
+            image_tokens=spec.image_tokens,
+            video_tokens=spec.video_tokens,
+            time_instruction=spec.time_instruction,
+        )
+        if processor.image_size != spec.image_size:
+            raise InputError(
+                f"config.data.processor: {directory} prepares images of {processor.image_size} pixels; "
+                f"config.model.vision.image_size is {spec.image_size}"
             )
-            if self._processor.image_size != spec.image_size:
-                raise InputError(
-                    f"config.data.processor: {spec.processor} prepares images of {self._processor.image_size} pixels; "
-                    f"config.model.vision.image_size is {spec.image_size}"
-                )
-            _ = self._processor.tokenizer, self._processor.template  # now: threads must not import transformers at once
-        return self._processor
+        _ = processor.tokenizer, processor.template  # now: threads must not import transformers at once
+        return processor
 
     @property
     def layout(self) -> tuple[int, int]:
@@ -118,12 +141,16 @@ class SampleLoader:
         return (0, 0) if self.processor is None else (self.processor.slots, self.processor.taps)
 
     def __call__(self, index: int) -> Sample:
+        index, source = int(index), ""
         try:
-            return self.load(int(index))
+            record = self.records[index]
+            source = record.source
+            return self._load(record, index)
         except BadSampleError as error:
-            record = self.records[int(index)].source
-            note = json.dumps({"record": int(index), "source": record, "cause": error.cause, "detail": error.detail})
-            return self._sample(int(index), _NO_TOKENS, [], note)
+            note = {"record": index, "source": source, "cause": error.cause, "detail": error.detail}
+        except StorageError as error:  # a worker's exception would come with its traceback; `SkipLog` raises it again
+            note = {"cause": _STORAGE, "detail": str(error)}
+        return self._sample(index, _NO_TOKENS, [], json.dumps(note))
 
     def empty(self) -> Sample:
         """A sample of no tokens and no media."""
@@ -131,7 +158,10 @@ class SampleLoader:
 
     def load(self, index: int) -> Sample:
         """The sample of one record, or `BadSampleError`."""
-        record, spec = self.records[index], self.spec
+        return self._load(self.records[index], index)
+
+    def _load(self, record: Record, index: int) -> Sample:
+        spec = self.spec
         media = self._media(record, index)
         tokens = self.encode(record, [medium.expansion for medium in media])
         num_frames = sum(len(medium.frames) for medium in media)
@@ -144,12 +174,13 @@ class SampleLoader:
         spec = self.spec
         kinds: list[MediaKind] = [kind for kind, _ in record.media]
         if self.processor is not None:
-            tokens = self.processor.encode(record.turns, expansions, kinds, loss_on=spec.loss_on)
+            tokens = self.processor.encode(record.turns, expansions, kinds, loss_on=spec.loss_on, system=record.system)
         else:
-            template = conversation.get_template(spec.chat_template)
+            template = templates.get_template(spec.chat_template, self.tokenizer)
             tokens = conversation.encode(
-                record.turns, expansions, self.tokenizer, template, loss_on=spec.loss_on, kinds=kinds
-            )
+                record.turns, expansions, self.tokenizer, template,
+                loss_on=spec.loss_on, kinds=kinds, system=record.system,
+            )  # fmt: skip
         if len(tokens.ids) > spec.length:
             visual = int(tokens.media_mask.sum())
             raise BadSampleError(
@@ -161,13 +192,16 @@ class SampleLoader:
     def largest(self, record: Record) -> list[int | Expansion]:
         """What the record's media become at most; of their files only the sizes of images to be cut are read.
 
+        A time instruction is counted as that of a clip of 100 seconds.
+
         Raises:
           BadSampleError: such an image cannot be used.
         """
         spec, processor = self.spec, self.processor
-        counts: dict[MediaKind, int] = {"image": spec.image_tokens, "video": spec.video_tokens[spec.frames_per_video]}
+        times = np.linspace(0, _TIMED_SECONDS, spec.frames_per_video).tolist()
         if processor is None:
-            return [counts[kind] for kind, _ in record.media]
+            clip = self._clip_expansion(times, _TIMED_SECONDS)
+            return [clip if kind == "video" else spec.image_tokens for kind, _ in record.media]
         alone = sum(kind == "image" for kind, _ in record.media) == 1
         found: list[int | Expansion] = []
         for kind, path in record.media:
@@ -175,20 +209,26 @@ class SampleLoader:
                 size = video.image_size(path) if spec.image_layout == "anyres" else (1, 1)
                 found.append(processor.image_plan(size, alone)[0])
             else:
-                found.append(processor.clip_plan(spec.frames_per_video)[0])
+                found.append(processor.clip_plan(spec.frames_per_video, times, _TIMED_SECONDS)[0])
         return found
+
+    def _clip_expansion(self, times: Sequence[float], duration: float | None) -> Expansion:
+        note = prompts.time_instruction(times, duration) if self.spec.time_instruction else ""
+        return Expansion((self.spec.video_tokens[len(times)],), note=note)
 
     def _media(self, record: Record, index: int) -> list[Medium]:
         spec, processor = self.spec, self.processor
+        chosen = self._frame_choice(record, index)
         if processor is None:
-            media, size = [], (spec.frames_per_video, spec.image_size)
+            media = []
             for kind, path in record.media:
                 if kind == "image":
-                    frames, count = video.read_image(path, spec.image_size), spec.image_tokens
+                    frames, expansion = video.read_image(path, spec.image_size), Expansion((spec.image_tokens,))
                 else:
-                    frames = video.read_clip(path, *size, rule=spec.frame_sampling, fps=spec.fps)
-                    frames, count = self._controlled(frames, index), spec.video_tokens[len(frames)]
-                media.append(Medium(kind, frames, Expansion((count,))))
+                    clip = video.decode_clip(path, spec.frames_per_video, self._scaled, **chosen)
+                    frames = self._controlled(clip.frames, index)
+                    expansion = self._clip_expansion(clip.times, clip.duration)
+                media.append(Medium(kind, frames, expansion))
             return media
         pictures = [video.open_image(path) for kind, path in record.media if kind == "image"]
         images = iter(processor.images(pictures))
@@ -197,9 +237,19 @@ class SampleLoader:
             if kind == "image":
                 media.append(next(images))
             else:
-                clip = processor.read_clip(path, spec.frames_per_video, rule=spec.frame_sampling, fps=spec.fps)
+                clip = processor.read_clip(path, spec.frames_per_video, **chosen)
                 media.append(processor.clip(dataclasses.replace(clip, frames=self._controlled(clip.frames, index))))
         return media
+
+    def _frame_choice(self, record: Record, index: int) -> dict[str, Any]:
+        """Which frames of a record's clips are taken: the same ones in every epoch."""
+        spec = self.spec
+        seed = None if spec.seed is None else (spec.seed, index)
+        choice = {"rule": spec.frame_sampling, "fps": spec.fps, "folder_fps": spec.folder_fps}
+        return {**choice, "span": record.span, "seed": seed}
+
+    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
+        return video.resize(Image.fromarray(pixels), self.spec.image_size)
 
     def _controlled(self, frames: np.ndarray, index: int) -> np.ndarray:
         if self.spec.control == "blank_video":
@@ -217,6 +267,8 @@ class SampleLoader:
         }
 
 
+_TIMED_SECONDS = 99.99
+_STORAGE = "storage"  # the cause of a note that is no bad sample
 _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, bool))
 
 
@@ -228,23 +280,26 @@ class SkipLog:
       path: JSON-lines file `skipped*.jsonl` of this process that lists them; what such files in its folder list of
         this stage already counts.
       processes: how many write such files at the same time.
+      fetch: brings into the folder what the others have written, where they write elsewhere.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
         max_share: float,
-        path: epath.Path | None = None,
+        path: Path | None = None,
         stage: str = "",
         processes: int = 1,
+        fetch: Callable[[], None] = lambda: None,
     ):
-        self.records, self.path, self.stage = records, path, stage
+        self.records, self.path, self.stage, self.fetch = records, path, stage, fetch
         self.max_share, self.limit, self.processes = max_share, max_share * len(records), processes
         self.causes: dict[int, str] = {}
         self._read_lists()
 
     def _read_lists(self) -> None:
         """Takes note of what this and other processes, now or in earlier runs, have listed of this stage."""
+        self.fetch()
         for path in self.path.parent.glob("skipped*.jsonl") if self.path is not None else ():
             for line in path.read_text().splitlines():
                 if not line.endswith("}"):  # a crash cut it off, or it is being written
@@ -258,10 +313,13 @@ class SkipLog:
 
         Raises:
           InputError: more than `max_share` of the records are unusable.
+          StorageError: storage failed while the sample was loaded.
         """
         if not len(sample["bad"]):
             return True
         note = json.loads(sample["bad"].tobytes())
+        if note["cause"] == _STORAGE:
+            raise StorageError(note["detail"])
         if note["record"] not in self.causes:
             self.causes[note["record"]] = note["cause"]
             if self.path is not None:
@@ -294,7 +352,7 @@ def make_dataset(
     pack: bool,
     skip_log: SkipLog,
     seed: int | None,
-    workers: int,
+    workers: int | Literal["auto"] | Loading,
     part: Part = WHOLE,
 ) -> grain.IterDataset:
     """Batches of `rows` rows, as dicts with the fields of `models.video_llm.Batch`, `record` and `last`.
@@ -303,111 +361,69 @@ def make_dataset(
     `last` int64 [rows] numbers the last sample of each row among those of the reader, the skipped ones counted.
 
     With a seed: shuffled anew every epoch, for ever. Without: once, in order, the last batch filled up with empty rows.
+    The batches are the same whatever the workers.
 
     Args:
+      workers: processes that load samples; see `plan_loading`.
       part: of the samples in this order; all by default.
     """
+    loading = workers if isinstance(workers, Loading) else plan_loading(records, spec, rows, pack, workers)
     order = grain.MapDataset.range(len(records))
     if seed is not None:
         order = order.seed(seed).shuffle().repeat()
     loader = SampleLoader(records, spec)
     dataset = grain.MapDataset.source(PartOf(order, part)).map(loader)
-    loaded = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0 if workers else 2, prefetch_buffer_size=2 * rows))
-    if workers:
+    threads = 0 if loading.workers and loading.threads == 1 else loading.threads
+    loaded = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, min(loading.samples, 2 * rows)))
+    )
+    if loading.workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4 * rows)
+        options = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=loading.samples)
         loaded = loaded.mp_prefetch(options, worker_init_fn=_start_worker)
-    usable = loaded.map_with_index(functools.partial(_numbered, part.taken)).filter(skip_log.usable)
-    batched = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
+    usable = loaded.map_with_index(functools.partial(packing.numbered, part.taken)).filter(skip_log.usable)
+    batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
-    return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=loading.batches)
+
+
+def plan_loading(
+    records: Sequence[Record], spec: SampleSpec, rows: int, pack: bool, workers: int | Literal["auto"]
+) -> Loading:
+    """How samples are loaded by that many workers, or by as many as a short measurement suggests."""
+    loader = SampleLoader(records, spec)
+    _, taps = loader.layout
+    return tuning.plan(
+        tuning.measure(loader, len(records), spec.length, spec.frames) if workers == "auto" else workers,
+        sample_bytes=3 * spec.frames * spec.image_size**2 + (10 + 8 * taps) * spec.length,
+        rows=rows,
+        pack=pack,
+    )
 
 
 def empty_batch(spec: SampleSpec, rows: int) -> dict[str, np.ndarray]:
     """A batch as `make_dataset` gives them, without a sample in it."""
     loader = SampleLoader([], spec)
-    nothing = grain.MapDataset.source([_numbered(0, 0, loader.empty())]).to_iter_dataset()
+    nothing = grain.MapDataset.source([packing.numbered(0, 0, loader.empty())]).to_iter_dataset()
     return next(iter(_batched(nothing, loader, rows, pack=True)))
 
 
 def _batched(
     samples: grain.IterDataset, loader: SampleLoader, rows: int, pack: bool, *, drop_remainder: bool = False
 ) -> grain.IterDataset:
-    """Packs numbered samples, in order: every batch holds the next ones that its rows have room for."""
-    spec, (slots, taps) = loader.spec, loader.layout
-    token_features = (*_TOKEN_FEATURES, *(_LAYOUT_FEATURES if taps else ()))
-    packed = grain.experimental.FirstFitPackIterDataset(
-        samples.map(_drop_note),
-        length_struct=dict.fromkeys(token_features, spec.length) | dict.fromkeys(_FRAME_FEATURES, spec.frames),
-        num_packing_bins=rows,
-        shuffle_bins=False,
-        max_sequences_per_bin=None if pack else 1,
-        meta_features=[
-            key for key in (*token_features, *_FRAME_FEATURES, "number") if key not in ("token_ids", "frames")
-        ],
-    )
-    finish = functools.partial(_finish_row, slots=slots)
-    return packed.map(finish).batch(rows, drop_remainder=drop_remainder, batch_fn=_pad_batch(rows))
-
-
-_TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")
-_LAYOUT_FEATURES = ("visual_index", "visual_weight")
-_FRAME_FEATURES = ("frames", "media", "is_video")
+    spec = loader.spec
+    return packing.batched(
+        samples, length=spec.length, frames=spec.frames, rows=rows, pack=pack, layout=loader.layout,
+        drop_remainder=drop_remainder,
+    )  # fmt: skip
 
 
 def _start_worker(_worker: int, _workers: int) -> None:
     follow_parent()
 
 
-def _numbered(first: int, number: int, sample: Sample) -> Sample:
-    return {**sample, "number": np.array(first + number, np.int64)}
-
-
-def _drop_note(sample: Sample) -> Sample:
-    return {key: value for key, value in sample.items() if key != "bad"}
-
-
-def _finish_row(row: dict[str, np.ndarray], slots: int = 0) -> dict[str, np.ndarray]:
-    """Grain's packed features to ours: one id per medium along the row, and slots counted from the row's first frame.
-
-    Args:
-      slots: S, of a frame.
-    """
-    segment, local = row["frames_segment_ids"], row["media"]
-    change = np.concatenate([[True], (segment[1:] != segment[:-1]) | (local[1:] != local[:-1])])
-    finished = {
-        "frames": row["frames"],
-        "media": np.where(segment > 0, np.cumsum(change), 0).astype(np.int32),
-        "is_video": row["is_video"],
-        "token_ids": row["token_ids"],
-        "media_mask": row["media_mask"],
-        "positions": row["token_ids_positions"],
-        "segment_ids": row["token_ids_segment_ids"],
-        "loss_mask": row["loss_mask"],
-        "record": row["record"],
-        "last": row["number"][-1],
-    }
-    if "visual_index" in row:
-        found, first = np.unique(segment, return_index=True)
-        start = np.zeros(max(segment.max(), finished["segment_ids"].max()) + 1, np.int32)
-        start[found] = first * slots
-        moved = row["visual_index"] + start[finished["segment_ids"]][:, None]
-        finished["visual_index"] = np.where(row["media_mask"][:, None], moved, 0).astype(np.int32)
-        finished["visual_weight"] = row["visual_weight"]
-    return finished
-
-
-def _pad_batch(rows: int):
-    def batch(items: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-        empty = {key: np.zeros_like(value) for key, value in items[0].items()}
-        items = [*items, *[empty] * (rows - len(items))]
-        return {key: np.stack([item[key] for item in items]) for key in empty}
-
-    return batch
-
-
-def split_turns(records: Sequence[Record]) -> list[Record]:
+def split_turns(records: Iterable[Record]) -> list[Record]:
     """One record per question, each asked alone: an earlier answer must not help a later one."""
     alone = []
     for record in records:
@@ -431,13 +447,17 @@ def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int
     """
     records = loader.records
     chosen = np.unique(np.linspace(0, len(records) - 1, min(probe, len(records))).astype(int))
-    faults = []
+    faults, wrong = [], []
     for index in chosen:
-        record = records[index]
         try:
+            record = records[index]
             loader.encode(record, loader.largest(record))
         except BadSampleError as error:
             if error.cause == "too_long":  # files that cannot be used are counted when they are loaded
                 faults.append(error.detail)
+            elif error.cause == "bad_record":
+                wrong.append(error.detail)
+    if len(wrong) > max(max_share, 0.1) * len(chosen):  # fewer may be fewer yet among all, which loading counts
+        raise InputError(f"{where}.data: {len(wrong)} of {len(chosen)} records probed do not parse; {wrong[0]}")
     if len(faults) > max_share * len(chosen):
         raise InputError(f"{where}.length: {len(faults)} of {len(chosen)} records probed do not fit; {faults[0]}")

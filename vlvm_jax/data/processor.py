@@ -8,12 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from vlvm_jax.data import anyres, conversation, prompts, video
-from vlvm_jax.data.anyres import Layout, Size
-from vlvm_jax.data.conversation import Expansion, Message, Template, Tokens
+from vlvm_jax.data import video
 from vlvm_jax.data.files import brief, read_json, read_text
-from vlvm_jax.data.hf_template import HFTemplate
-from vlvm_jax.data.image_rules import (
+from vlvm_jax.data.images import anyres
+from vlvm_jax.data.images.anyres import Layout, Size
+from vlvm_jax.data.images.image_rules import (
     Frames,
     Picture,
     Settings,
@@ -23,7 +22,10 @@ from vlvm_jax.data.image_rules import (
     read_settings,
 )
 from vlvm_jax.data.media import Medium, Sample, assemble
-from vlvm_jax.data.records import MediaKind, Turn
+from vlvm_jax.data.sources.records import MediaKind, Turn
+from vlvm_jax.data.text import conversation, prompts, templates
+from vlvm_jax.data.text.conversation import Expansion, Message, Template, Tokens
+from vlvm_jax.data.text.hf_template import HFTemplate
 from vlvm_jax.data.video import BadSampleError, Clip
 from vlvm_jax.errors import InputError
 
@@ -39,6 +41,7 @@ def load_processor(
     image_layout: ImageLayout = "single",
     image_tokens: int | None = None,
     video_tokens: Sequence[int] | None = None,
+    time_instruction: bool = False,
 ) -> "Processor":
     """The processor of a local directory in Hugging Face format, its image settings tried out.
 
@@ -46,17 +49,19 @@ def load_processor(
       directory: holds `config.json` and `preprocessor_config.json` or `processor_config.json`: a VLM of a family in
         `image_rules.RULES`, or a bare tower.
       tokenizer: directory or file of the tokenizer and the chat template, where that is another one.
-      chat_template: "checkpoint", or a name in `conversation.TEMPLATES`.
+      chat_template: "checkpoint", or a name in `templates.TEMPLATES`.
       image_layout: `anyres` cuts images as transformers' class of the family does, `single` shows each as one square.
       image_tokens: visual tokens of an image that is not cut, or of each tile of Idefics3 and SmolVLM; default: as many
         as the checkpoint's own class has.
       video_tokens: `video_tokens[n]` of a clip of n frames; default: as many as the checkpoint's own class has.
+      time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
 
     Raises:
       InputError: something is missing, of an unknown family, or cannot end in uint8 squares of the tower's size.
     """
     counts = None if video_tokens is None else tuple(video_tokens)
-    processor = Processor(str(directory), tokenizer, chat_template, image_layout, image_tokens, counts)
+    options = chat_template, image_layout, image_tokens, counts, time_instruction
+    processor = Processor(str(directory), tokenizer, *options)
     processor.check()
     return processor
 
@@ -75,14 +80,16 @@ class Processor:
         image_layout: ImageLayout,
         image_tokens: int | None,
         video_tokens: tuple[int, ...] | None,
+        time_instruction: bool,
     ):
         self.directory, self.tokenizer_path, self.chat_template = directory, tokenizer or directory, chat_template
         self.image_layout: ImageLayout = image_layout
         self._image_tokens, self._video_tokens = image_tokens, video_tokens
+        self.time_instruction = time_instruction
 
     def __reduce__(self):
         given = self.directory, self.tokenizer_path, self.chat_template, self.image_layout
-        return Processor, (*given, self._image_tokens, self._video_tokens)
+        return Processor, (*given, self._image_tokens, self._video_tokens, self.time_instruction)
 
     # --- what the directory says ---------------------------------------------------------------------------------
 
@@ -171,6 +178,8 @@ class Processor:
 
     def check(self) -> None:
         """Reads the image settings and tries them out, and checks that the numbers of tokens suit the layout."""
+        if self.time_instruction and self.family == "smolvlm":
+            raise InputError("config.data.time_instruction: SmolVLM writes every frame's time already; leave it off")
         if not self.rule.taps or self.image_layout == "single":
             return
         own, (per_frame, newline) = self.side**2, self._tokens_per_frame()
@@ -189,11 +198,9 @@ class Processor:
         """Frames of a clip, uint8 [T, S, S, 3]; see the classes of `image_rules` for each family's way."""
         return self.rule.frames(frames)
 
-    def read_clip(
-        self, path: str, count: int, *, rule: Literal["uniform", "fps"] = "uniform", fps: float = 1.0
-    ) -> Clip:
-        """At most `count` frames of a file; raises `BadSampleError` for one that cannot be used."""
-        return video.decode_clip(path, count, lambda pixels: self.frames([pixels])[0], rule=rule, fps=fps)
+    def read_clip(self, path: str, count: int, **options) -> Clip:
+        """At most `count` frames of a file or folder; options and errors of `video.decode_clip`."""
+        return video.decode_clip(path, count, lambda pixels: self.frames([pixels])[0], **options)
 
     def images(self, images: Sequence[Picture]) -> list[Medium]:
         """The images of one sample."""
@@ -237,7 +244,7 @@ class Processor:
     def clip_plan(
         self, num_frames: int, times: Sequence[float] | None = None, duration: float | None = None
     ) -> tuple[Expansion, Layout | None]:
-        """What a clip takes in the prompt; the times of its frames, in seconds, matter to SmolVLM alone."""
+        """What a clip takes in the prompt; the times of its frames, in seconds, matter where they are written out."""
         kind: MediaKind = "video"
         if times is None:
             times = [number / _UNKNOWN_RATE for number in range(num_frames)]
@@ -245,15 +252,19 @@ class Processor:
             per_frame, _ = self._tokens_per_frame()
             if self.family == "smolvlm":
                 return self._expansion(prompts.stamped_frames(self._prompt_tokens, times, duration, per_frame)), None
-            return self._expansion(prompts.split_image(self._prompt_tokens, 0, 0, per_frame) * num_frames), None
-        expansion = self._expansion((self.video_tokens(num_frames),), kind)
+            pieces = prompts.split_image(self._prompt_tokens, 0, 0, per_frame) * num_frames
+            return self._expansion(pieces, note=self._note(times, duration)), None
+        expansion = self._expansion((self.video_tokens(num_frames),), kind, note=self._note(times, duration))
         if not self.taps:
             return expansion, None
         per_frame, newline = self._tokens_per_frame()
         return expansion, anyres.in_order(num_frames, per_frame, self.side**2, newline=bool(newline), taps=self.taps)
 
-    def _expansion(self, pieces: prompts.Pieces, kind: MediaKind = "image") -> Expansion:
-        return Expansion(pieces, self._visual_tokens_of(self.tokenizer)[kind])
+    def _note(self, times: Sequence[float], duration: float | None) -> str:
+        return prompts.time_instruction(times, duration) if self.time_instruction else ""
+
+    def _expansion(self, pieces: prompts.Pieces, kind: MediaKind = "image", note: str = "") -> Expansion:
+        return Expansion(pieces, self._visual_tokens_of(self.tokenizer)[kind], note)
 
     # --- text ----------------------------------------------------------------------------------------------------
 
@@ -303,7 +314,7 @@ class Processor:
           InputError: it is to be the checkpoint's, which has none.
         """
         if self.chat_template != "checkpoint":
-            return conversation.get_template(self.chat_template)
+            return templates.get_template(self.chat_template, self._backend)
         template, where = _chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)
         shows_clips = self.family in ("llava_next_video", "llava_onevision", "smolvlm")
         return HFTemplate(
@@ -333,9 +344,10 @@ class Processor:
         kinds: Sequence[MediaKind],
         *,
         loss_on: str = "answer",
+        system: str = "",
     ) -> Tokens:
         """Token ids of a conversation whose i-th placeholder is a medium of `kinds[i]` and becomes `expansions[i]`."""
-        prompt = self.template.conversation(turns, kinds)
+        prompt = self.template.conversation(turns, kinds, system=system)
         return self._known(conversation.tokenize(prompt, expansions, self._backend, loss_on=loss_on))
 
     def _known(self, tokens: Tokens) -> Tokens:
@@ -428,5 +440,5 @@ def _chat_template(directory: Path, tokenizer: Any) -> tuple[str, str]:
             return template, f"{directory}/{name}"
     raise InputError(
         f"config.data.chat_template: 'checkpoint', but {directory} has no chat template ({', '.join(places)}); "
-        f"choose one of {', '.join(conversation.TEMPLATES)}"
+        f"choose one of {', '.join(templates.TEMPLATES)}"
     )

@@ -1,43 +1,21 @@
-"""From a media file to frames: which frames, decoding with PyAV, resizing with PIL. All numpy, for loader workers."""
+"""From the path of a clip or image to pixels, resized with PIL. All numpy, for loader workers.
+
+`decode` takes frames out of files, `sampling` has the rules which ones, `containers` knows where bytes lie.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vlvm_jax.data.decoding import decode, sampling
+from vlvm_jax.data.decoding.sampling import FrameRule
+from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.files import brief
-
-
-class BadSampleError(Exception):
-    """A sample that cannot be used: skipped, counted under `cause` and logged."""
-
-    def __init__(self, cause: str, detail: str):
-        super().__init__(f"{cause}: {detail}")
-        self.cause, self.detail = cause, detail
-
-
-def uniform_indices(total: int, count: int) -> list[int]:
-    """Midpoints of `count` equal parts: floor((i + 0.5) * total / count). A clip shorter than `count` gives each
-    frame once."""
-    if total <= count:
-        return list(range(total))
-    return [int((i + 0.5) * total / count) for i in range(count)]
-
-
-def fps_indices(total: int, clip_fps: float, fps: float, cap: int) -> list[int]:
-    """A frame every 1/fps seconds from the first on; when that gives more than `cap`, `cap` uniform midpoints."""
-    step = clip_fps / fps
-    wanted = max(1, int(np.ceil(total / step - 1e-9))) if total else 0
-    if wanted > cap:
-        return uniform_indices(total, cap)
-    return sorted({min(total - 1, int(i * step)) for i in range(wanted)})
+from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +24,8 @@ class Clip:
 
     Attributes:
       frames: in time order.
-      times: of each frame, in seconds from the start at the clip's mean rate.
-      duration: of the whole clip in seconds, where known.
+      times: when each frame is first shown, in seconds from the clip's start (from the span's, where a span was taken).
+      duration: of the whole clip (or span) in seconds, where known.
     """
 
     frames: UInt8[np.ndarray, "n S S 3"]
@@ -56,14 +34,11 @@ class Clip:
 
 
 def read_clip(
-    path: str, count: int, size: int, *, rule: Literal["uniform", "fps"] = "uniform", fps: float = 1.0
+    path: str, count: int, size: int, *, rule: FrameRule = "uniform", fps: float = 1.0, **options
 ) -> UInt8[np.ndarray, "n {size} {size} 3"]:
-    """At most `count` frames of a clip, in time order, by `resize`.
-
-    Raises:
-      BadSampleError: `missing`, `empty` or `corrupt`.
-    """
-    return decode_clip(path, count, lambda pixels: resize(Image.fromarray(pixels), size), rule=rule, fps=fps).frames
+    """At most `count` frames of a clip, in time order, by `resize`; options and errors of `decode_clip`."""
+    to_frame = lambda pixels: resize(Image.fromarray(pixels), size)  # noqa: E731
+    return decode_clip(path, count, to_frame, rule=rule, fps=fps, **options).frames
 
 
 def decode_clip(
@@ -71,73 +46,61 @@ def decode_clip(
     count: int,
     to_frame: Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "S S 3"]],
     *,
-    rule: Literal["uniform", "fps"] = "uniform",
+    rule: FrameRule = "uniform",
     fps: float = 1.0,
+    seed: Sequence[int] | None = None,
+    span: tuple[float, float] | None = None,
+    folder_fps: float = 1.0,
 ) -> Clip:
-    """At most `count` frames of a clip; each goes through `to_frame` as soon as it is decoded.
+    """At most `count` frames of a clip; each goes through `to_frame`, upright, as soon as it is decoded.
+
+    Frames are chosen by time. Where a clip's frames are not equally far apart, its mean rate is what the rules count
+    in, and the frame shown at a chosen time is taken, once if it is shown at several.
+
+    Args:
+      path: a file or a folder of frames, as `containers` has them.
+      rule, fps, seed: which frames; see `sampling`.
+      span: start and end, in seconds, of the part that counts as the clip.
+      folder_fps: frames per second of a clip kept as images, where nothing states it.
 
     Raises:
-      BadSampleError: `missing`, `empty` or `corrupt`.
+      BadSampleError: `missing`, `empty`, `no_video`, `corrupt`, `too_large` or `too_slow`.
+      StorageError: storage does not answer.
     """
-    if not Path(path).is_file():
-        raise BadSampleError("missing", path)
-    try:
-        with av.open(path, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise BadSampleError("corrupt", f"{path} has no video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise BadSampleError("corrupt", f"{path} has a video stream that nothing here decodes")
-            stream.codec_context.thread_count = 1  # workers are the parallelism
-            stated, clip_fps = stream.frames, float(stream.average_rate or fps)
-            frames: dict[int, np.ndarray] = {}
-            wanted = set(_choose(stated, count, rule, clip_fps, fps)) if stated else None
-            to_pixels = _Converter()
-            total = 0
-            for frame in container.decode(stream):
-                if wanted is not None and total in wanted:  # else counted first: all frames may not fit in memory
-                    frames[total] = to_frame(to_pixels(frame))
-                total += 1
-    except (av.FFmpegError, ValueError, OSError) as error:
-        raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
-    if total == 0:
-        raise BadSampleError("empty", f"{path} holds no frame")
-    if total != stated:  # the header lied: choose again among what is there
-        wanted = set(_choose(total, count, rule, clip_fps, fps))
-        if not wanted <= frames.keys():
-            frames = _reread(path, wanted, to_frame)
-    assert wanted is not None
-    chosen = sorted(wanted)
-    return Clip(np.stack([frames[i] for i in chosen]), tuple(i / clip_fps for i in chosen), total / clip_fps)
+
+    def choose(total: int, clip_fps: float) -> list[int]:
+        return sampling.choose(total, clip_fps, count, rule=rule, fps=fps, seed=seed)
+
+    with _usable(path):
+        names = frame_names(path)
+        if names is not None:
+            return _of_images(names, path, choose, to_frame, frame_rate(path) or folder_fps, span)
+        with open_medium(path) as file:
+            taken = decode.take_frames(file, path, choose, to_frame, at_most=count, span=span)
+    return _clip(taken.frames, taken.times, taken.duration, span)
 
 
-def _choose(total: int, count: int, rule: str, clip_fps: float, fps: float) -> list[int]:
-    return uniform_indices(total, count) if rule == "uniform" else fps_indices(total, clip_fps, fps, count)
+def _of_images(names: list[str], path: str, choose, to_frame, fps: float, span) -> Clip:
+    """A clip whose i-th frame is an image, shown from i / fps seconds on."""
+    first, last = decode.within(len(names), fps, span)
+    if first >= last:
+        raise BadSampleError("empty", f"{path} holds no frame{decode.spoken(span)}")
+    chosen = [first + index for index in choose(last - first, fps)]
+    frames = [to_frame(np.asarray(open_image(names[index]))) for index in chosen]
+    return _clip(frames, [index / fps for index in chosen], len(names) / fps, span)
 
 
-def _reread(path: str, wanted: set[int], to_frame: Callable) -> dict[int, np.ndarray]:
-    with av.open(path, metadata_errors="ignore") as container:
-        to_pixels = _Converter()
-        decoded = enumerate(container.decode(video=0))
-        return {i: to_frame(to_pixels(frame)) for i, frame in decoded if i in wanted}
-
-
-class _Converter:
-    """Decoded frame to pixels. One conversion context for all frames of a clip: making one per frame, as
-    `frame.to_image()` does, takes longer than decoding small clips."""
-
-    def __init__(self):
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+def _clip(frames: Sequence[np.ndarray], times: Sequence[float], duration: float, span) -> Clip:
+    start, end = (max(0.0, span[0]), min(span[1], duration)) if span else (0.0, duration)
+    return Clip(np.stack(frames), tuple(max(0.0, time - start) for time in times), end - start)
 
 
 def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
     """One image, by `resize`.
 
     Raises:
-      BadSampleError: `missing` or `corrupt`.
+      BadSampleError: `missing`, `corrupt` or `too_large`.
+      StorageError: storage does not answer.
     """
     return resize(open_image(path, upright=False), size)[None]
 
@@ -146,9 +109,10 @@ def open_image(path: str, *, upright: bool = True) -> Image.Image:
     """One image in RGB at its own size; `upright` turns it as its EXIF orientation says.
 
     Raises:
-      BadSampleError: `missing` or `corrupt`.
+      BadSampleError: `missing`, `corrupt` or `too_large`.
+      StorageError: storage does not answer.
     """
-    with _usable(path), Image.open(path) as image:
+    with _usable(path), open_medium(path) as file, Image.open(file) as image:
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
 
 
@@ -156,9 +120,10 @@ def image_size(path: str) -> tuple[int, int]:
     """Height and width of the upright image in a file; reads its header only.
 
     Raises:
-      BadSampleError: `missing` or `corrupt`.
+      BadSampleError: `missing`, `corrupt` or `too_large`.
+      StorageError: storage does not answer.
     """
-    with _usable(path), Image.open(path) as image:
+    with _usable(path), open_medium(path) as file, Image.open(file) as image:
         lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if lies else (image.height, image.width)
 
@@ -167,18 +132,29 @@ def image_size(path: str) -> tuple[int, int]:
 def _usable(path: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise BadSampleError("missing", path) from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("too_large", f"{path} ({brief(error)})") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
-    """CLIP's rule: shortest edge to `size` (bicubic), then the centre square. uint8 [size, size, 3]."""
+    """CLIP's rule: shortest edge to `size` (bicubic), then the centre square. uint8 [size, size, 3].
+
+    Of wide images only the square is computed, which takes half the time; by rounding, a few values in a thousand
+    differ by one. (Of high images Pillow would go over rows and columns in the other order.)
+    """
     width, height = image.size
     if (width, height) != (size, size):
         short = min(width, height)
-        image = image.resize((width * size // short, height * size // short), Image.Resampling.BICUBIC)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        across, down = width * size // short, height * size // short
+        left, top = (across - size) // 2, (down - size) // 2
+        if width > height:
+            box = (left * width / across, 0, (left + size) * width / across, height)
+            image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        else:
+            image = image.resize((across, down), Image.Resampling.BICUBIC)
+            image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, np.uint8)

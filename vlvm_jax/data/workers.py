@@ -1,9 +1,13 @@
-"""What every worker process of the data path does first."""
+"""What every worker process of the data path does first, and how a command over such workers is stopped."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+
+from vlvm_jax.errors import Interrupted
 
 
 def follow_parent() -> None:
@@ -21,3 +25,18 @@ def follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """SIGTERM and SIGINT end the work within as `Interrupted`, at once."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Interrupted(message)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,166 @@
+"""Where decoding of a video stands: seeks where that spares decoding, and gives the same frames as without."""
+
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+from av.error import ArgumentError, InvalidDataError
+
+from vlvm_jax.data.decoding.video_file import VideoFile
+from vlvm_jax.data.faults import BadSampleError
+
+MAX_WORK = 2**35  # pixels decoded for one clip: some 100 s on a core, 20 minutes of 720p that has no keyframes
+
+
+class Picture(NamedTuple):
+    """A decoded frame, and since when it is shown."""
+
+    time: int
+    frame: av.VideoFrame
+
+
+class Cursor:
+    """Goes through a video once, in time order.
+
+    Between the frames wanted, those from which no other is predicted are not decoded (H.264 tells which). When one of
+    these turns out to be wanted, since frames are further apart there, nothing is skipped any more.
+
+    Args:
+      wanted: all times that will be asked for, sorted.
+      start: time of the first frame.
+      step: from one frame to the next, in the mean.
+    """
+
+    def __init__(self, video: VideoFile, wanted: Sequence[Fraction], start: int, step: Fraction):
+        self._video, self._wanted, self._start, self._step = video, wanted, start, step
+        self._skips = video.seeks and video.codec.name == "h264"
+        self._gap = Fraction(0)  # some keyframes are at least so far apart
+        self._work = 0
+        self.ended = False
+        self._current: Picture | None = None
+        self._next: Picture | None = None
+        self._frames: Iterator[Picture] = iter(())
+        self._begun = False
+        self._fed = start  # the latest time of which the decoder has the packet
+
+    def shown_at(self, target: Fraction) -> Picture | None:
+        """The frame shown at a time: before the first frame that one, after the last the last; None if none decodes.
+
+        Raises:
+          BadSampleError: `too_slow` or `too_large`.
+          av.FFmpegError: the file is damaged there.
+        """
+        if self._jump_pays(target):
+            self._jump(target)
+        elif not self._begun:
+            self._begin(self._video.packets(), None)
+        while not self._found(target):
+            # Either a frame that is needed was skipped, or this keyframe was none to begin decoding with.
+            self._jump(target if self._current or self._keyframe is None else Fraction(self._keyframe - 1))
+        return self._current or self._next
+
+    def close(self) -> None:
+        """Lets go of frames and packets, which would otherwise wait for the garbage collector."""
+        self._current = self._next = None
+        self._frames = iter(())
+
+    def _found(self, target: Fraction) -> bool:
+        """Decodes to the frame shown at a time; False if that must begin further back."""
+        while self._next is None or self._next.time <= target:
+            self._current = self._next or self._current
+            self._next = next(self._frames, None)
+            if self._next is None:
+                self.ended = True
+                break
+        if self._current is None:
+            return self._keyframe is None
+        if any(self._current.time < time <= target for time in self._skipped):
+            self._skips = False
+            return False
+        self._skipped = [time for time in self._skipped if time > target]
+        return True
+
+    def _jump_pays(self, target: Fraction) -> bool:
+        """Whether a keyframe lies between what is decoded and what is wanted."""
+        if not self._video.seeks:
+            return False
+        keyframe = self._video.keyframe(target, self._step)
+        return keyframe > self._fed if keyframe is not None else target - self._fed > self._gap
+
+    def _jump(self, target: Fraction) -> None:
+        """To the last keyframe shown no later than a time; to the start where none is found."""
+        back = Fraction(0)
+        while target - back > self._start:
+            try:
+                packets = self._video.packets_from(self._video.decoded_at(target - back, self._step))
+            except av.FFmpegError:
+                break
+            packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, packets)
+            first = next(packets, None)
+            if first is not None and first.pts is not None and first.pts <= target:
+                self._gap = max(self._gap, target - first.pts)
+                self._begin(itertools.chain([first], packets), first.pts)
+                return
+            back = max(2 * back, 1 / self._video.unit)
+        self._begin(self._video.packets(), None)
+
+    def _begin(self, packets: Iterable[av.Packet], keyframe: int | None) -> None:
+        self._keyframe, self._fed = keyframe, self._start if keyframe is None else keyframe
+        self._skipped: list[int] = []
+        self._current = self._next = None
+        self.ended, self._begun = False, True
+        self._frames = self._decoded(packets)
+
+    def _decoded(self, packets: Iterable[av.Packet]) -> Iterator[Picture]:
+        """The frames of packets; those shown before the keyframe at which decoding began lack what they build on."""
+        time = self._start - 1
+        for number, frame in enumerate(self._frames_of(iter(packets))):
+            if self._video.numbered:
+                time = number
+            else:
+                time = frame.pts if frame.pts is not None else time + max(1, round(self._step))
+            if self._keyframe is None or time >= self._keyframe:
+                yield Picture(time, frame)
+
+    def _frames_of(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
+        stream = self._video.stream
+        for packet in packets:
+            if self._video.is_cut(packet):
+                break
+            if not packet.size:  # an empty one would end the decoding
+                continue
+            self._weigh(packet)
+            try:
+                frames = stream.decode(packet)
+            except InvalidDataError:
+                if any(later.size for later in packets):
+                    raise
+                break  # the last packet, cut short
+            except ArgumentError:  # that is what decoders say of sizes that are not allowed
+                raise BadSampleError("too_large", f"{self._video.name} has frames of a forbidden size") from None
+            yield from frames
+        yield from stream.decode(None)
+
+    def _weigh(self, packet: av.Packet) -> None:
+        """Before a packet is decoded: whether it must be, and whether it is not too much."""
+        codec, time = self._video.codec, packet.pts
+        self._work += max(codec.width * codec.height, 2**12)
+        if self._work > MAX_WORK:
+            raise BadSampleError("too_slow", f"{self._video.name}: frames too far from any keyframe")
+        if time is not None:
+            if packet.is_keyframe:
+                self._gap = max(self._gap, Fraction(time - self._fed))
+            self._fed = max(self._fed, time)
+        if codec.name == "h264":
+            codec.skip_frame = "DEFAULT"
+            if self._skips and time is not None and not self._is_near(time):
+                codec.skip_frame = "NONREF"
+                self._skipped.append(time)
+
+    def _is_near(self, time: int) -> bool:
+        """Whether the frame of a time may be the one shown at a wanted time."""
+        after = bisect.bisect_left(self._wanted, time)
+        return after < len(self._wanted) and self._wanted[after] - time <= 2 * self._step

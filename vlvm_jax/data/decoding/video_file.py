@@ -1,0 +1,178 @@
+"""A video file as PyAV opens it: its pictures' packets, from the start or from a keyframe on."""
+
+import contextlib
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.files import brief
+
+MAX_PIXELS = 2**25  # of a frame: 8192 x 4096
+_INDEXED = ("mov", "matroska", "avi")
+_SEEKABLE = (*_INDEXED, "mpegts")
+
+
+@contextlib.contextmanager
+def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
+    """Opens a video; `name` is for messages.
+
+    Raises, also for what goes wrong within the context:
+      BadSampleError: `no_video`, `corrupt` or `too_large`.
+      StorageError: as the file raises it.
+    """
+    reader = _Reader(file)
+    try:
+        try:
+            with contextlib.closing(VideoFile(reader, name)) as video:
+                yield video
+        finally:
+            reader.check()
+    except (av.FFmpegError, ValueError, ArithmeticError, OSError) as error:
+        raise BadSampleError("corrupt", f"{name} ({brief(error)})") from None
+
+
+class _Reader:
+    """A file as FFmpeg reads it. FFmpeg hides or misplaces what a file raises: a fault ends the file, and is kept."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._fault: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        try:
+            return b"" if self._fault else self._file.read(size)
+        except Exception as error:
+            self._fault = error
+            return b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except ValueError:  # before the start, which broken files ask for
+            return -1
+        except OSError as error:
+            self._fault = self._fault or (None if self._file.seekable() else error)
+            return -1
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def check(self) -> None:
+        """Raises what reading has raised."""
+        if self._fault is not None:
+            raise self._fault
+
+
+class VideoFile:
+    """The first video stream of a file that is no cover. Build it with `open_video`.
+
+    Attributes:
+      container, stream, codec: PyAV's.
+      unit: seconds of the stream's times.
+      numbered: the file states no times; those of frames are their numbers.
+    """
+
+    container: InputContainer
+    stream: VideoStream
+    codec: Any
+
+    def __init__(self, reader: _Reader, name: str):
+        self.name, self._reader, self._moved = name, reader, False
+        self._open()
+        self.unit = Fraction(self.stream.time_base or 1)
+        self._format = self.container.format.name.partition(",")[0]
+        # AVI states no times, and FFmpeg guesses them wrong where frames are not shown in the order of decoding.
+        self.numbered = self._format == "avi" and bool(self.codec.has_b_frames)
+
+    def close(self) -> None:
+        self.container.close()
+
+    def _open(self) -> None:
+        self._reader.seek(0)
+        # A playlist must not have other files opened.
+        options = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
+        self.container = av.open(self._reader, "r", metadata_errors="ignore", options=options)
+        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            cause = "no_video" if self.container.streams.audio else "corrupt"
+            raise BadSampleError(cause, f"{self.name} has no video stream")
+        self.stream = streams[0]
+        self.codec = self.stream.codec_context
+        if self.codec is None:
+            raise BadSampleError("corrupt", f"{self.name} has a video stream that nothing here decodes")
+        if self.codec.width * self.codec.height > MAX_PIXELS:
+            size = f"{self.codec.width} x {self.codec.height}"
+            raise BadSampleError("too_large", f"{self.name} has frames of {size} pixels")
+        self.codec.thread_count = 1  # workers are the parallelism
+        self.codec.options = {"max_pixels": str(MAX_PIXELS)}
+        for other in self.container.streams:
+            if other is not self.stream:
+                other.discard = Discard.all
+
+    # --- what the header says ------------------------------------------------------------------------------------
+
+    @property
+    def seeks(self) -> bool:
+        """Whether seeking works and times are true, as in MP4, MOV, Matroska, WebM, MPEG-TS and most AVI files."""
+        return self._format in _SEEKABLE and not self.numbered
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames per second."""
+        return self.stream.average_rate or self.stream.guessed_rate or None
+
+    @property
+    def duration(self) -> Fraction | None:
+        """Of the file with its sound, in the stream's units."""
+        return None if self.container.duration is None else self.container.duration / (av.time_base * self.unit)
+
+    def keyframe(self, time: Fraction, step: Fraction) -> int | None:
+        """About when the last keyframe no later than a time is shown, by the file's index; None where it has none.
+
+        Args:
+          step: from one frame to the next.
+        """
+        index = self.stream.index_entries
+        if self._format not in _INDEXED or not len(index):
+            return None
+        found = index.search_timestamp(self.decoded_at(time, step), backward=True)
+        return index[max(0, found)].timestamp
+
+    def decoded_at(self, time: Fraction, step: Fraction) -> int:
+        """The time to seek by for a frame shown at `time`: MP4 files go by when frames are decoded."""
+        ahead = self.codec.reorder_depth * step if self._format == "mov" else 0
+        return int(time - ahead)
+
+    # --- packets -------------------------------------------------------------------------------------------------
+
+    def packets_from(self, time: int) -> Iterator[av.Packet]:
+        """Packets from a keyframe before a time on, or, in a format without index, from anywhere before it.
+
+        Raises:
+          av.FFmpegError: there is no seeking there.
+        """
+        self._moved = True
+        self.container.seek(time, stream=self.stream)
+        return self.container.demux(self.stream)
+
+    def packets(self) -> Iterator[av.Packet]:
+        """All packets, from the start."""
+        index = self.stream.index_entries
+        if self._moved and self._format in _INDEXED and len(index):
+            with contextlib.suppress(av.FFmpegError):
+                return self.packets_from(index[0].timestamp)
+        if self._moved:
+            self.container.close()
+            self._open()
+        self._moved = True
+        return self.container.demux(self.stream)
+
+    def is_cut(self, packet: av.Packet) -> bool:
+        """Whether the file ends within a packet."""
+        return packet.is_corrupt and self._format != "mpegts"

@@ -1,0 +1,35 @@
+"""What makes a sample unusable."""
+
+import contextlib
+from collections.abc import Iterator
+
+from vlvm_jax.data.files import brief
+from vlvm_jax.errors import InputError
+
+
+class BadSampleError(Exception):
+    """A sample that cannot be used: skipped, counted under `cause` and logged.
+
+    The causes: `missing` (no such file), `empty` (no frame in it, or none in the span asked for), `no_video` (sound
+    only), `corrupt` (does not decode), `too_large` (its header states more pixels than are worth allocating),
+    `too_slow` (more would have to be decoded than is worth one sample), `narrow` (an image that cannot be cut into
+    tiles), `too_long` (more tokens than a row has), `too_many_frames` (more frames than a row has), `bad_record` (a
+    record that does not parse).
+    """
+
+    def __init__(self, cause: str, detail: str):
+        super().__init__(f"{cause}: {detail}")
+        self.cause, self.detail = cause, detail
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Names what opening or reading a medium raises: `missing` or `corrupt`. Faults of storage or access stay."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise BadSampleError("missing", path) from None
+    except (OSError, ValueError) as error:
+        raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
