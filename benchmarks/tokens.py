@@ -11,6 +11,7 @@ run again. Prints the table that stands in docs/benchmarks.md.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.storage import Logs
 from vlvm_jax.training import prepare, stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import to_device
@@ -81,11 +83,12 @@ def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop
     config = prepare.with_embedded_data(config, stop)
     prepared = prepare.prepare_stage(config, config.stages[-1])
     workdir.mkdir(parents=True, exist_ok=True)
-    writer = MetricsWriter(workdir, tensorboard=False, wandb_project=None, name=config.name, config={})
-    watch = Watch(writer, Timeline(workdir), Profiler(workdir, None, ()))
-    _, params = stages.train_stage(
-        config, prepared, workdir, folder, start_from(folder, config, mesh), mesh, watch, stop
-    )
+    with Logs(os.fspath(workdir)) as logs:
+        writer = MetricsWriter(logs.folder, tensorboard=False, wandb_project=None, name=config.name, config={})
+        watch = Watch(logs, writer, Timeline(logs.folder), Profiler(logs.folder, None, ()))
+        _, params = stages.train_stage(
+            config, prepared, workdir, folder, start_from(folder, config, mesh), mesh, watch, stop
+        )
     results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
     by_type = results["videos"]["by_type"]
     temporal = statistics.mean(by_type[kind] for kind in TEMPORAL)

@@ -1,12 +1,19 @@
 """Eight CPU devices for every test, set before jax starts."""
 
 import os
+import shutil
+import tempfile
 
 # Tests compile much and compute little: the cheap compiler passes are enough.
 FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 FLAGS = f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one process has compiled, the others (workers of pytest, commands that tests run) read: many run the same steps.
+OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vlvm_jax-tests-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import pytest  # noqa: E402
 
@@ -15,12 +22,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_unconfigure():
+    if OWN_CACHE is not None:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """Root folder with the small embedded data set, made once for all tests."""
     from recipes import DATA
 
-    from vlvm_jax.data import shapes
+    from vlvm_jax.data.embedded import shapes
 
     root = tmp_path_factory.mktemp("data")
     shapes.ensure(shapes.ShapesOptions(**DATA), root)
@@ -32,3 +44,16 @@ def embedded(data_root, monkeypatch):
     """The same, for code in this process."""
     monkeypatch.setenv("VLVM_JAX_DATA", str(data_root))
     return data_root
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """An empty bucket (`gcs.Gcs`) of this module's own; code in this process reaches it too."""
+    import fsspec
+    import gcs
+
+    with gcs.serve(tmp_path_factory.mktemp("bucket")) as served, pytest.MonkeyPatch.context() as patch:
+        for name, value in served.environment.items():
+            patch.setenv(name, value)
+        yield served
+    fsspec.get_filesystem_class("gs").clear_instance_cache()

@@ -10,7 +10,7 @@ from recipes import small, train
 from configs import ftfv
 from vlvm_jax import cli
 from vlvm_jax.config import Config, build, to_json
-from vlvm_jax.data import shapes
+from vlvm_jax.data.embedded import shapes
 from vlvm_jax.errors import InputError
 
 

@@ -30,6 +30,9 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
         return 0
     except (InputError, Interrupted) as error:
         tell(error)
+        if isinstance(error, Interrupted) and error.at_once:
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

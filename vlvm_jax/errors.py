@@ -13,6 +13,7 @@ class Interrupted(Exception):
     """SIGTERM or SIGINT arrived and everything worth keeping is saved: run the same command again to continue."""
 
     exit_code = 75
+    at_once = False  # whether the process ends without waiting for its threads
 
 
 def tell(error: InputError | Interrupted) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from recipes import small
 
 from vlvm_jax.config import MeshConfig
-from vlvm_jax.data import pipeline, records
-from vlvm_jax.data.records import Record, Turn
+from vlvm_jax.data import pipeline
+from vlvm_jax.data.sources import mixture
+from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
@@ -40,7 +41,7 @@ def test_right_means_that_greedy_decoding_gives_the_answer(embedded):
     config = with_embedded_data(small(), StopSignal())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     held_out = config.evals[0]
-    asked = pipeline.split_turns(records.read_mixture(held_out.data, 0))[:24]
+    asked = pipeline.split_turns(mixture.read_mixture(held_out.data, 0))[:24]
     model = Model(config.model)
     params = jax.jit(lambda: model.init(1))()
     spec = sample_spec(config, held_out)

@@ -14,7 +14,11 @@ from recipes import ROOT, command, environment, train
 pytestmark = pytest.mark.slow
 
 ARG = "tiny,scale=0.03"
-EXTRA = ("--config.checkpoint.save_every=5", "--config.data.workers=1")
+EXTRA = (
+    "--config.checkpoint.save_every=5", "--config.data.workers=1", "--config.stages[0].steps=12",
+    "--config.stages[3].steps=24",
+    *(f"--config.stages[{stage}].batch_size={rows}" for stage, rows in enumerate((8, 8, 8, 4))),
+)  # fmt: skip
 
 
 def losses(workdir) -> dict[str, list[tuple[int, float]]]:

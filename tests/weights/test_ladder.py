@@ -17,7 +17,7 @@ from exports import load_strictly
 from recipes import DATA
 
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json
-from vlvm_jax.data.shapes import vocab_size
+from vlvm_jax.data.embedded.shapes import vocab_size
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model

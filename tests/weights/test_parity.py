@@ -22,7 +22,7 @@ from families import DECODERS, IMAGE, SPECS, TOWERS, VIDEO, VLMS
 from flax import nnx
 
 from vlvm_jax.config import ModelConfig
-from vlvm_jax.data import anyres
+from vlvm_jax.data.images import anyres
 from vlvm_jax.inference.decode import Greedy
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.decoder import Decoder

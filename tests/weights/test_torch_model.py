@@ -17,12 +17,13 @@ from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
-from vlvm_jax.data import conversation
-from vlvm_jax.data.records import Turn
+from vlvm_jax.data.sources.records import Turn
+from vlvm_jax.data.text import conversation
+from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.models.video_llm import Batch, VideoLLM
 
 SIZE, FRAMES, LENGTH, NEW = 16, 6, 80, 4
-TEMPLATE = conversation.get_template("bare")
+TEMPLATE = TEMPLATES["bare"]
 RNG = np.random.default_rng(0)
 
 
@@ -96,7 +97,7 @@ class Case:
 
     @property
     def prompt(self) -> str:
-        return conversation.render([Turn(self.question, "")], TEMPLATE)[0]
+        return TEMPLATE.conversation([Turn(self.question, "")], ()).text
 
     def of_kind(self, placeholder: str) -> list[int]:
         words = [word for word in self.question.split() if word in ("<image>", "<video>")]

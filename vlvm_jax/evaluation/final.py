@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import Config, EvalConfig
-from vlvm_jax.data import pipeline, records
-from vlvm_jax.data.records import Record
+from vlvm_jax.data import pipeline
+from vlvm_jax.data.sources import mixture
+from vlvm_jax.data.sources.records import Record, usable
 from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
@@ -19,6 +21,8 @@ from vlvm_jax.parallel import rules
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import sample_spec
 from vlvm_jax.training.progress import Meter
+
+MAJORITY_OF = 20_000  # training records at most, whose answers the majority control counts: all are read for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Picture:
 
 
 def evaluate(
-    config: Config, params: Params, trained_on: list[Record], mesh: Mesh, stop: StopSignal
+    config: Config, params: Params, trained_on: Sequence[Record], mesh: Mesh, stop: StopSignal
 ) -> tuple[dict[str, Any], list[Picture]]:
     """Answers every held-out set with and without its controls.
 
@@ -51,7 +55,7 @@ def evaluate(
     predict = heldout.make_predict(config.model, mesh)
     segmented = params_lib.split(params, {})
     for held_out in config.evals:
-        asked = pipeline.split_turns(records.read_mixture(held_out.data, held_out.seed))
+        asked = pipeline.split_turns(usable(mixture.read_mixture(held_out.data, held_out.seed)))
         if held_out.limit is not None:
             asked = asked[: held_out.limit]
         has_video = any(record.kind == "video" for record in asked)
@@ -69,7 +73,7 @@ def evaluate(
                     workers=config.data.workers, on_batch=on_batch,
                 )  # fmt: skip
         answers = given.pop(None)
-        given["majority"] = heldout.majority_answers([a.record for a in answers], trained_on)
+        given["majority"] = heldout.majority_answers([a.record for a in answers], usable(trained_on, MAJORITY_OF))
         results[held_out.name] = heldout.summarise(answers, given)
         if has_video:
             pictures = draw_clips(config, segmented, held_out, asked, mesh)

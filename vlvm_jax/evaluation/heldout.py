@@ -8,8 +8,8 @@ pass and no decoding loop.
 import dataclasses
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from vlvm_jax.config import EvalConfig, ModelConfig
 from vlvm_jax.data.pipeline import SampleSpec, SkipLog, empty_batch, make_dataset
-from vlvm_jax.data.records import Record
+from vlvm_jax.data.sources.records import Record
 from vlvm_jax.data.stream import Part
 from vlvm_jax.models.params import Model, Params, whole_path
 from vlvm_jax.models.video_llm import Batch
@@ -66,7 +66,7 @@ def ask(
     config: EvalConfig,
     mesh: Mesh,
     *,
-    workers: int,
+    workers: int | Literal["auto"],
     on_batch: Callable[[int], None] = lambda questions: None,
 ) -> list[Answered]:
     """Asks every record (one question each, see `pipeline.split_turns`) and returns them in order.
@@ -111,7 +111,7 @@ def accuracy_by_type(answers: Sequence[Answered]) -> dict[str, float]:
     return {kind: float(np.mean(rights)) for kind, rights in sorted(by_type.items())}
 
 
-def majority_answers(asked: Sequence[Record], trained_on: Sequence[Record]) -> list[Answered]:
+def majority_answers(asked: Sequence[Record], trained_on: Iterable[Record]) -> list[Answered]:
     """The control that never looks: for each question the answer most often given to the same words in training.
 
     A question whose words training never held gets its type's most frequent answer.

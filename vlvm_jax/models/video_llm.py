@@ -32,7 +32,7 @@ class Batch:
       loss_mask: [B, L] True for tokens to be predicted.
       visual_index, visual_weight: [B, L, P] or None. Which of the adapter's V slots make the token at each marked
         position, and how much of each: images tiled as LLaVA-NeXT does are read across their tiles
-        (`data/anyres.py`). None: the valid slots in order.
+        (`data/images/anyres.py`). None: the valid slots in order.
     """
 
     frames: UInt8[Array, "B T H W 3"]

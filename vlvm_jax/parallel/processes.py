@@ -39,13 +39,16 @@ def connected() -> Iterator[None]:
     threading.Thread(target=_watch, args=(distributed.global_state.client, ended), daemon=True).start()
     try:
         yield
-    except Interrupted:  # all of them at once
+    except Interrupted as error:
         ended.set()
+        if error.at_once:  # perhaps here alone; else all of them have come here
+            _fail(distributed.global_state.client, error)
         jax.distributed.shutdown()
         if distributed.global_state.process_id == 0:
             raise
         raise SystemExit(Interrupted.exit_code) from None
     except BaseException as error:
+        ended.set()  # or the watch would end this process before it has said why
         _fail(distributed.global_state.client, error)
     ended.set()
     jax.distributed.shutdown()
@@ -105,7 +108,7 @@ def _fail(client, error: BaseException) -> None:
         first = _failure(client)
     if first is not None:  # what happens here is a consequence
         _leave(client, first)
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | Interrupted):
         tell(error)
     else:
         traceback.print_exception(error)

@@ -2,11 +2,13 @@
 
 A checkpoint holds the whole parameters (trainable and frozen alike, so that it stands alone), the optimizer's state,
 step and RNG, the position in the data, and the config. It is written under another name and renamed: what is there is
-complete. It restores onto any mesh.
+complete. It restores onto any mesh. In a bucket, where folders cannot be renamed, a file beside it says that it is.
+
+Everything here raises `storage.StorageError` when storage fails.
 """
 
 import dataclasses
-import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +19,11 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from vlvm_jax import storage
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
 from vlvm_jax.parallel import rules
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save at length
+from vlvm_jax.weights import param_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,15 @@ class StageCheckpoints:
     def __init__(self, directory: epath.PathLike, keep: int):
         self.directory = epath.Path(directory)
         newest: Any = ocp.training.preservation_policies.LatestN(keep)
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory, preservation_policy=newest, cleanup_tmp_directories=True
-        )
+        with self._faults():
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory, preservation_policy=newest, cleanup_tmp_directories=True
+            )
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
-        newest = self._checkpointer.latest
+        with self._faults():
+            newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
     def save(
@@ -62,7 +66,7 @@ class StageCheckpoints:
           params: whole parameters in buffers that nobody will donate.
           data: the batches; where they stand now is saved.
         """
-        self._checkpointer.wait()
+        self.wait()
         if self.latest() == step:  # interrupted right after a save, or between a stage's last save and its result
             return
         items = {
@@ -72,13 +76,21 @@ class StageCheckpoints:
             "data": data,
             "config": dict(config),
         }
-        self._checkpointer.save_checkpointables_async(step, items, force=True)
+        context = ocp.Context()
+        # Its transactions take a request whose answer was lost, made anew, for another writer's.
+        context.array.saving.use_ocdbt = not storage.is_remote(os.fspath(self.directory))
+        with context, self._faults():
+            self._checkpointer.save_checkpointables_async(step, items, force=True)
 
     def wait(self) -> None:
-        self._checkpointer.wait()
+        with self._faults():
+            self._checkpointer.wait()
 
     def close(self) -> None:
-        self._checkpointer.close()
+        """Waits for the last save, unless storage has just failed: then there is nothing to wait for."""
+        if not storage.failing.is_set():
+            with self._faults():
+                self._checkpointer.close()
 
     def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> Params:
         """Whole parameters of the newest checkpoint, each on its sharding."""
@@ -104,7 +116,11 @@ class StageCheckpoints:
         step = self.latest()
         if step is None:
             raise InputError(f"{self.directory}: no complete checkpoint here")
-        return self._checkpointer.load_checkpointables(step, items)
+        with self._faults():
+            return self._checkpointer.load_checkpointables(step, items)
+
+    def _faults(self):
+        return param_store.faults(self.directory)
 
 
 def on_mesh(abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -88,6 +88,7 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
                 log.flush()
                 save(run, step)
                 log.resume()
+            watch.logs.check()
             watch.profiler.before(name, step, run.state)
             with log.waiting():
                 batch = to_device(next(run.data), mesh)
@@ -150,6 +151,7 @@ class _Log:
             )
             self._told = step, seconds
             self._pending = []
+        self.watch.logs.flush()
 
     def _read(self, entries: list[tuple[int, dict[str, jax.Array]]]) -> None:
         values = jax.device_get([metrics for _, metrics in entries])

@@ -1,9 +1,8 @@
 """Where the numbers of a run go: `metrics.jsonl`, TensorBoard, wandb."""
 
 import json
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 
 class MetricsWriter:
@@ -12,12 +11,13 @@ class MetricsWriter:
     A resumed stage first drops the lines after the step it resumes from, so that no step is there twice.
 
     Args:
+      folder: where to write: of `storage.Logs`.
       active: False for a process that writes nothing.
     """
 
     def __init__(
         self,
-        workdir: epath.Path,
+        folder: Path,
         *,
         tensorboard: bool,
         wandb_project: str | None,
@@ -25,14 +25,14 @@ class MetricsWriter:
         config: dict,
         active: bool = True,
     ):
-        self.path = workdir / "metrics.jsonl"
+        self.path = folder / "metrics.jsonl"
         self._active = active
         self._tensorboard = None
         self._wandb = None
         if tensorboard and active:
             from tensorboardX import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
         if wandb_project is not None and active:
             import wandb  # pyright: ignore[reportMissingImports]  # an extra
 

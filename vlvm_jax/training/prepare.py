@@ -1,8 +1,9 @@
 """What is checked, read and written before a stage trains; none of it needs parameters."""
 
 import dataclasses
-import hashlib
 import json
+import math
+import os
 import platform
 import time
 from importlib import metadata
@@ -13,10 +14,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
+from vlvm_jax import storage
 from vlvm_jax.config import Config, EvalConfig, StageConfig
-from vlvm_jax.data import pipeline, records, shapes
+from vlvm_jax.data import pipeline
+from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
-from vlvm_jax.data.records import Record
+from vlvm_jax.data.sources import mixture
+from vlvm_jax.data.sources.mixture import Mixture
 from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.models.adapters.base import VideoAdapter
 from vlvm_jax.models.params import Model, whole_path
@@ -33,7 +37,7 @@ class PreparedStage:
     """A stage with everything checked before anything runs."""
 
     stage: StageConfig
-    records: list[Record]
+    records: Mixture
     spec: SampleSpec
     num_steps: int
     partition: Partition
@@ -66,6 +70,8 @@ def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
 
 def check_workdir(config: Config, workdir: epath.Path) -> None:
     """Raises `InputError` when the folder holds another config's run; only the machinery may have changed."""
+    if storage.is_remote(os.fspath(workdir)) and not storage.has_bucket(os.fspath(workdir)):
+        raise InputError(f"--workdir={workdir}: there is no such bucket; make it first")
     path = workdir / "config.json"
     mine = config_lib.to_json(config)
     if path.exists():
@@ -89,10 +95,7 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
     """Writes `config.json`. Called once everything is checked, so that a faulty config claims no folder."""
     if not processes.primary():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.new"
-    temporary.write_text(json.dumps(config_lib.to_json(config), indent=2))
-    temporary.replace(workdir / "config.json")
+    storage.write_text(os.fspath(workdir / "config.json"), json.dumps(config_lib.to_json(config), indent=2))
 
 
 def check_shared(workdir: epath.Path, patience: float = 60.0) -> None:
@@ -123,7 +126,7 @@ def with_embedded_data(config: Config, stop: StopSignal) -> Config:
     if config.data.embedded is None:
         return config
     options = config_lib.build(shapes.ShapesOptions, dict(config.data.embedded), "config.data.embedded")
-    if not shapes.folder(options).exists():
+    if not shapes.exists(options):
         say(f"making the embedded data set (once) in {shapes.folder(options)}")
         total = sum(split.count for split in shapes.splits(options))
         with Meter("data", total) as meter:
@@ -173,29 +176,42 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
         image_layout=data.image_layout,
         frame_sampling=data.frame_sampling,
         fps=data.fps,
+        folder_fps=data.folder_fps,
+        seed=part.seed if isinstance(part, StageConfig) else None,
         loss_on=part.loss_on,
         control=control,
+        time_instruction=data.time_instruction,
     )
 
 
 def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     """Reads the stage's records and checks that they fit; needs no device."""
     where = f"config.stages.{stage.name}"
-    found = records.read_mixture(stage.data, stage.seed)
+    found = mixture.read_mixture(stage.data, stage.seed)
     spec = sample_spec(config, stage)
-    spec.check(where, any(record.kind == "video" for record in found))
+    spec.check(where, found.kind_counts["video"] > 0)
     loader = pipeline.SampleLoader(found, spec)
     check_tiles(config, loader)
     pipeline.check_lengths(loader, where, config.data.max_bad_share)
+    return PreparedStage(stage, found, spec, num_steps(stage, len(found)), partition_lib.resolve(config.model, stage))
+
+
+def num_steps(stage: StageConfig, records: int) -> int:
+    """The steps of a stage; for epochs as many as show each record that often at least, the last batch being full.
+
+    Raises:
+      InputError: epochs of packed rows, whose number is not known.
+    """
     if stage.steps is not None:
-        steps = stage.steps
-    elif stage.pack:
+        return stage.steps
+    assert stage.epochs is not None
+    steps = math.ceil(round(records * stage.epochs / stage.batch_size, 6))
+    if stage.pack:
         raise InputError(
-            f"{where}.epochs: how many rows packing makes of an epoch is not known; give steps, or pack=False"
+            f"config.stages.{stage.name}.epochs: how many rows packing makes of {records} samples is not known; give "
+            f"steps (without packing {steps}), or pack=False"
         )
-    else:
-        steps = max(1, round(len(found) * (stage.epochs or 0) / stage.batch_size))
-    return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
+    return steps
 
 
 def check_tiles(config: Config, loader: pipeline.SampleLoader) -> None:
@@ -221,18 +237,9 @@ def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedS
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
-        "data": {p.stage.name: {"records": len(p.records), "hash": data_hash(p.records)} for p in prepared},
+        "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
     }
-    (workdir / "run_card.json").write_text(json.dumps(card, indent=2))
-
-
-def data_hash(found: list[Record]) -> str:
-    """Of annotations and media names, in order."""
-    digest = hashlib.sha256()
-    for record in found:
-        media = [(kind, epath.Path(path).name) for kind, path in record.media]
-        digest.update(repr((record.id, media, record.turns)).encode())
-    return digest.hexdigest()[:16]
+    storage.write_text(os.fspath(workdir / "run_card.json"), json.dumps(card, indent=2))
 
 
 def _version(package: str) -> str | None:

@@ -2,10 +2,10 @@
 
 import re
 import signal
+from pathlib import Path
 from types import TracebackType
 
 import jax
-from etils import epath
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.training.progress import say
@@ -16,12 +16,15 @@ STEPS = 5  # that a signal asks for
 class Profiler:
     """Traces the steps asked for: `STAGE:FIRST-LAST` (counted from 0), or the next few after SIGUSR1.
 
+    Args:
+      folder: where to write: of `storage.Logs`.
+
     Raises:
       InputError: `asked` is of another form, or names no stage.
     """
 
-    def __init__(self, workdir: epath.Path, asked: str | None, stages: tuple[str, ...]):
-        self.folder = workdir / "profile"
+    def __init__(self, folder: Path, asked: str | None, stages: tuple[str, ...]):
+        self.folder = folder / "profile"
         self._asked = _parse(asked, stages)
         self._signalled = False
         self._until: int | None = None

@@ -1,6 +1,8 @@
 """Tables before and after a run, `summary.json` and `summary.png`."""
 
+import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
+from vlvm_jax import storage
 from vlvm_jax.config import Config
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
@@ -32,8 +35,7 @@ def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
         }
         trained = sum(size for path, size in sizes.items() if path in part.partition.rates)
         trains = "\n".join(f"{pattern} at {rate:g}" for pattern, rate in part.stage.trainable)
-        kinds = {kind: sum(r.kind == kind for r in part.records) for kind in ("image", "video", "text")}
-        mixed = "\n".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+        mixed = "\n".join(f"{count:,} {kind}" for kind, count in part.records.kind_counts.items() if count)
         table.add_row(
             part.stage.name, mixed, f"{part.num_steps:,}", str(part.stage.batch_size), trains, f"{trained:,}",
             f"{sum(sizes.values()) - trained:,}",
@@ -56,11 +58,10 @@ def write(
     pictures: Sequence[Picture],
 ) -> None:
     """Prints the closing tables and writes `summary.json` and `summary.png`."""
-    temporary = workdir / "summary.json.new"
-    temporary.write_text(json.dumps(summary, indent=2))
-    temporary.replace(workdir / "summary.json")
-    with (workdir / "summary.png").open("wb") as file:
-        draw(summary, losses, pictures).savefig(file, dpi=110, bbox_inches="tight")
+    storage.write_text(os.fspath(workdir / "summary.json"), json.dumps(summary, indent=2))
+    png = io.BytesIO()
+    draw(summary, losses, pictures).savefig(png, format="png", dpi=110, bbox_inches="tight")
+    storage.write_bytes(os.fspath(workdir / "summary.png"), png.getvalue())
     plt.close("all")
     print_stages(summary)
     for name, result in summary["eval"].items():

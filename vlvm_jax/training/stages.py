@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
+from vlvm_jax import storage
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
@@ -59,7 +60,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
 
     Raises:
       InputError: the config, the data or the workdir is at fault.
-      Interrupted: a signal came and the state is saved; the same call continues.
+      Interrupted: a signal came and the state is saved, or storage fails; the same call continues.
     """
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
@@ -67,7 +68,14 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     check_workdir(config, workdir)
-    profiler = Profiler(workdir, profile, tuple(stage.name for stage in config.stages))
+    with storage.Logs(os.fspath(workdir)) as logs:
+        return _run(config, workdir, logs, mesh, stop, profile)
+
+
+def _run(
+    config: Config, workdir: epath.Path, logs: storage.Logs, mesh: Mesh, stop: StopSignal, profile: str | None
+) -> dict[str, Any]:
+    profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
     asked = config
     config = with_embedded_data(config, stop)
     initial = Initial(config.model)
@@ -80,18 +88,19 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
     write_run_card(config, workdir, prepared)
     processes.wait_for_all("workdir")
     check_shared(workdir)
+    logs.fetch("*.jsonl")
     report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
     writer = MetricsWriter(
-        workdir,
+        logs.folder,
         tensorboard=config.tensorboard,
         wandb_project=config.wandb_project,
         name=config.name,
         config=config_json,
         active=processes.primary(),
     )
-    timeline = Timeline(workdir, write=processes.primary())
-    watch = Watch(writer, timeline, profiler)
+    timeline = Timeline(logs.folder, write=processes.primary())
+    watch = Watch(logs, writer, timeline, profiler)
     results = []
     params: Params | None = None
     try:
@@ -143,9 +152,10 @@ def train_stage(
         skip_log = SkipLog(
             prepared.records,
             config.data.max_bad_share,
-            workdir / f"skipped{place}.jsonl",
+            watch.logs.folder / f"skipped{place}.jsonl",
             stage.name,
             jax.process_count(),
+            lambda: watch.logs.fetch("skipped*.jsonl"),
         )
         data = make_batches(config, prepared, skip_log, mesh)
         try:
@@ -165,9 +175,7 @@ def train_stage(
         processes.wait_for_all(f"trained {stage.name}")  # for what the others skipped
         result = stage_result(config, prepared, run, watch.metrics, skip_log)
         if processes.primary():
-            temporary = folder / "result.json.new"
-            temporary.write_text(json.dumps(result, indent=2))
-            temporary.replace(result_file)
+            storage.write_text(os.fspath(result_file), json.dumps(result, indent=2))
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
@@ -177,16 +185,20 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     """This process's share of the stage's batches."""
     stage = prepared.stage
     share, shares = processes.batch_share(mesh)
+    rows = stage.batch_size // shares
+    loading = pipeline.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
+    if config.data.workers == "auto":
+        say(f"{stage.name}: {loading.workers} workers of {loading.threads} threads load samples")
 
     def make(part: Part):
         return pipeline.make_dataset(
             prepared.records,
             prepared.spec,
-            rows=stage.batch_size // shares,
+            rows=rows,
             pack=stage.pack,
             skip_log=skip_log,
             seed=stage.seed,
-            workers=config.data.workers,
+            workers=loading,
             part=part,
         )
 
@@ -311,6 +323,7 @@ def stage_result(
     losses = writer.losses().get(run.stage.name, [])
     spec = prepared.spec
     tokens = {"image": spec.image_tokens, "video": spec.video_tokens[-1], "text": 0}
+    kinds = prepared.records.kind_counts
     return {
         "name": run.stage.name,
         "steps": run.num_steps,
@@ -320,7 +333,7 @@ def stage_result(
         "compilations": run.functions.train._cache_size(),
         "trainable_parameters": sum(v.size for v in run.state.params.values()),
         "frozen_parameters": sum(v.size for v in run.frozen.values()),
-        "visual_tokens_per_sample": {kind: tokens[kind] for kind in sorted({r.kind for r in prepared.records})},
+        "visual_tokens_per_sample": {kind: tokens[kind] for kind in sorted(tokens) if kinds[kind]},
         "checkpoint": str(run.checkpoints.directory / str(run.num_steps)),
         "skipped": skip_log.summary(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -8,12 +8,13 @@ bf16 peak.
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 from vlvm_jax.parallel.topology import peak_flops
+from vlvm_jax.storage import Logs
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.profiling import Profiler
 
@@ -78,8 +79,8 @@ class Timeline:
     Steps that a crash undid and a later process did again count once; time between processes does not count at all.
     """
 
-    def __init__(self, workdir: epath.Path, *, write: bool = True):
-        self.path = workdir / "timeline.jsonl"
+    def __init__(self, folder: Path, *, write: bool = True):
+        self.path = folder / "timeline.jsonl"
         self._write = write
         self.add("start")
 
@@ -117,8 +118,9 @@ class Timeline:
 
 @dataclasses.dataclass
 class Watch:
-    """What looks on while stages train."""
+    """What looks on while stages train; all of it writes into `logs`."""
 
+    logs: Logs
     metrics: MetricsWriter
     timeline: Timeline
     profiler: Profiler

@@ -17,7 +17,7 @@ from etils import epath
 from tokenizers import Tokenizer
 
 from vlvm_jax.config import DecoderConfig, ModelConfig, VisionConfig
-from vlvm_jax.data.conversation import TEMPLATES
+from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
 from vlvm_jax.weights.class_config import MediaTokens

@@ -1,12 +1,14 @@
 """The parameters a run starts from: what `config.model.init_from` names, and fresh ones for the rest."""
 
 import math
+import os
 from collections.abc import Mapping
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from vlvm_jax import storage
 from vlvm_jax.config import InitFrom, ModelConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
@@ -101,7 +103,7 @@ class Initial:
         Args:
           tokenizer: `tokenizer.json` or its folder, for a model that has no checkpoint behind it.
         """
-        if folder.exists():
+        if folder.exists() and not storage.is_remote(os.fspath(folder)):  # a bucket's may be there in part
             return
         source, tower = self.sources.get("decoder"), self._files("encoder")
         if source is not None and source.hf_files is not None:

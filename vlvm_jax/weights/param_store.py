@@ -4,35 +4,82 @@ Two files know Orbax: this one, for parameters alone, and `training.checkpoint`,
 Both write the same thing, a flat dict of whole parameters, so that what either wrote the other reads.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.path import atomicity
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from vlvm_jax import storage
+from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save at length
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save at length, and errors that it raises
+
+# TensorStore tries a request 33 times over a quarter of an hour; no public name of Orbax says otherwise.
+_RETRIES: Any = {"gcs_request_retries": {"max_retries": 6, "initial_delay": "500ms", "max_delay": "4s"}}
+tensorstore_utils._BASE_TS_CONTEXT.update(_RETRIES)
+tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT.update(_RETRIES)
 
 _TOGETHER = 64 << 20  # bytes; a save takes its time, whatever its size
 _CHUNK = 8 << 20  # bytes; what is compressed, and read, as one piece: a file each
 
 
+def _unraisable(raised: "sys.UnraisableHookArgs", before=sys.unraisablehook) -> None:
+    """Orbax closes its loop when a request fails; of each that ends later TensorStore would tell by a traceback."""
+    if str(raised.exc_value) != "Event loop is closed":
+        before(raised)
+
+
+sys.unraisablehook = _unraisable
+
+
+@contextlib.contextmanager
+def faults(directory: epath.PathLike) -> Iterator[None]:
+    """Around what Orbax does in a folder: says in one line that storage fails, or refuses."""
+    try:
+        yield
+    except Exception as error:
+        if not storage.is_remote(os.fspath(directory)):
+            raise
+        link: BaseException | None = error
+        while link is not None:
+            if isinstance(link, storage.StorageError | InputError):
+                raise link from None
+            if match := re.search(r"retry attempts failed: ([^\[]+)", str(link)):
+                raise storage.StorageError(f"{directory}: storage does not work ({match[1].strip()})") from None
+            if match := re.search(r"(PERMISSION_DENIED|UNAUTHENTICATED): ([^\[]+)", str(link)):
+                raise InputError(f"{directory}: no access ({match[2].strip()}); see docs/gcs.md") from None
+            link = link.__cause__ or link.__context__
+        raise
+
+
 def save(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes parameters as they come; `directory` appears when all of them are there.
 
-    Memory: one parameter, with up to `_TOGETHER` bytes of small ones.
+    Memory: one parameter, with up to `_TOGETHER` bytes of small ones. For a bucket, all of them on a local disk first.
     """
+    if storage.is_remote(os.fspath(directory)):
+        _save_remote(directory, params)
+        return
     context = ocp.Context()
     context.array.saving.use_ocdbt = False  # it would hold a compressed copy of the parameter until all is written
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
     context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
     waiting: dict[str, np.ndarray] = {}
     size = 0
-    with context:
+    with context, faults(directory):
         for path, value in params:
             waiting[path] = value
             size += value.nbytes
@@ -45,13 +92,23 @@ def save(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> Non
         ocp.partial.finalize(directory)
 
 
+def _save_remote(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Orbax cannot write there a part at a time; the file that it takes for the end comes last."""
+    with tempfile.TemporaryDirectory(prefix="vlvm_jax-params-") as folder:
+        local = epath.Path(folder) / "params"
+        save(local, params)
+        (local / atomicity.COMMIT_SUCCESS_FILE).touch()
+        storage.upload(Path(local), os.fspath(directory), last=atomicity.COMMIT_SUCCESS_FILE)
+
+
 def shapes(directory: epath.Path, item: str | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of what is saved, from the metadata alone.
 
     Args:
       item: the name under which a stage's checkpoint holds its parameters; None for what `save` wrote.
     """
-    metadata = ocp.metadata(directory) if item is None else ocp.checkpointables_metadata(directory)
+    with faults(directory):
+        metadata = ocp.metadata(directory) if item is None else ocp.checkpointables_metadata(directory)
     found = metadata.metadata if item is None else metadata.metadata[item]
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()}
 
@@ -69,7 +126,7 @@ def load(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct], it
 def _load(directory: epath.Path, abstract: Mapping[str, Any], item: str | None) -> Any:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
+    with context, faults(directory):
         if item is None:
             return ocp.load(directory, dict(abstract))
         return ocp.load(directory, dict(abstract), checkpointable_name=item)

@@ -1,5 +1,6 @@
 """The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
 
+import os
 import tempfile
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from etils import epath
 from safetensors import deserialize
 from safetensors.numpy import save
 
+from vlvm_jax import storage
 from vlvm_jax.weights.hf_source import HFSource
 from vlvm_jax.weights.safetensors_files import DTYPES
 
@@ -50,35 +52,34 @@ def copy_flat(files: epath.Path, folder: epath.PathLike) -> None:
 
 
 def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None) -> None:
-    """Copies the files of a source, and the tensors it carries, into a new folder; whole or not at all.
+    """Copies the files of a source, and the tensors it carries, into a new folder; outside buckets whole or not at all.
 
     Args:
       tower: where the files of the tower are, if not among the source's.
     """
-    temporary = folder.parent / f"{folder.name}.new"
-    if temporary.exists():
+    in_bucket = storage.is_remote(os.fspath(folder))  # where folders cannot be renamed
+    temporary = folder if in_bucket else folder.parent / f"{folder.name}.new"
+    if not in_bucket and temporary.exists():
         temporary.rmtree()
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)
     files: epath.Path = source.hf_files
     copy_into(files, temporary)
     if tower is not None:
-        (temporary / TOWER_FOLDER).mkdir()
+        (temporary / TOWER_FOLDER).mkdir(exist_ok=True)
         copy_into(tower, temporary / TOWER_FOLDER, ("config.json", *PROCESSORS))
     if (files / CARRIED_FILE).exists():
-        (files / CARRIED_FILE).copy(temporary / CARRIED_FILE)
+        (files / CARRIED_FILE).copy(temporary / CARRIED_FILE, overwrite=True)
     checkpoint = getattr(source, "checkpoint", None)  # a Hugging Face directory: its carried tensors are in its files
     if checkpoint is not None and checkpoint.carried:
         (temporary / CARRIED_FILE).write_bytes(save(carried_of(checkpoint)))
-    temporary.rename(folder)
+    if not in_bucket:
+        temporary.rename(folder)
 
 
 def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path) -> None:
     """`tokenizer.json` alone, of a model that was not imported."""
-    temporary = folder.parent / f"{folder.name}.new"
-    temporary.mkdir(parents=True, exist_ok=True)
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
-    file.copy(temporary / "tokenizer.json", overwrite=True)
-    temporary.rename(folder)
+    storage.write_bytes(os.fspath(folder / "tokenizer.json"), file.read_bytes())
 
 
 def local(files: epath.Path) -> epath.Path:

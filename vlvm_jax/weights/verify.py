@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from vlvm_jax.config import ModelConfig
-from vlvm_jax.data import anyres
+from vlvm_jax.data.images import anyres
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.decode import Greedy
 from vlvm_jax.models import params as params_lib
