@@ -130,11 +130,19 @@ class DecoderConfig(Settings):
 
 
 class ConnectorConfig(Settings):
-    """`bias` is of the linear kinds, `scale_factor` of `pixel_shuffle`; see `models.connector`."""
+    """`bias` is of the linear kinds, `scale_factor` of `pixel_shuffle`, `num_queries`, a square number, of `resampler`;
+    see `models.connector`."""
 
-    kind: Literal["linear", "mlp2x_gelu", "pixel_shuffle"] = "mlp2x_gelu"
+    kind: Literal["linear", "mlp2x_gelu", "pixel_shuffle", "resampler"] = "mlp2x_gelu"
     bias: bool = True
     scale_factor: PositiveInt = 2
+    num_queries: PositiveInt = 256
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if math.isqrt(self.num_queries) ** 2 != self.num_queries:
+            raise ValueError(f"num_queries {self.num_queries} is not a square number; queries lie on a square grid")
+        return self
 
 
 class AdapterConfig(Settings):
@@ -330,7 +338,8 @@ class StageConfig(Settings):
     `trainable` maps parameter patterns to learning rates; the last match wins and what matches none is frozen.
     `encoder/layers/[-3:]/**` addresses the last three of the layers that run. `batch_size` counts rows; with `pack`,
     a row holds as many samples as fit its `frames` and `length`. What `reset` matches starts the stage fresh instead of
-    from the stage before.
+    from the stage before. `copied` maps modules to others like them, of which they start the stage as copies:
+    `{"adapter/temporal_connector": "adapter/connector"}`.
     """
 
     name: str
@@ -345,6 +354,7 @@ class StageConfig(Settings):
     pack: bool = True
     trainable: tuple[tuple[str, PositiveFloat], ...]
     reset: tuple[str, ...] = ()
+    copied: tuple[tuple[str, str], ...] = ()
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -361,7 +371,7 @@ class StageConfig(Settings):
 
     _weights = pydantic.field_validator("data", mode="after")(_all_weighted)
 
-    @pydantic.field_validator("trainable", mode="before")
+    @pydantic.field_validator("trainable", "copied", mode="before")
     @classmethod
     def _pairs(cls, value):
         return tuple(value.items()) if isinstance(value, Mapping) else value

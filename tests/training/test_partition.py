@@ -10,8 +10,8 @@ from vlvm_jax.config import StageConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
-from vlvm_jax.training.partition import matching, resolve
-from vlvm_jax.training.stages import with_reset
+from vlvm_jax.training.partition import copies, matching, resolve
+from vlvm_jax.training.stages import as_it_begins, with_reset
 
 MODEL = small().model
 
@@ -75,6 +75,46 @@ def test_reset_draws_only_what_it_matches():
     after = with_reset(config, config.stages[1], whole)
     changed = {path for path in whole if not np.array_equal(whole[path], after[path])}
     assert changed == {f"adapter/connector/linear_{n}/kernel" for n in (1, 2)}  # fresh biases are zeros again
+
+
+COPIED = {"adapter/temporal_connector": "adapter/connector"}
+
+
+def with_two_connectors(**stage):
+    """A recipe whose second stage makes one connector a copy of the other."""
+    config = small()
+    adapter = config.model.adapter.model_copy(update={"name": "spatiotemporal", "options": {}})
+    model = config.model.model_copy(update={"adapter": adapter})
+    stages = (config.stages[0], config.stages[1].model_copy(update=stage), *config.stages[2:])
+    return config.model_copy(update={"model": model, "stages": stages})
+
+
+def test_copies_are_of_what_the_stage_begins_with():
+    config = with_two_connectors(copied=tuple(COPIED.items()))
+    whole = params_lib.join(jax.jit(lambda: Model(config.model).init(0))())
+    whole["adapter/temporal_connector/linear_1/bias"] = jnp.ones_like(
+        whole["adapter/connector/linear_1/bias"], jnp.bfloat16
+    )
+    after = as_it_begins(config, config.stages[1], whole)
+    for path in (path for path in whole if path.startswith("adapter/temporal_connector/")):
+        np.testing.assert_array_equal(after[path], after[path.replace("temporal_connector", "connector")])
+        assert after[path].dtype == whole[path].dtype
+        assert after[path].unsafe_buffer_pointer() != after[path.replace("temporal_", "")].unsafe_buffer_pointer()
+    changed = {path for path in whole if not np.array_equal(whole[path], after[path])}
+    assert changed and all("connector/" in path for path in changed)  # the stage also resets the connector
+
+
+@pytest.mark.parametrize(
+    ("copied", "message"),
+    [
+        ({"adapter/temporal": "adapter/connector"}, "there is no module 'adapter/temporal' with parameters"),
+        ({"adapter/temporal_connector": "encoder"}, "cannot be a copy of 'encoder'"),
+    ],
+)
+def test_copies_that_cannot_be_are_named(copied, message):
+    config = with_two_connectors(copied=tuple(copied.items()))
+    with pytest.raises(InputError, match=f"config.stages.align.copied: .*{message}"):
+        copies(config.stages[1], Model(config.model).abstract())
 
 
 def test_split_and_join_are_inverse():

@@ -78,6 +78,17 @@ CASES = [
     ("frames", {"newline": "all"}, 6, {"kind": "pixel_shuffle"}),
     ("frames", {"pool": "average"}, 6, {"kind": "pixel_shuffle", "scale_factor": 3}),
     ("weighted_sampler", {}, 6, {"kind": "mlp2x_gelu", "bias": False}),
+    ("frames", {"newline": "video"}, 5, {"kind": "resampler", "num_queries": 9}),
+    ("weighted_sampler", {}, 4, {"kind": "resampler", "num_queries": 16}),
+    *(("spatiotemporal", {"join": join}, 4, MLP) for join in ("time_first", "space_first", "space_only", "time_only")),
+    *(("spatiotemporal", {"temporal": temporal}, 4, {"kind": "linear"}) for temporal in ("same", "linear", "shared")),
+    ("spatiotemporal", {"temporal": "shared", "pad_frames": 4}, 4, {"kind": "linear"}),
+    ("spatiotemporal", {"pad_frames": 3, "join": "space_first"}, 5, MLP),
+    ("spatiotemporal", {"temporal": "linear"}, 6, {"kind": "pixel_shuffle"}),
+    *(
+        ("spatiotemporal", options, 5, {"kind": "resampler", "num_queries": 4})
+        for options in ({}, {"join": "add"}, {"temporal": "linear", "join": "space_first"}, {"temporal": "shared"})
+    ),
     ("weighted_sampler", {}, 6, {"kind": "pixel_shuffle", "bias": False}),
     ("weighted_sampler", {"reading": "local_weighted_pool", "temporal_embed": "learned"}, 6, {"kind": "pixel_shuffle"}),
 ]
@@ -143,21 +154,26 @@ def compare(ours, theirs, patches, attention, media, is_video, tolerance=1e-5):
     out = nnx.jit(lambda adapter, *args: adapter(VisionFeatures(*args[:2]), FrameLayout(*args[2:])))(
         ours, patches, attention, media, is_video
     )
-    batch, num_frames = media.shape
-    tokens = np.asarray(out.tokens).reshape(batch, num_frames, -1, C)
-    valid = np.asarray(out.valid).reshape(batch, num_frames, -1)
+    tokens_of: dict[bool, list] = {False: [], True: []}
+    lengths: dict[bool, list] = {False: [], True: []}
+    for row in range(len(media)):
+        tokens = iter(np.asarray(out.tokens)[row][np.asarray(out.valid)[row]])
+        for medium in range(1, media[row].max() + 1):
+            frames = media[row] == medium
+            video, length = bool(is_video[row][frames][0]), int(frames.sum())
+            count = ours.num_video_tokens(length) if video else ours.num_image_tokens()
+            assert count == (theirs.num_video_tokens(length) if video else theirs.num_image_tokens())
+            tokens_of[video] += [next(tokens) for _ in range(count)]
+            lengths[video].append(length)
+        assert next(tokens, None) is None
     largest = 0.0
     for video in (False, True):
         chosen = (media > 0) & (is_video == video)
-        lengths = [int((media[row][chosen[row]] == m).sum()) for row in range(batch) for m in np.unique(media[row])]
-        lengths = [length for length in lengths if length]
         with torch.no_grad():
-            found = theirs(torch.from_numpy(patches[chosen]), torch.from_numpy(attention[chosen]), lengths, video)
-        count = theirs.num_video_tokens if video else lambda _: theirs.num_image_tokens()
-        ours_count = ours.num_video_tokens if video else lambda _: ours.num_image_tokens()
-        assert [count(n) for n in lengths] == [ours_count(n) for n in lengths]
-        assert len(found) == sum(count(n) for n in lengths)
-        expected = tokens[chosen][valid[chosen]]
+            found = theirs(
+                torch.from_numpy(patches[chosen]), torch.from_numpy(attention[chosen]), lengths[video], video
+            )
+        expected = np.array(tokens_of[video]).reshape(-1, C)
         np.testing.assert_allclose(found.numpy(), expected, atol=tolerance, rtol=0)
         largest = max(largest, float(np.abs(found.numpy() - expected).max(initial=0)))
     return largest

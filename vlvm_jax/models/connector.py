@@ -1,19 +1,22 @@
-"""From tower width to decoder width: the projectors of the LLaVA family (HF: `multi_modal_projector`) and Idefics3."""
+"""From tower width to decoder width: the projectors of the LLaVA family (HF: `multi_modal_projector`) and others."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vlvm_jax.config import ConnectorConfig, VisionConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.layers import Linear
+from vlvm_jax.models.resampler import Resampler, grid_positions
 
 
 class Connector(nnx.Module):
     """Features of one frame to tokens in decoder width.
 
     `linear`: one affine map. `mlp2x_gelu`: affine, exact GELU, affine (LLaVA-1.5). `pixel_shuffle`: each square of
-    `scale_factor` x `scale_factor` patches joined to one token, then a linear map (Idefics3, SmolVLM).
+    `scale_factor` x `scale_factor` patches joined to one token, then a linear map (Idefics3, SmolVLM). `resampler`:
+    `num_queries` learned queries read the frame by cross-attention (Qwen-VL).
 
     Names follow HF's `multi_modal_projector.linear_1` / `linear_2` and `connector.modality_projection.proj`.
     """
@@ -31,18 +34,31 @@ class Connector(nnx.Module):
         shuffled = width * config.scale_factor**2
         shuffle = config.kind == "pixel_shuffle"
         self.modality_projection = ModalityProjection(shuffled, out_features, dtype, rngs) if shuffle else None
-        self.linear_1 = None if shuffle else linear(width)
+        resample = config.kind == "resampler"
+        self.resampler = (
+            Resampler(width, out_features, config.num_queries, dtype=dtype, rngs=rngs) if resample else None
+        )
+        self.linear_1 = None if shuffle or resample else linear(width)
         self.linear_2 = linear(out_features) if config.kind == "mlp2x_gelu" else None
 
     def __call__(self, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M C"]:
-        """All kinds but `pixel_shuffle` work token by token, so N may be any number for them."""
+        """`linear` and `mlp2x_gelu` work token by token, so N may be any number for them."""
         if self.modality_projection is not None:
             return self.modality_projection.proj(self._shuffle(features))
+        if self.resampler is not None:
+            return self._resample(self.resampler, features)
         assert self.linear_1 is not None
         hidden = self.linear_1(features)
         if self.linear_2 is None:
             return hidden
         return self.linear_2(jax.nn.gelu(hidden, approximate=False))
+
+    def _resample(self, resampler: Resampler, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M C"]:
+        *batch, length, width = features.shape
+        of = round(resampler.num_queries**0.5)
+        places = jnp.asarray(grid_positions(self.grid, resampler.query.shape[-1], of=of))
+        tokens = resampler(features.reshape(-1, length, width), places)
+        return tokens.reshape(*batch, *tokens.shape[1:])
 
     def _shuffle(self, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M E"]:
         """Raster order in and out; within a joined token: rows, then columns, then channels."""
@@ -59,12 +75,19 @@ class ModalityProjection(nnx.Module):
         self.proj = Linear(in_features, out_features, use_bias=False, dtype=dtype, rngs=rngs)
 
 
+def is_tokenwise(config: ConnectorConfig) -> bool:
+    """Whether each feature becomes a token by itself, wherever it lies and however many there are."""
+    return config.kind in ("linear", "mlp2x_gelu")
+
+
 def num_tokens(config: ConnectorConfig, vision: VisionConfig) -> int:
     """Tokens that a frame's patches become.
 
     Raises:
       InputError: the scale factor does not divide the grid.
     """
+    if config.kind == "resampler":
+        return config.num_queries
     if config.kind != "pixel_shuffle":
         return vision.num_patches
     if vision.grid % config.scale_factor:

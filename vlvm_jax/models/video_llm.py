@@ -46,6 +46,10 @@ class Batch:
     visual_index: Int[Array, "B L P"] | None = None
     visual_weight: Float[Array, "B L P"] | None = None
 
+    @property
+    def layout(self) -> FrameLayout:
+        return FrameLayout(self.media, self.is_video, room=self.token_ids.shape[1])
+
 
 class VideoLLM(nnx.Module):
     """Reads frames and text, gives the decoder's hidden states.
@@ -72,7 +76,7 @@ class VideoLLM(nnx.Module):
 
     def embed(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
         """Text embeddings with the visual tokens in their places."""
-        visual = self.visual_tokens(batch.frames, FrameLayout(batch.media, batch.is_video), rng)
+        visual = self.visual_tokens(batch.frames, batch.layout, rng)
         text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
         if batch.visual_index is not None and batch.visual_weight is not None:
             merged = merge_indexed(text, batch.media_mask, visual, batch.visual_index, batch.visual_weight)

@@ -53,6 +53,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"adapter/.*linear_2/kernel", ("mlp", "embed")),
     (r"adapter/.*linear_2/bias", ("norm",)),
     (r"adapter/.*modality_projection/proj/kernel", ("embed", "mlp")),
+    (r"resampler/query", ("small", "embed")),
+    (r"(kv_proj|output_proj)/kernel", ("embed", "heads")),
     (r"image_newline", ("norm",)),
     (r"sampler/(key_proj|value_proj|score/score_in)/kernel", ("embed", "small")),
     (r"sampler/(queries|score/score_out)/kernel", ("small", "small")),

@@ -16,7 +16,6 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from vlvm_jax.config import ModelConfig, StageConfig
-from vlvm_jax.models.adapters.base import FrameLayout
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 
@@ -120,7 +119,7 @@ def forward_flops(config: ModelConfig, batch: Batch) -> StepFlops:
         return model.bind(params).encoder(frames)
 
     features = jax.eval_shape(tower, params, batch.frames)
-    layout = FrameLayout(batch.media, batch.is_video)
+    layout = batch.layout
     of_tower = count(tower, params, batch.frames)
     of_adapter = count(lambda p, f, where: model.bind(p).adapter(f, where, rng=None), params, features, layout)
     hidden = jax.ShapeDtypeStruct((*batch.token_ids.shape, config.decoder.hidden_size), jnp.dtype(config.dtype))

@@ -88,6 +88,38 @@ def matching(patterns: Sequence[str], paths: Iterable[str], where: str) -> set[s
     return found
 
 
+def resets(stage: StageConfig, params: Iterable[str]) -> set[str]:
+    """Paths of what a stage draws anew.
+
+    Raises:
+      InputError: a pattern matches nothing.
+    """
+    return matching(stage.reset, params, f"config.stages.{stage.name}.reset")
+
+
+def copies(stage: StageConfig, params: Mapping[str, Any]) -> dict[str, str]:
+    """Of what a stage starts as copies, the path of each parameter to that of which it is one.
+
+    Raises:
+      InputError: there is no such module, or the two do not have the same parameters.
+    """
+    found: dict[str, str] = {}
+    for target, source in stage.copied:
+        where = f"config.stages.{stage.name}.copied"
+        shapes = {}
+        for module in (target, source):
+            below = [path for path in params if path.startswith(f"{module}/")]
+            if not below:
+                raise InputError(
+                    f"{where}: there is no module {module!r} with parameters; name it like adapter/connector"
+                )
+            shapes[module] = {path.removeprefix(f"{module}/"): params[path].shape for path in below}
+        if shapes[target] != shapes[source]:
+            raise InputError(f"{where}: {target!r} cannot be a copy of {source!r}, whose parameters are others")
+        found |= {f"{target}/{name}": f"{source}/{name}" for name in shapes[target]}
+    return found
+
+
 def _parse(text: str, rate: float, depths: Mapping[str, tuple[int, int]], where: str) -> _Pattern:
     match = _SLICE.match(text)
     if match is None:

@@ -192,6 +192,9 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     spec.check(where, found.kind_counts["video"] > 0)
     loader = pipeline.SampleLoader(found, spec)
     check_tiles(config, loader)
+    shapes = Model(config.model).abstract()
+    partition_lib.resets(stage, shapes)
+    partition_lib.copies(stage, shapes)
     pipeline.check_lengths(loader, where, config.data.max_bad_share)
     return PreparedStage(stage, found, spec, num_steps(stage, len(found)), partition_lib.resolve(config.model, stage))
 
@@ -221,7 +224,7 @@ def check_tiles(config: Config, loader: pipeline.SampleLoader) -> None:
     if taps and slots != have:
         raise InputError(
             f"config.data.image_layout: anyres reads {slots} slots a frame, its newline among them, where the adapter "
-            f"{config.model.adapter.name!r} has {have}; use single, or the frames adapter with a newline"
+            f"{config.model.adapter.name!r} has {have or 'none'}; use single, or the frames adapter with a newline"
         )
 
 

@@ -166,7 +166,7 @@ def train_stage(
                 checkpoints,
                 data,
                 mesh,
-                lambda: with_reset(config, stage, initial_params(config, start, abstract, params, mesh)),
+                lambda: as_it_begins(config, stage, initial_params(config, start, abstract, params, mesh)),
             )
             watch.metrics.drop_after(stage.name, int(run.state.step))
             run_stage(run, mesh, watch, stop)
@@ -304,11 +304,25 @@ def initial_params(
         checkpoints.close()
 
 
+def as_it_begins(config: Config, stage: StageConfig, params: Params) -> Params:
+    """The parameters that a stage starts from, of those from before it."""
+    return with_copied(stage, with_reset(config, stage, params))
+
+
+def with_copied(stage: StageConfig, params: Params) -> Params:
+    """The parameters with the stage's copies in their places, each in its own dtype and sharding."""
+    begun = dict(params)
+    for path, source in partition_lib.copies(stage, params).items():
+        copy = jnp.copy(params[source].astype(params[path].dtype))
+        begun[path] = jax.device_put(copy, params[path].sharding)
+    return begun
+
+
 def with_reset(config: Config, stage: StageConfig, params: Params) -> Params:
     """The parameters with those that the stage resets drawn anew, by the stage's seed."""
-    if not stage.reset:
+    fresh_ones = partition_lib.resets(stage, params)
+    if not fresh_ones:
         return params
-    fresh_ones = partition_lib.matching(stage.reset, params, f"config.stages.{stage.name}.reset")
     seed = int(jax.random.randint(jax.random.fold_in(jax.random.key(config.seed), stage.seed + 1), (), 0, 2**31 - 1))
     wanted = {
         path: jax.ShapeDtypeStruct(params[path].shape, params[path].dtype, sharding=params[path].sharding)

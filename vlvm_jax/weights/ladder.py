@@ -55,7 +55,8 @@ def choose(
     if adapter is None or vision is None or decoder is None:
         assert base_family is not None
         return Rung(0, base_family, "a bare tower or decoder is its own class")
-    has_class = adapter.connector.kind != "linear"  # the LLaVA repositories know it, transformers does not
+    # The LLaVA repositories know linear ones, transformers does not.
+    has_class = adapter.connector.kind in ("mlp2x_gelu", "pixel_shuffle")
     if not trained and has_class and base_family is not None and asked in (None, base_family):
         return Rung(1, base_family, "an import as it came")
     candidates = _candidates(adapter, base_family)

@@ -181,6 +181,8 @@ def decoder_rules(config: DecoderConfig) -> list[Rule]:
 def connector_rules(config: ConnectorConfig) -> list[Rule]:
     if config.kind == "pixel_shuffle":
         return _linear("modality_projection.proj", bias=False)
+    if config.kind == "resampler":
+        return []  # no layout on disk has one; an export names its tensors as an adapter's
     names = ["linear_1"] + (["linear_2"] if config.kind == "mlp2x_gelu" else [])
     return [rule for name in names for rule in _linear(name, bias=config.bias)]
 

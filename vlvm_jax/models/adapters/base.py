@@ -19,12 +19,14 @@ class FrameLayout:
     """Which medium each frame of a row belongs to. Packed rows hold frames of several images and clips.
 
     Attributes:
-      media: [B, T] 0 for padding; frames of one image or clip share an id, ids count up along the row.
+      media: [B, T] 0 for padding; frames of one image or clip share an id, ids are 1, 2, 3, ... along the row.
       is_video: [B, T] True for frames of a clip, False for images (and padding).
+      room: positions of the row, which no row has more visual tokens than; None where that is not known.
     """
 
     media: Int[Array, "B T"]
     is_video: Bool[Array, "B T"]
+    room: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def mask(self) -> Bool[Array, "B T"]:
@@ -67,9 +69,10 @@ class VideoAdapter(nnx.Module, abc.ABC):
         """Tokens that one image takes in the sequence."""
 
     @property
-    @abc.abstractmethod
-    def slots_per_frame(self) -> int:
-        """V / T: slots that each frame has among the tokens this gives, filled or not."""
+    def slots_per_frame(self) -> int | None:
+        """V / T: slots that each frame has among the tokens this gives, filled or not; None where frames have none of
+        their own, and images in tiles cannot be put together."""
+        return None
 
     @abc.abstractmethod
     def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:

@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from vlvm_jax.config import ModelConfig, Settings
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.base import FrameLayout, VideoAdapter, VisualTokens
-from vlvm_jax.models.connector import Connector
+from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
 
 Pool = Literal["none", "average", "max", "bilinear"]
@@ -45,10 +45,10 @@ class Adapter(VideoAdapter):
         self.connector = Connector(config.adapter.connector, config.vision, width, dtype=dtype, rngs=rngs)
         self.num_patches = self.connector.num_tokens
         before = options.pool_place == "before_connector"
-        if before and options.pool != "none" and config.adapter.connector.kind == "pixel_shuffle":
+        if before and options.pool != "none" and not is_tokenwise(config.adapter.connector):
             raise InputError(
-                "config.model.adapter.options.pool_place: before_connector leaves no grid for the pixel_shuffle "
-                "connector to join; use after_connector"
+                "config.model.adapter.options.pool_place: before_connector leaves the "
+                f"{config.adapter.connector.kind} connector no grid to read; use after_connector"
             )
         self.num_tokens = pooled_size(options.pool, options.pool_stride, self.num_patches)
         newline = nnx.initializers.normal(width**-0.5)

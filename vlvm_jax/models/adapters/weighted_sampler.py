@@ -16,7 +16,7 @@ from vlvm_jax.config import ModelConfig, Settings
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import samplers
 from vlvm_jax.models.adapters.base import FrameLayout, VideoAdapter, VisualTokens
-from vlvm_jax.models.connector import Connector
+from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
 
 Reading = Literal[
@@ -117,15 +117,16 @@ class Adapter(VideoAdapter):
 
 
 def _check(options: Adapter.Options, config: ModelConfig) -> None:
-    if config.adapter.connector.kind == "pixel_shuffle":
+    if not is_tokenwise(config.adapter.connector):
+        kind = config.adapter.connector.kind
         if options.placement == "before_connector":
             raise InputError(
-                "config.model.adapter.options.placement: before_connector leaves no grid for the pixel_shuffle "
-                "connector to join; use after_connector"
+                f"config.model.adapter.options.placement: before_connector leaves the {kind} connector no grid to "
+                "read; use after_connector"
             )
         if options.reading == "encoder_attn":
             raise InputError(
-                "config.model.adapter.options.reading: encoder_attn ranks the tower's patches, which the pixel_shuffle "
+                f"config.model.adapter.options.reading: encoder_attn ranks the tower's patches, which the {kind} "
                 "connector joins before they are sampled; use another reading"
             )
     if options.reading == "encoder_attn" and config.vision.attention_layer is None:
