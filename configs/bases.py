@@ -39,6 +39,33 @@ VICUNA_7B = {
     "data": {**_CHECKPOINT_DATA, "chat_template": "vicuna_v1"},
 }
 
+# LLaVA-Lightning-7B-v1-1 as Video-ChatGPT's readme links it, with which that project begins: 224 pixels, one affine
+# map, three rows of special tokens. The number of rows is compared with the checkpoint when that is opened.
+LLAVA_V1_7B = {
+    "model": {
+        "vision": {**_CLIP_L, "image_size": 224},
+        "connector": {"kind": "linear"},
+        "decoder": {**_VICUNA_7B, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "vocab_size": 32003},
+        "init_from": "mmaaz60/LLaVA-7B-Lightening-v1-1",
+    },
+    "data": {"tokenizer": "{decoder}", "chat_template": "vicuna_v1"},
+}
+
+# A base that speaks Chinese and whose connector is a resampler of Qwen-VL's form, aligned from the start.
+QWEN2_7B = {
+    "model": {
+        "vision": {**_CLIP_L, "image_size": 336},
+        "connector": {"kind": "resampler", "num_queries": 256},
+        "decoder": {
+            "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4, "head_dim": 128, "rope_theta": 1e6,
+            "rms_norm_eps": 1e-6, "attention_bias": True, "max_position_embeddings": 32768,
+        },
+        "init_from": {"encoder": "openai/clip-vit-large-patch14-336", "decoder": "Qwen/Qwen2-7B-Instruct"},
+    },
+    "data": _CHECKPOINT_DATA,
+}  # fmt: skip
+
 # HuggingFaceTB/SmolVLM2-256M-Video-Instruct: SigLIP-base/16-512, 4 x 4 patches joined, SmolLM2-135M.
 SMOLVLM2_256M = {
     "model": {
@@ -62,6 +89,8 @@ SMOLVLM2_256M = {
 BASES: dict[str, dict[str, Any]] = {
     "llava-1.5-7b": LLAVA_1_5_7B,
     "vicuna-7b": VICUNA_7B,
+    "llava-v1-7b": LLAVA_V1_7B,
+    "qwen2-7b": QWEN2_7B,
     "smolvlm2-256m": SMOLVLM2_256M,
 }
 

@@ -26,11 +26,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import bases
-from configs.bases import BASES
 from configs.common import complete, entry, parse_arg, tiny_model
 from vlvm_jax.errors import InputError
 
-PRESETS = ("tiny", *BASES)
+PRESETS = ("tiny", "llava-1.5-7b", "vicuna-7b", "smolvlm2-256m")
 STRATEGIES = ("S1", "S2", "S3")
 
 ALIGN = {"adapter/connector/**": 1e-3}
@@ -47,7 +46,7 @@ def get_config(arg: str | None = None) -> Any:
     if not 0 <= options.video_fraction <= 1:
         raise InputError(f"--config: video_fraction={options.video_fraction} is not in (0, 1]")
     if preset == "tiny" and options.base:
-        raise InputError(f"--config: base={options.base!r} needs one of the presets {', '.join(BASES)}, not tiny")
+        raise InputError(f"--config: base={options.base!r} needs one of the presets {', '.join(PRESETS[1:])}, not tiny")
     return tiny(options) if preset == "tiny" else full(preset, options)
 
 

@@ -254,8 +254,9 @@ class MixtureEntry(Settings):
 
     path: str
     format: Literal[
-        "auto", "llava", "messages", "videochat2", "video_chatgpt", "qa", "array_record", "parquet", "tfds", "mixture"
-    ] = "auto"
+        "auto", "llava", "messages", "videochat2", "video_chatgpt", "vcgbench", "vcgbench_consistency", "qa",
+        "array_record", "parquet", "tfds", "mixture",
+    ] = "auto"  # fmt: skip
     media_root: str | None = None
     fields: Any = Field(default_factory=dict)
     media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
@@ -296,8 +297,8 @@ class DataConfig(Settings):
     the training process; "auto" measures how long samples take. Where several processes share a machine, give a number.
 
     `frame_sampling` says which frames of a clip are taken (`data.decoding`): `uniform` midpoints of equal parts, `fps`
-    of them a second, or `segment`, in training one drawn from each equal part. A clip kept as images has `folder_fps`
-    frames a second where nothing else says.
+    of them a second, `segment`, in training one drawn from each equal part, or `video_chatgpt`, that project's
+    midpoints. A clip kept as images has `folder_fps` frames a second where nothing else says.
     """
 
     tokenizer: str
@@ -305,7 +306,7 @@ class DataConfig(Settings):
     processor: str | None = None
     image_layout: Literal["single", "anyres"] = "single"
     embedded: Any = None
-    frame_sampling: Literal["uniform", "fps", "segment"] = "uniform"
+    frame_sampling: Literal["uniform", "fps", "segment", "video_chatgpt"] = "uniform"
     fps: PositiveFloat = 1.0
     folder_fps: PositiveFloat = 1.0
     time_instruction: bool = False

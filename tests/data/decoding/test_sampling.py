@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.data.decoding.sampling import choose, fps_indices, segment_indices, uniform_indices
+from vlvm_jax.data.decoding.sampling import choose, fps_indices, segment_indices, uniform_indices, video_chatgpt_indices
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,31 @@ def test_rules_by_name():
     assert choose(100, 10.0, 4, rule="fps", fps=0.5) == fps_indices(100, 10.0, 0.5, 4) == uniform_indices(100, 4)
     assert choose(100, 10.0, 8, rule="fps", fps=0.5) == [0, 20, 40, 60, 80]
     assert choose(100, 10.0, 4, rule="segment", seed=(3, 5)) == segment_indices(100, 4, (3, 5))
+
+
+# --- Video-ChatGPT's rule ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [
+        (11, 4, [1, 3, 6, 9]),  # edges 0, 2.5 -> 2, 5, 7.5 -> 8, 10: halves go to the even number
+        (7, 4, [1, 2, 3, 5]),  # 0, 1.5 -> 2, 3, 4.5 -> 4, 6
+        (4, 4, [0, 1, 2]),  # 0, .75 -> 1, 1.5 -> 2, 2.25 -> 2, 3: midpoints 0, 1, 2, 2
+        (1, 4, [0]),
+        (0, 4, []),
+        (3000, 2, [750, 2249]),
+    ],
+)
+def test_video_chatgpt_worked_numbers(total, count, expected):
+    assert video_chatgpt_indices(total, count) == expected
+
+
+@settings(deadline=None)
+@given(total=st.integers(1, 100_000), count=st.integers(1, 128))
+def test_video_chatgpt_takes_frames_there_are(total, count):
+    chosen = video_chatgpt_indices(total, count)
+    assert chosen == choose(total, 30.0, count, rule="video_chatgpt") == sorted(set(chosen))
+    assert chosen[0] >= 0 and chosen[-1] < total
+    if total > 2 * count:
+        assert len(chosen) == count

@@ -68,6 +68,16 @@ def test_video_chatgpt_finds_the_clip_by_its_id(read, tmp_path):
     assert found[0] == record(tmp_path, [("video", "clips/v_1.mkv")], ("<image>\nWhat?", "It."))
 
 
+def test_the_benchmark_s_files(read, tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "v_1.mp4").touch()
+    root = {"media_root": str(tmp_path / "clips")}
+    plain = read({"video_name": "v_1", "Q": "What happens?", "A": "A dog jumps."}, **root)
+    assert plain == [record(tmp_path, [("video", "clips/v_1.mp4")], ("<image>\nWhat happens?", "A dog jumps."))]
+    (pair,) = read({"video_name": "v_1", "Q1": "Who?", "Q2": "Which animal?", "A": "A dog."}, **root)
+    assert pair.turns == (Turn("<image>\nWho?", "A dog."), Turn("Which animal?", "A dog."))
+
+
 def test_video_chatgpt_needs_the_folder_of_clips(read, tmp_path):
     with pytest.raises(InputError, match=r"/absent: no such folder of clips; give media_root"):
         read({"video_id": "a", "q": "q", "a": "a"}, media_root=str(tmp_path / "absent"))

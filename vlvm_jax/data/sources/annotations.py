@@ -75,7 +75,7 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
                 raise InputError(f"{where}: not JSON ({raw})")
             if index == 0:
                 name = formats.detect(raw, where) if name == "auto" else name
-                clip_of = formats.clip_finder(_names(root)) if name == "video_chatgpt" else clip_of
+                clip_of = formats.clip_finder(_names(root)) if name in formats.CLIPS_BY_ID else clip_of
             found = formats.to_llava(raw, name, where, clip_of)
             if index == 0:
                 records.parse(found, where, index, records.below(root))

@@ -4,6 +4,8 @@ llava          {"image"|"video", "conversations": [{"from", "value"}]}
 messages       {"messages": [{"role", "content": text or [{"type": "image"|"video"|"text", ...}]}]}, of HF and TRL
 videochat2     {"image"|"video", "QA": [{"i", "q", "a"}], "start", "end"}, of VideoChat2-IT
 video_chatgpt  {"video_id", "q", "a"}, of Video-ChatGPT-100K: the clip of this name in the media folder
+vcgbench       {"video_name", "Q", "A"}, of its benchmark: generic_qa.json, temporal_qa.json
+vcgbench_consistency  {"video_name", "Q1", "Q2", "A"}, consistency_qa.json: two questions with one answer
 qa             {"image"|"video", "question", "answer"}
 """
 
@@ -19,8 +21,11 @@ KEYS = {
     "messages": ("messages",),
     "videochat2": ("QA",),
     "video_chatgpt": ("video_id", "q", "a"),
+    "vcgbench": ("video_name", "Q", "A"),
+    "vcgbench_consistency": ("video_name", "Q1", "Q2", "A"),
     "qa": ("question", "answer"),
 }
+CLIPS_BY_ID = ("video_chatgpt", "vcgbench", "vcgbench_consistency")  # not by a path
 KEPT = ("id", "image", "video", "type", "types", "start", "end")
 CLIPS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
 
@@ -37,7 +42,8 @@ def detect(raw: Any, where: str) -> str:
             return name
     raise InputError(
         f"{where}: no 'conversations' list; this is not the LLaVA format, nor has it 'messages', 'QA', "
-        f"'video_id' with 'q' and 'a', or 'question' and 'answer'; its keys are {short(sorted(raw))}"
+        f"'video_id' with 'q' and 'a', 'video_name' with 'Q' and 'A', or 'question' and 'answer'; its keys are "
+        f"{short(sorted(raw))}"
     )
 
 
@@ -64,6 +70,10 @@ def to_llava(raw: Any, name: str, where: str, clip_of: Callable[[str], str]) -> 
         return kept | {"conversations": _from_qa(raw["QA"], where)}
     if name == "video_chatgpt":
         return kept | {"video": clip_of(str(raw["video_id"])), "conversations": _exchange(raw["q"], raw["a"])}
+    if name in CLIPS_BY_ID:
+        asked = [raw[key] for key in KEYS[name] if key.startswith("Q")]
+        said = [turn for question in asked for turn in _exchange(question, raw["A"])]
+        return kept | {"video": clip_of(str(raw["video_name"])), "conversations": said}
     return kept | {"conversations": _exchange(raw["question"], raw["answer"])}
 
 
