@@ -11,7 +11,6 @@ run again. Prints the table that stands in docs/benchmarks.md.
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -20,29 +19,24 @@ import jax
 import numpy as np
 from etils import epath
 
+from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
 from configs import ftfv
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.data.pipeline import SkipLog
-from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.storage import Logs
 from vlvm_jax.training import prepare, stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import to_device
-from vlvm_jax.training.metrics import MetricsWriter
-from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import make_step
-from vlvm_jax.training.throughput import Timeline, Watch
 
 PATCHES = 36
 QUESTIONS = 300
 SETTINGS = [("none", PATCHES)] + [
     (reading, tokens) for tokens in (16, 8, 4, 2, 1) for reading in ("soft_slots", "block_average", "stride")
 ]
-TEMPORAL = ("direction", "order", "speed", "before_after")
 
 
 def setting(reading: str, tokens: int, seed: int, steps: int) -> Config:
@@ -61,39 +55,13 @@ def setting(reading: str, tokens: int, seed: int, steps: int) -> Config:
     return build(Config, config)
 
 
-def image_model(workdir: epath.Path, stop: StopSignal) -> epath.Path:
-    """Trains the image stages once; returns the folder of the last one."""
-    config = setting("none", PATCHES, 0, 1)
-    config = config.model_copy(update={"stages": config.stages[:-1], "evals": ()})
-    stages.run(config, workdir / "image", stop)
-    return workdir / "image" / config.stages[-1].name
-
-
-def start_from(folder: epath.Path, config: Config, mesh) -> params_lib.Params:
-    """The image model's parameters with this setting's own fresh sampler."""
-    fresh = jax.jit(lambda: params_lib.join(Model(config.model).init(config.seed)))()
-    image = setting("none", PATCHES, 0, 1)
-    abstract = jax.eval_shape(params_lib.join, Model(image.model).abstract())
-    trained = stages.initial_params(image, folder, abstract, None, mesh)
-    return {**fresh, **{path: value for path, value in trained.items() if path in fresh}}
-
-
 def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal) -> dict[str, float]:
     """Trains `instruct` and returns held-out accuracy, overall and over the temporal types."""
-    config = prepare.with_embedded_data(config, stop)
-    prepared = prepare.prepare_stage(config, config.stages[-1])
-    workdir.mkdir(parents=True, exist_ok=True)
-    with Logs(os.fspath(workdir)) as logs:
-        writer = MetricsWriter(logs.folder, tensorboard=False, wandb_project=None, name=config.name, config={})
-        watch = Watch(logs, writer, Timeline(logs.folder), Profiler(logs.folder, None, ()))
-        _, params = stages.train_stage(
-            config, prepared, workdir, folder, start_from(folder, config, mesh), mesh, watch, stop
-        )
-    results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
-    by_type = results["videos"]["by_type"]
+    found = train_and_ask(config, setting("none", PATCHES, 0, 1), folder, workdir, mesh, stop)
+    by_type = found["by_type"]
     temporal = statistics.mean(by_type[kind] for kind in TEMPORAL)
     static = statistics.mean(value for kind, value in by_type.items() if kind not in TEMPORAL)
-    return {"all": results["videos"]["accuracy"], "temporal": temporal, "static": static}
+    return {"all": found["accuracy"], "temporal": temporal, "static": static}
 
 
 def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
@@ -134,7 +102,7 @@ def main() -> None:
     results = Path(args.workdir) / "results"
     results.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        folder = image_model(workdir, stop)
+        folder = train_image_model(setting("none", PATCHES, 0, 1), workdir, stop)
         if not (results / "seconds.json").exists():
             write(results / "seconds.json", step_times(args.timing_rounds, mesh, stop))
         for seed in args.seeds:

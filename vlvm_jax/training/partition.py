@@ -7,6 +7,7 @@ frozen has no gradient, no optimizer state and no saved activation.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.errors import InputError

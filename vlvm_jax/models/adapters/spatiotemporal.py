@@ -75,11 +75,12 @@ class Adapter(VideoAdapter):
         connector = config.adapter.connector
         self.connector = Connector(connector, vision, width, dtype=dtype, rngs=rngs)
         self.num_space = self.connector.num_tokens
-        self.temporal_connector: Connector | FrameConnector | None = None
+        temporal: Connector | FrameConnector | None = None
         if options.temporal == "same":
-            self.temporal_connector = Connector(connector, vision, width, dtype=dtype, rngs=rngs)
+            temporal = Connector(connector, vision, width, dtype=dtype, rngs=rngs)
         elif options.temporal == "linear":
-            self.temporal_connector = FrameConnector(vision.hidden_size, width, dtype=dtype, rngs=rngs)
+            temporal = FrameConnector(vision.hidden_size, width, dtype=dtype, rngs=rngs)
+        self.temporal_connector = temporal
 
     # --- how many tokens ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,51 @@
+"""What studies share: one image model, and settings that each train one more stage from it and answer questions."""
+
+import os
+from typing import Any
+
+import jax
+from etils import epath
+
+from vlvm_jax.config import Config
+from vlvm_jax.evaluation import final
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model
+from vlvm_jax.storage import Logs
+from vlvm_jax.training import prepare, stages
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.metrics import MetricsWriter
+from vlvm_jax.training.profiling import Profiler
+from vlvm_jax.training.throughput import Timeline, Watch
+
+TEMPORAL = ("direction", "order", "speed", "before_after")
+
+
+def train_image_model(config: Config, workdir: epath.Path, stop: StopSignal) -> epath.Path:
+    """Runs all stages of a recipe but the last, once; returns the folder of the last of these."""
+    config = config.model_copy(update={"stages": config.stages[:-1], "evals": ()})
+    stages.run(config, workdir / "image", stop)
+    return workdir / "image" / config.stages[-1].name
+
+
+def train_and_ask(
+    config: Config, image: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal
+) -> dict[str, Any]:
+    """Trains a recipe's last stage from the image model, what that lacks being fresh, and returns what `summary.json`
+    says of the first held-out set."""
+    config = prepare.with_embedded_data(config, stop)
+    prepared = prepare.prepare_stage(config, config.stages[-1])
+    workdir.mkdir(parents=True, exist_ok=True)
+    start = _start_from(folder, image, config, mesh)
+    with Logs(os.fspath(workdir)) as logs:
+        writer = MetricsWriter(logs.folder, tensorboard=False, wandb_project=None, name=config.name, config={})
+        watch = Watch(logs, writer, Timeline(logs.folder), Profiler(logs.folder, None, ()))
+        _, params = stages.train_stage(config, prepared, workdir, folder, start, mesh, watch, stop)
+    results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
+    return results[config.evals[0].name]
+
+
+def _start_from(folder: epath.Path, image: Config, config: Config, mesh) -> params_lib.Params:
+    fresh = jax.jit(lambda: params_lib.join(Model(config.model).init(config.seed)))()
+    abstract = jax.eval_shape(params_lib.join, Model(image.model).abstract())
+    trained = stages.initial_params(image, folder, abstract, None, mesh)
+    return {**fresh, **{path: value for path, value in trained.items() if path in fresh}}

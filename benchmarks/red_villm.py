@@ -1,0 +1,153 @@
+"""What a temporal branch brings: arms of the RED-VILLM recipe against each other, and how much video they need.
+
+usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--only ARM ...]
+
+One image model (9 patches a frame) is trained once. From it every arm trains the recipe's `video` stage for `--steps`
+steps on the same clips and answers the held-out questions and their controls, once per seed: frames one after the other
+(`frames`), space tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's way), both
+through their own (`red_villm`), that with a random temporal connector, and with the decoder frozen; then `red_villm` on
+10, 25 and 50% of the video instructions, for as many steps. Every result is a file of its own in DIR/results; what is
+done is not run again. Prints the tables of docs/red_villm.md and draws DIR/red_villm.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from etils import epath
+
+from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
+from configs import red_villm
+from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.prepare import adapter_of
+from vlvm_jax.training.progress import say
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ARMS = {
+    "frames": "",
+    "space_only": "join=space_only",
+    "time_only": "join=time_only",
+    "shared": "temporal=shared",
+    "red_villm": "",
+    "random init": "init=random",
+    "decoder frozen": "train=aligners",
+    "10%": "video_fraction=0.1",
+    "25%": "video_fraction=0.25",
+    "50%": "video_fraction=0.5",
+}
+STUDY = ("10%", "25%", "50%", "red_villm")
+
+
+def setting(arm: str, seed: int, steps: int) -> Config:
+    """The tiny recipe of one arm."""
+    config = red_villm.get_config(f"tiny,seed={seed},{ARMS[arm]}".rstrip(","))
+    config.tensorboard = False
+    config.stages[-1].steps = steps
+    if arm == "frames":
+        config.model.adapter.name, config.model.adapter.options = "frames", {}
+        config.stages[-1].copied = []
+        config.stages[-1].length = config.evals[0].length = 8 * 9 + 64
+    return build(Config, config)
+
+
+def image_setting() -> Config:
+    """Its image model: an adapter without anything of its own."""
+    return setting("frames", 0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/red_villm-study")
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS))
+    args = parser.parse_args()
+    workdir = epath.Path(args.workdir).expanduser().resolve()
+    results = Path(args.workdir) / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(MeshConfig())
+    with StopSignal() as stop:
+        folder = train_image_model(image_setting(), workdir, stop)
+        for seed in args.seeds:
+            for arm in args.only:
+                name = f"{arm.replace(' ', '_')}-{args.steps}-{seed}"
+                if (results / f"{name}.json").exists():
+                    continue
+                found = train_and_ask(
+                    setting(arm, seed, args.steps), image_setting(), folder, workdir / name, mesh, stop
+                )
+                (results / f"{name}.json").write_text(json.dumps(found, indent=2))
+                say(f"{name}: accuracy {found['accuracy']:.3f}")
+    runs = {
+        arm: [json.loads(p.read_text()) for p in sorted(results.glob(f"{arm.replace(' ', '_')}-{args.steps}-*.json"))]
+        for arm in ARMS
+    }
+    print(table({arm: found for arm, found in runs.items() if found}))
+    draw(runs, Path(args.workdir) / "red_villm.png")
+
+
+def by_type(run: dict[str, Any]) -> dict[str, float]:
+    """Accuracy by type and over groups of types."""
+    found = run["by_type"]
+    groups = {
+        "temporal": [value for kind, value in found.items() if kind in TEMPORAL],
+        "static": [value for kind, value in found.items() if kind not in TEMPORAL],
+    }
+    return {"all": run["accuracy"], **{name: float(np.mean(values)) for name, values in groups.items()}, **found}
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """One row an arm, one column a type; then each control of `red_villm`."""
+    types = list(by_type(next(iter(runs.values()))[0]))
+    lines = [
+        f"| arm | visual tokens | {' | '.join(types)} | seeds |",
+        "|---|---:|" + "---:|" * (len(types) + 1),
+    ]
+    for arm, found in runs.items():
+        tokens = adapter_of(setting(arm, 0, 1)).num_video_tokens(8)
+        cells = [spread([by_type(run)[kind] for run in found]) for kind in types]
+        lines.append(f"| {arm} | {tokens} | {' | '.join(cells)} | {len(found)} |")
+    for control in runs.get("red_villm", [{"controls": {}}])[0]["controls"]:
+        controlled = [run["controls"][control] for run in runs["red_villm"]]
+        cells = [spread([by_type(run)[kind] for run in controlled]) for kind in types]
+        lines.append(f"| red_villm, {control.replace('_', ' ')} | | {' | '.join(cells)} | {len(controlled)} |")
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Arms by group of types, and accuracy over the share of the video instructions."""
+    arms = [arm for arm in ARMS if runs[arm] and arm not in STUDY[:-1]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
+    for number, group in enumerate(("temporal", "static")):
+        values = [[by_type(run)[group] for run in runs[arm]] for arm in arms]
+        where = np.arange(len(arms)) + 0.4 * number - 0.2
+        left.bar(
+            where, [np.mean(v) for v in values], 0.38, yerr=[np.std(v) for v in values], label=f"{group} questions"
+        )
+    left.set_xticks(range(len(arms)), arms, rotation=25, ha="right")
+    left.set_ylabel("held-out accuracy")
+    left.legend()
+    shares = {"10%": 10, "25%": 25, "50%": 50, "red_villm": 100}
+    for group in ("temporal", "static"):
+        points = [(shares[arm], [by_type(run)[group] for run in runs[arm]]) for arm in STUDY if runs[arm]]
+        if points:
+            x, values = zip(*points, strict=True)
+            right.errorbar(x, [np.mean(v) for v in values], [np.std(v) for v in values], marker="o", label=group)
+    right.set_xlabel("% of the video instructions, equal steps")
+    right.legend()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
