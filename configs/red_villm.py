@@ -33,7 +33,7 @@ from vlvm_jax.errors import InputError
 
 PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b")
 TRAIN = ("aligners", "lora", "decoder")
-FILES = {"en": ("VideoInstruct100K.json",), "zh": ("VideoInstruct100K_zh.json",)}
+FILES: dict[str, tuple[str, ...]] = {"en": ("VideoInstruct100K.json",), "zh": ("VideoInstruct100K_zh.json",)}
 FILES["both"] = (*FILES["en"], *FILES["zh"])
 ALIGNERS = "adapter/**"
 
@@ -122,6 +122,7 @@ def full(preset: str, options: Any) -> ConfigDict:
     root, train = options.data, options.train or "aligners"
     aligned = preset != "qwen2-7b" or bool(options.base)
     model = dict(base["model"])
+    adapter = {"connector": model.pop("connector"), **_adapter(options)}
     if train == "lora":
         model["lora"] = {"rank": options.rank, "alpha": 2.0 * options.rank}
     decoder = {"aligners": {}, "lora": {"decoder/**/lora_*": 1e-5}, "decoder": {"decoder/**": 2e-5}}[train]
@@ -162,7 +163,7 @@ def full(preset: str, options: Any) -> ConfigDict:
         {
             "name": f"red-villm-{preset}-{train}",
             "model": {
-                **model, "adapter": {"connector": model.pop("connector"), **_adapter(options)}, "dtype": "bfloat16",
+                **model, "adapter": adapter, "dtype": "bfloat16",
                 "vision_remat": "full", "decoder_remat": "full",
             },
             "data": {**base["data"], "frame_sampling": "video_chatgpt"},

@@ -32,7 +32,7 @@ ALLOWED = {
     "errors.py": set(),
     "cli.py": {"errors"},
 }
-METHODS = {"ftfv", "weighted_sampler", "FTFV"}
+METHODS = {"ftfv", "weighted_sampler", "FTFV", "red_villm", "spatiotemporal", "RED-VILLM"}
 
 
 def imported(file: Path) -> set[str]:

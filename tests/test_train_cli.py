@@ -1,13 +1,14 @@
 """Bad input to the command ends in one line that says what is wrong, exit code 2, no traceback."""
 
 import json
+import re
 import shutil
 import sys
 
 import pytest
 from recipes import small, train
 
-from configs import ftfv
+from configs import ftfv, red_villm
 from vlvm_jax import cli
 from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.data.embedded import shapes
@@ -153,6 +154,30 @@ def test_every_preset_builds():
             assert sees_video == {
                 "S1": ["instruct"], "S2": ["pretrain", "instruct"], "S3": ["video"],
             }[strategy]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", red_villm.PRESETS)
+def test_every_setting_of_red_villm_builds(preset):
+    for learns in red_villm.TRAIN if preset != "tiny" else ("aligners", "decoder"):
+        for more in ("language=zh", "language=both,init=random", "temporal=linear,frames=16", "video_fraction=0.1"):
+            config = build(Config, red_villm.get_config(f"{preset},train={learns},{more}"))
+            last = config.stages[-1]
+            assert last.name == "video" and "adapter/**" in dict(last.trainable)
+            assert bool(last.copied) == (more not in ("language=both,init=random", "temporal=linear,frames=16"))
+            assert any(path.startswith("decoder/") for path, _ in last.trainable) == (learns != "aligners")
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("tiny,train=lora", "base and train=lora need one of the presets llava-1.5-7b"),
+        ("llava-1.5-7b,language=fr", "language='fr'; there are en, zh, both"),
+        ("tiny,video_fraction=0", "video_fraction=0.0 is not in (0, 1]"),
+    ],
+)
+def test_what_red_villm_cannot_be(arg, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        red_villm.get_config(arg)
 
 
 def test_config_errors_name_the_key():

@@ -11,8 +11,7 @@ import torch
 import transformers
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from configs import ftfv
-from configs.bases import BASES
+from configs import ftfv, red_villm
 from vlvm_jax.config import Config, build
 from vlvm_jax.models.params import Model
 
@@ -30,12 +29,8 @@ def llava_1_5_7b() -> dict[str, list[torch.nn.Module]]:
 
 def vicuna_7b() -> dict[str, list[torch.nn.Module]]:
     """Llama's defaults are Vicuna's sizes. The connector is of LLaVA's kind: the widths are the same."""
-    tower = transformers.CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224,
-        patch_size=14,
-    )  # fmt: skip
     return {
-        "encoder": [transformers.CLIPVisionModel(tower)],
+        "encoder": [clip_tower(224)],
         "adapter/connector": [LlavaMultiModalProjector(transformers.LlavaConfig())],
         "decoder": [transformers.LlamaForCausalLM(transformers.LlamaConfig())],
     }
@@ -61,17 +56,67 @@ def smolvlm2_256m() -> dict[str, list[torch.nn.Module]]:
     }
 
 
-CLASSES = {"llava-1.5-7b": llava_1_5_7b, "vicuna-7b": vicuna_7b, "smolvlm2-256m": smolvlm2_256m}
+def clip_tower(image_size: int) -> torch.nn.Module:
+    return transformers.CLIPVisionModel(
+        transformers.CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14,
+            image_size=image_size,
+        )
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", BASES)
-def test_a_preset_has_the_parameters_of_its_classes(preset):
+def llava_v1_7b() -> dict[str, list[torch.nn.Module]]:
+    return {
+        "encoder": [clip_tower(224)],
+        "adapter/connector": [torch.nn.Linear(1024, 4096)],
+        "decoder": [transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32003))],
+    }
+
+
+def qwen2_7b() -> dict[str, list[torch.nn.Module]]:
+    """The connector is Qwen-VL's resampler, of the modules of which its public code makes it."""
+    width = 3584
+    config = transformers.Qwen2Config(
+        vocab_size=152064, hidden_size=width, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    resampler = [
+        torch.nn.Embedding(256, width),
+        torch.nn.Linear(1024, width, bias=False),
+        torch.nn.MultiheadAttention(width, 28),
+        *(torch.nn.LayerNorm(width) for _ in range(3)),
+        torch.nn.Linear(width, width, bias=False),
+    ]
+    return {
+        "encoder": [clip_tower(336)],
+        "adapter/connector": resampler,
+        "decoder": [transformers.Qwen2ForCausalLM(config)],
+    }
+
+
+CLASSES = {
+    "llava-1.5-7b": llava_1_5_7b,
+    "vicuna-7b": vicuna_7b,
+    "smolvlm2-256m": smolvlm2_256m,
+    "llava-v1-7b": llava_v1_7b,
+    "qwen2-7b": qwen2_7b,
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "preset"), [(recipe, preset) for recipe in (ftfv, red_villm) for preset in recipe.PRESETS[1:]]
+)
+def test_a_preset_has_the_parameters_of_its_classes(recipe, preset):
     """All of them: transformers' towers keep the layers above the features and the last norm, and so do ours."""
     with torch.device("meta"):
         modules = CLASSES[preset]()
     expected = {part: sum(p.numel() for m in found for p in m.parameters()) for part, found in modules.items()}
     sizes = Counter()
-    for path, a in Model(build(Config, ftfv.get_config(preset)).model).abstract().items():
+    for path, a in Model(build(Config, recipe.get_config(preset)).model).abstract().items():
         sizes[next((part for part in expected if path.startswith(f"{part}/")), "new")] += math.prod(a.shape)
-    assert 0 < sizes.pop("new") < 1e6  # the sampler, which no class has
+    new = sizes.pop("new")
     assert sizes == expected
+    if recipe is red_villm:
+        assert new == expected["adapter/connector"]  # the temporal one is another of its kind
+    else:
+        assert 0 < new < 1e6  # the sampler

@@ -229,7 +229,7 @@ def test_every_adapter_here_has_code():
 
 
 def test_an_adapter_without_code_is_refused_by_name():
-    with pytest.raises(InputError, match=r"'spiral' has no PyTorch code.*adapter_spiral.py .*frames, weighted_sampler"):
+    with pytest.raises(InputError, match=r"'spiral' has no PyTorch code.*adapter_spiral.py .*frames, spatiotemporal, "):
         source_files("spiral")
 
 
