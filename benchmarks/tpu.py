@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from configs import ftfv
+from configs import ftfv, red_villm
 from vlvm_jax.config import Config, build
 from vlvm_jax.parallel import topology as topology_lib
 from vlvm_jax.parallel.mesh import make_mesh
@@ -83,6 +83,11 @@ def long_video() -> Any:
     return config
 
 
+def hundred_frames() -> Any:
+    """RED-VILLM on LLaVA-1.5-7B: 100 frames as 676 tokens, the decoder trained too."""
+    return red_villm.get_config("llava-1.5-7b,train=decoder")
+
+
 def decoder_alone() -> Any:
     """Llama2-7B by itself, 2 x 2048 tokens a chip of v5e-64: what MaxText 0.2.5 compiles to 2.80 GiB of temporaries."""
     config = llava_7b()
@@ -105,6 +110,7 @@ ROWS = (
     *(Row(f"7B-unsampled-{slice_}", slice_, "instruct", lambda: instruct(576, "none")) for slice_ in SLICES),
     *(Row(f"13B-{stage}-v5p-64", "v5p-64", stage, llava_13b) for stage in STAGES),
     Row("7B-64k-v5e-64", "v5e-64", "instruct", long_video),
+    Row("7B-100-frames-v5e-64", "v5e-64", "video", hundred_frames),
     Row("decoder-v5e-64", "v5e-64", "instruct", decoder_alone),
 )
 

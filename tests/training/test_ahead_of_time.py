@@ -57,7 +57,7 @@ def test_a_step_fits_donates_its_state_and_gathers_by_layer(topology):
     parts = parsed.chips // mesh.shape["data"]
     state, frozen = 12 * report.trainable / parts, 2 * report.frozen / parts
     assert state < report.donated < 1.1 * state
-    assert report.arguments < report.peak <= report.arguments + report.temporaries + report.results - report.donated
+    assert report.arguments < report.peak < report.arguments + report.temporaries + 2**23
     assert report.results - report.donated < 16384  # the metrics; the state is overwritten in place
     assert report.arguments < 1.1 * (state + frozen) + 2**20
     counts = report.collectives.count
