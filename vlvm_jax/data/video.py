@@ -16,6 +16,7 @@ from vlvm_jax.data.decoding.sampling import FrameRule
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.files import brief
 from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
+from vlvm_jax.data.workers import release_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ def decode_clip(
             return _of_images(names, path, choose, to_frame, frame_rate(path) or folder_fps, span)
         with open_medium(path) as file:
             taken = decode.take_frames(file, path, choose, to_frame, at_most=count, span=span)
+        release_memory()
     return _clip(taken.frames, taken.times, taken.duration, span)
 
 
