@@ -1,7 +1,7 @@
 """Decoding for training: frames per second and per core, seconds to the first batch, memory, time spent waiting.
 
 usage: python benchmarks/data.py [--folder DIR] [--rounds N] [--minutes M] [--step SECONDS] [--sizes 720p ...]
-                                 [--emulator]
+                                 [--emulator] [--prepared]
 
 Clips of 10 s (one with a keyframe every 8 s, as x264 sets them by default, one with a keyframe every 2 s, as sites
 encode) and of an hour are made once in the folder. 8 frames of each go through two workers to squares of 336 pixels:
@@ -17,6 +17,8 @@ encode) and of an hour are made once in the folder. 8 frames of each go through 
 Contenders take turns, round after round, so that each ratio compares neighbours in time; the numbers are medians. CPU
 seconds are the workers' own and suffer less from a busy machine than the time on the clock. The clip of an hour is read
 once a round, without workers.
+
+`--prepared` reads the clips as `data prepare` re-encodes them too, without workers, and says how large they are.
 """
 
 import argparse
@@ -39,6 +41,8 @@ from PIL import Image
 from vlvm_jax import storage
 from vlvm_jax.data import video
 from vlvm_jax.data.decoding.sampling import uniform_indices
+from vlvm_jax.data.tools import reencode
+from vlvm_jax.data.tools.reencode import Target
 
 COUNT, SIDE, WORKERS, BATCH = 8, 336, 2, 4
 SETTLING = 2 * WORKERS * BATCH  # clips, more than workers hold ready
@@ -248,6 +252,30 @@ def compare(
             print(f"  {contender}: " + "; ".join(said), flush=True)
 
 
+def compare_prepared(clips: dict[str, Path], rounds: int) -> None:
+    targets = {"as it is": None, "--size=360": Target(360), "--size=360 --fps=8": Target(360, 8.0)}
+    for name, local in clips.items():
+        if name.endswith("hour"):
+            continue
+        paths = {}
+        for number, (said, target) in enumerate(targets.items()):
+            paths[said] = local.with_name(f"{local.stem}-{number}.mp4") if target else local
+            if target:
+                paths[said].write_bytes(reencode.clip(local.read_bytes(), target, str(local)))
+        spent = {said: [Weighed(ours)(str(path))[1][0] for _ in range(2)][1:] for said, path in paths.items()}
+        for _ in range(rounds):
+            for said, path in paths.items():
+                spent[said].append(Weighed(ours)(str(path))[1][0])
+        print(f"\n{name}, prepared: CPU of {COUNT} frames, size")
+        for said, path in paths.items():
+            ratios = [before / after for before, after in zip(spent["as it is"], spent[said], strict=True)]
+            size = path.stat().st_size / 2**20
+            print(
+                f"  {said}: {1000 * statistics.median(spent[said]):.0f} ms, {size:.1f} MiB, "
+                f"as it is / it {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
 def resident() -> float:
     """MiB that this process and those below it hold, shared arrays once; without files mapped, as libraries are."""
     pids = [os.getpid()]
@@ -304,6 +332,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--step", type=float, default=2.0, help="seconds of the steps that wait for data")
     parser.add_argument("--emulator", action="store_true")
+    parser.add_argument("--prepared", action="store_true")
     args = parser.parse_args()
     clips = make_clips(Path(args.folder), args.sizes)
     contenders: dict[str, Callable] = {"ours": ours, "torch": torch_peer}
@@ -316,6 +345,8 @@ def main() -> None:
     print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if args.minutes:
         endure(list(clips.values()), args.minutes, args.step)
+    if args.prepared:
+        compare_prepared(clips, args.rounds)
     if args.emulator:
         contenders[EMULATED] = ours
     with emulator(clips) if args.emulator else contextlib.nullcontext() as bucket:

@@ -1,4 +1,4 @@
-"""What recipes share: the argument after the colon, the embedded data, the tiny model."""
+"""What recipes share: the argument after the colon, the tiny run over embedded data, the run at real size."""
 
 from collections.abc import Collection
 from typing import Any
@@ -53,6 +53,52 @@ def entry(path: str, **kwargs) -> dict:
     return {"path": path, **kwargs}
 
 
+# --- tiny --------------------------------------------------------------------------------------------------------
+
+EMBEDDED = "{embedded}"
+
+
+def tiny_stage(options: Any, name: str, data: list, steps: int, trainable: dict, *, frames=1, rows=32, **kwargs):
+    """A stage over embedded data, of images where `frames` is 1.
+
+    Args:
+      options: the recipe's, with `scale` and `seed`.
+      trainable: patterns with their learning rates.
+    """
+    return {
+        "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows,
+        "frames": frames, "length": 64 if frames == 1 else 96, "trainable": trainable, "warmup_ratio": 0.05,
+        "beta2": 0.98, "weight_decay": 0.01, "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
+    }  # fmt: skip
+
+
+def tiny_run(name: str, *, adapter: dict, stages: list, frames: int, seed: int, notes: list[str]) -> ConfigDict:
+    """Stages over the embedded data, and a test on its held-out clips."""
+    held_out = {"data": [entry(f"{EMBEDDED}/heldout_videos.json")], "batch_size": 32, "frames": frames, "length": 64}
+    return complete(
+        {
+            "name": name,
+            "model": tiny_model(adapter),
+            "data": {
+                "embedded": {
+                    "train_images": 12000,
+                    "train_videos": 4000,
+                    "heldout_images": 200,
+                    "heldout_videos": 240,
+                    "seed": 0,
+                },
+                "tokenizer": f"{EMBEDDED}/tokenizer.json",
+                "chat_template": "bare",
+            },
+            "stages": stages,
+            "evals": [{"name": "videos", **held_out}],
+            "checkpoint": {"save_every": 200, "keep": 2},
+            "seed": seed,
+            "notes": notes,
+        }
+    )
+
+
 def tiny_model(adapter: dict) -> dict:
     """600 thousand parameters for 48 x 48 frames of the embedded data, one patch per grid cell."""
     from vlvm_jax.data.embedded.shapes import vocab_size
@@ -70,3 +116,52 @@ def tiny_model(adapter: dict) -> dict:
         },
         "dtype": "float32", "vision_remat": "full", "decoder_remat": "full",
     }  # fmt: skip
+
+
+# --- real size ---------------------------------------------------------------------------------------------------
+
+
+def llava_pretrain(root: str) -> dict:
+    """LLaVA-1.5's captions."""
+    return entry(f"{root}/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", media_root=f"{root}/LLaVA-Pretrain/images")
+
+
+def llava_instruct(root: str) -> dict:
+    """LLaVA-1.5's mix of 665 thousand image instructions."""
+    return entry(f"{root}/LLaVA-Instruct/llava_v1_5_mix665k.json", media_root=f"{root}/LLaVA-Instruct/images")
+
+
+def full_stage(options: Any, name: str, data: list, rows: int, trainable: dict, **kwargs) -> dict:
+    """An epoch in rows of one sample."""
+    return {
+        "name": name, "data": data, "epochs": 1.0, "batch_size": rows, "frames": 1, "length": 2048, "pack": False,
+        "trainable": trainable, "warmup_ratio": 0.03, "loss_chunks": 8, "frozen_dtype": "bfloat16",
+        "seed": options.seed, **kwargs,
+    }  # fmt: skip
+
+
+def full_run(name: str, base: dict, *, adapter: dict, stages: list, seed: int, lora: int = 0, **data) -> ConfigDict:
+    """Stages on `bases.base`'s model in bf16, sharded over all chips.
+
+    Args:
+      adapter: without its connector, which is the base's.
+      lora: rank in the decoder, 0 for none; alpha is twice the rank.
+      data: what differs from the base's data settings.
+    """
+    model = dict(base["model"])
+    adapter = {**adapter, "connector": model.pop("connector")}
+    if lora:
+        model["lora"] = {"rank": lora, "alpha": 2.0 * lora}
+    return complete(
+        {
+            "name": name,
+            "model": {
+                **model, "adapter": adapter, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
+            },
+            "data": {**base["data"], **data},
+            "stages": stages,
+            "mesh": {"fsdp": -1, "data": 1},
+            "checkpoint": {"save_every": 500, "keep": 2},
+            "seed": seed,
+        }
+    )  # fmt: skip

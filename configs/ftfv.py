@@ -26,7 +26,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import bases
-from configs.common import complete, entry, parse_arg, tiny_model
+from configs.common import (
+    EMBEDDED,
+    entry,
+    full_run,
+    full_stage,
+    llava_instruct,
+    llava_pretrain,
+    parse_arg,
+    tiny_run,
+    tiny_stage,
+)
 from vlvm_jax.errors import InputError
 
 PRESETS = ("tiny", "llava-1.5-7b", "vicuna-7b", "smolvlm2-256m")
@@ -57,74 +67,43 @@ def tiny(options: Any) -> ConfigDict:
     adapter and decoder on images. The connector is then thrown away, and the three stages follow as they would between
     a finished tower and a finished decoder.
     """
-    root = "{embedded}"
-    fraction = options.video_fraction or 1.0
-    video = entry(f"{root}/train_videos.json", fraction=fraction)
-    video_captions = {**video, "path": f"{root}/train_videos_captions.json"}
-    images = entry(f"{root}/train_images.json")
-    captions = entry(f"{root}/train_images_captions.json")
+    fraction, strategy = options.video_fraction or 1.0, options.video_strategy
+    video = entry(f"{EMBEDDED}/train_videos.json", fraction=fraction)
+    video_captions = {**video, "path": f"{EMBEDDED}/train_videos_captions.json"}
+    images = entry(f"{EMBEDDED}/train_images.json")
+    captions = entry(f"{EMBEDDED}/train_images_captions.json")
 
-    def stage(name, data, steps, trainable, *, clips, lr, rows=32, **kwargs):
-        return {
-            "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows,
-            "frames": options.frames if clips else 1, "length": 96 if clips else 64,
-            "trainable": dict.fromkeys(trainable, lr), "warmup_ratio": 0.05, "beta2": 0.98,
-            "weight_decay": 0.01, "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
-        }  # fmt: skip
+    def stage(name, data, steps, trainable, lr, **kwargs):
+        return tiny_stage(options, name, data, steps, dict.fromkeys(trainable, lr), **kwargs)
 
-    strategy = options.video_strategy
-    pretrain = [LAST_THREE, "adapter/**" if strategy == "S2" else "adapter/connector/**"]
-    pretrain_data = [images, captions]
-    if strategy == "S2":
-        pretrain_data.append(video_captions)
+    clips = {"frames": options.frames}
+    whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
     stages = [
-        stage(
-            "base", [captions, images], 900, ["encoder/**", "adapter/connector/**", "decoder/**"], clips=False, lr=1e-3
-        ),
-        stage("align", [captions], 300, ALIGN, clips=False, lr=2e-3, reset=["adapter/connector/**"]),
-        stage("pretrain", pretrain_data, 300, pretrain, clips=strategy == "S2", lr=5e-4),
+        stage("base", [captions, images], 900, whole, 1e-3),
+        stage("align", [captions], 300, ALIGN, 2e-3, reset=["adapter/connector/**"]),
     ]
-    instruct = ["adapter/**", "decoder/**"]
-    if strategy == "S3":
-        stages.append(stage("instruct", [images], 800, ["adapter/connector/**", "decoder/**"], clips=False, lr=1e-3))
-        mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
-        stages.append(stage("video", mixed, 2800, instruct, clips=True, lr=1e-3, rows=16))
+    if strategy == "S2":
+        stages.append(
+            stage("pretrain", [images, captions, video_captions], 300, [LAST_THREE, "adapter/**"], 5e-4, **clips)
+        )
     else:
-        mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
-        stages.append(stage("instruct", mixed, 2800, instruct, clips=True, lr=1e-3, rows=16))
-    model = tiny_model(
-        adapter={
-            "name": "weighted_sampler",
-            "options": {
-                "reading": options.sampler, "num_tokens": options.tokens or 4, "prior": "learned_grid",
-                "prior_sigma": 0.6,
-            },
-        },
-    )  # fmt: skip
-    held_out = {"batch_size": 32, "frames": options.frames, "length": 64}
-    return complete(
-        {
-            "name": f"ftfv-tiny-{strategy}",
-            "model": model,
-            "data": {
-                "embedded": {
-                    "train_images": 12000,
-                    "train_videos": 4000,
-                    "heldout_images": 200,
-                    "heldout_videos": 240,
-                    "seed": 0,
-                },
-                "tokenizer": f"{root}/tokenizer.json",
-                "chat_template": "bare",
-            },
-            "stages": stages,
-            "evals": [{"name": "videos", "data": [entry(f"{root}/heldout_videos.json")], **held_out}],
-            "checkpoint": {"save_every": 200, "keep": 2},
-            "seed": options.seed,
-            "notes": [
-                "`base` stands in for the pretrained tower and LLM that the recipe starts from; it is not the paper's."
-            ],
-        }
+        stages.append(stage("pretrain", [images, captions], 300, [LAST_THREE, "adapter/connector/**"], 5e-4))
+    if strategy == "S3":
+        stages.append(stage("instruct", [images], 800, ["adapter/connector/**", "decoder/**"], 1e-3))
+    mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
+    name = "video" if strategy == "S3" else "instruct"
+    stages.append(stage(name, mixed, 2800, ["adapter/**", "decoder/**"], 1e-3, rows=16, **clips))
+    sampler = {
+        "reading": options.sampler, "num_tokens": options.tokens or 4, "prior": "learned_grid", "prior_sigma": 0.6,
+    }  # fmt: skip
+    note = "`base` stands in for the pretrained tower and LLM that the recipe starts from; it is not the paper's."
+    return tiny_run(
+        f"ftfv-tiny-{strategy}",
+        adapter={"name": "weighted_sampler", "options": sampler},
+        stages=stages,
+        frames=options.frames,
+        seed=options.seed,
+        notes=[note],
     )
 
 
@@ -135,54 +114,34 @@ def full(preset: str, options: Any) -> ConfigDict:
     256 and 128, warm-up 3%, cosine, length 2048. Inferred: the rates of `pretrain`, T=8, K=32, and which sets a 10%
     share is taken of. LoRA's rate 2e-4 is LLaVA-1.5's.
     """
-    base = bases.base(preset, options.base)
-    root = options.data
+    root, strategy = options.data, options.video_strategy
     fraction = options.video_fraction or 0.1
-    align = entry(f"{root}/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", media_root=f"{root}/LLaVA-Pretrain/images")
-    images = entry(f"{root}/LLaVA-Instruct/llava_v1_5_mix665k.json", media_root=f"{root}/LLaVA-Instruct/images")
+    align, images = llava_pretrain(root), llava_instruct(root)
     video_text = entry(f"{root}/Valley/valley.json", media_root=f"{root}/Valley/videos", fraction=fraction)
     video = entry(f"{root}/VideoChatGPT/videochatgpt.json", media_root=f"{root}/VideoChatGPT/videos", fraction=fraction)
 
-    def stage(name, data, rows, trainable, *, clips):
-        return {
-            "name": name, "data": data, "epochs": 1.0, "batch_size": rows, "frames": options.frames if clips else 1,
-            "length": options.length, "pack": False, "trainable": trainable, "warmup_ratio": 0.03, "loss_chunks": 8,
-            "frozen_dtype": "bfloat16", "seed": options.seed,
-        }  # fmt: skip
+    def stage(name, data, rows, trainable, **kwargs):
+        return full_stage(options, name, data, rows, trainable, length=options.length, **kwargs)
 
-    strategy = options.video_strategy
+    clips = {"frames": options.frames}
     decoder = {"decoder/**/lora_*": 2e-4} if options.lora else {"decoder/**": 2e-5}
-    last_three = {LAST_THREE: 1e-5, "adapter/**" if strategy == "S2" else "adapter/connector/**": 1e-4}
-    stages = [
-        stage("align", [align], 256, ALIGN, clips=False),
-        stage(
-            "pretrain", [images, video_text] if strategy == "S2" else [images], 256, last_three, clips=strategy == "S2"
-        ),
-    ]
     everything = {"adapter/**": 2e-5, **decoder}
-    if strategy == "S3":
-        stages.append(stage("instruct", [images], 128, {"adapter/connector/**": 2e-5, **decoder}, clips=False))
-        stages.append(stage("video", [{**images, "fraction": 0.1}, video], 128, everything, clips=True))
+    stages = [stage("align", [align], 256, ALIGN)]
+    if strategy == "S2":
+        stages.append(stage("pretrain", [images, video_text], 256, {LAST_THREE: 1e-5, "adapter/**": 1e-4}, **clips))
     else:
-        stages.append(stage("instruct", [images, video], 128, everything, clips=True))
-    model = dict(base["model"])
-    adapter = {
-        "name": "weighted_sampler",
-        "connector": model.pop("connector"),
-        "options": {"reading": options.sampler, "num_tokens": options.tokens or 32},
-    }
-    if options.lora:
-        model["lora"] = {"rank": options.lora, "alpha": 2.0 * options.lora}
-    return complete(
-        {
-            "name": f"ftfv-{preset}-{strategy}",
-            "model": {
-                **model, "adapter": adapter, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
-            },
-            "data": base["data"],
-            "stages": stages,
-            "mesh": {"fsdp": -1, "data": 1},
-            "checkpoint": {"save_every": 500, "keep": 2},
-            "seed": options.seed,
-        }
-    )  # fmt: skip
+        stages.append(stage("pretrain", [images], 256, {LAST_THREE: 1e-5, "adapter/connector/**": 1e-4}))
+    if strategy == "S3":
+        stages.append(stage("instruct", [images], 128, {"adapter/connector/**": 2e-5, **decoder}))
+        stages.append(stage("video", [{**images, "fraction": 0.1}, video], 128, everything, **clips))
+    else:
+        stages.append(stage("instruct", [images, video], 128, everything, **clips))
+    sampler = {"reading": options.sampler, "num_tokens": options.tokens or 32}
+    return full_run(
+        f"ftfv-{preset}-{strategy}",
+        bases.base(preset, options.base),
+        adapter={"name": "weighted_sampler", "options": sampler},
+        stages=stages,
+        seed=options.seed,
+        lora=options.lora,
+    )

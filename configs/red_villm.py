@@ -28,7 +28,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import bases
-from configs.common import complete, entry, parse_arg, tiny_model
+from configs.common import (
+    EMBEDDED,
+    entry,
+    full_run,
+    full_stage,
+    llava_instruct,
+    llava_pretrain,
+    parse_arg,
+    tiny_run,
+    tiny_stage,
+)
 from vlvm_jax.errors import InputError
 
 PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b")
@@ -60,53 +70,30 @@ def tiny(options: Any) -> ConfigDict:
     Then the temporal connector begins and clips are learned. The paper's decoder knows words of time and order before
     it sees a clip; this one has only read about single images, so by default it learns them with the aligners.
     """
-    root, frames = "{embedded}", options.frames or 8
-    images, captions = entry(f"{root}/train_images.json"), entry(f"{root}/train_images_captions.json")
-    fraction = options.video_fraction
-    videos = [
-        entry(f"{root}/train_videos.json", fraction=fraction),
-        entry(f"{root}/train_videos_captions.json", fraction=0.4 * fraction),
+    frames, fraction = options.frames or 8, options.video_fraction
+    images = entry(f"{EMBEDDED}/train_images.json")
+    captions = entry(f"{EMBEDDED}/train_images_captions.json")
+    clips = [
+        entry(f"{EMBEDDED}/train_videos.json", fraction=fraction),
+        entry(f"{EMBEDDED}/train_videos_captions.json", fraction=0.4 * fraction),
+        {**images, "fraction": 0.05},
     ]
-
-    def stage(name, data, steps, trainable, *, clips, rows, **kwargs):
-        return {
-            "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows,
-            "frames": frames if clips else 1, "length": 96 if clips else 64,
-            "trainable": dict.fromkeys(trainable, 1e-3), "warmup_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
-            "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
-        }  # fmt: skip
-
     whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
     trained = [ALIGNERS] if options.train == "aligners" else [ALIGNERS, "decoder/**"]
     stages = [
-        stage("image", [captions, images], 1200, whole, clips=False, rows=32),
-        stage(
-            "video", [*videos, {**images, "fraction": 0.05}], 2800, trained, clips=True, rows=16,
+        tiny_stage(options, "image", [captions, images], 1200, dict.fromkeys(whole, 1e-3)),
+        tiny_stage(
+            options, "video", clips, 2800, dict.fromkeys(trained, 1e-3), frames=frames, rows=16,
             copied=_copied(options),
         ),
     ]  # fmt: skip
-    held_out = {"batch_size": 32, "frames": frames, "length": 64}
-    return complete(
-        {
-            "name": "red-villm-tiny",
-            "model": tiny_model(adapter=_adapter(options)),
-            "data": {
-                "embedded": {
-                    "train_images": 12000,
-                    "train_videos": 4000,
-                    "heldout_images": 200,
-                    "heldout_videos": 240,
-                    "seed": 0,
-                },
-                "tokenizer": f"{root}/tokenizer.json",
-                "chat_template": "bare",
-            },
-            "stages": stages,
-            "evals": [{"name": "videos", "data": [entry(f"{root}/heldout_videos.json")], **held_out}],
-            "checkpoint": {"save_every": 200, "keep": 2},
-            "seed": options.seed,
-            "notes": ["`image` makes the image model that the system starts from; it is not the paper's."],
-        }
+    return tiny_run(
+        "red-villm-tiny",
+        adapter=_adapter(options),
+        stages=stages,
+        frames=frames,
+        seed=options.seed,
+        notes=["`image` makes the image model that the system starts from; it is not the paper's."],
     )
 
 
@@ -118,13 +105,8 @@ def full(preset: str, options: Any) -> ConfigDict:
     rank 64, batch 128, rate 1e-5. T=100 is a survey's word. Alpha twice the rank is ours, as is all that is learned of
     the `qwen2-7b` preset's connector before clips: LLaVA-1.5's two image stages.
     """
-    base = bases.base(preset, options.base)
     root, train = options.data, options.train or "aligners"
     aligned = preset != "qwen2-7b" or bool(options.base)
-    model = dict(base["model"])
-    adapter = {"connector": model.pop("connector"), **_adapter(options)}
-    if train == "lora":
-        model["lora"] = {"rank": options.rank, "alpha": 2.0 * options.rank}
     decoder = {"aligners": {}, "lora": {"decoder/**/lora_*": 1e-5}, "decoder": {"decoder/**": 2e-5}}[train]
     videos = [
         entry(
@@ -132,47 +114,30 @@ def full(preset: str, options: Any) -> ConfigDict:
         )
         for file in FILES[options.language]
     ]
-
-    def stage(name, data, rows, trainable, *, frames=1, epochs=1.0, **kwargs):
-        return {
-            "name": name, "data": data, "epochs": epochs, "batch_size": rows, "frames": frames, "length": 2048,
-            "pack": False, "trainable": trainable, "warmup_ratio": 0.03, "loss_chunks": 8,
-            "frozen_dtype": "bfloat16", "seed": options.seed, **kwargs,
-        }  # fmt: skip
-
     stages = []
     if not aligned:
-        captions = entry(
-            f"{root}/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", media_root=f"{root}/LLaVA-Pretrain/images"
-        )
-        images = entry(f"{root}/LLaVA-Instruct/llava_v1_5_mix665k.json", media_root=f"{root}/LLaVA-Instruct/images")
         connector = "adapter/connector/**"
         learned = {"decoder/**/lora_*": 2e-4} if train == "lora" else {"decoder/**": 2e-5}
         stages += [
-            stage("align", [captions], 256, {connector: 1e-3}),
-            stage("images", [images], 128, {connector: 2e-5, **learned}),
+            full_stage(options, "align", [llava_pretrain(root)], 256, {connector: 1e-3}),
+            full_stage(options, "images", [llava_instruct(root)], 128, {connector: 2e-5, **learned}),
         ]
     rows, epochs = (32, 3.0) if train == "aligners" else (128, 1.0)
     stages.append(
-        stage(
-            "video", videos, rows, {ALIGNERS: 2e-5, **decoder}, frames=options.frames or 100, epochs=epochs,
+        full_stage(
+            options, "video", videos, rows, {ALIGNERS: 2e-5, **decoder}, frames=options.frames or 100, epochs=epochs,
             copied=_copied(options),
         )
     )  # fmt: skip
-    return complete(
-        {
-            "name": f"red-villm-{preset}-{train}",
-            "model": {
-                **model, "adapter": adapter, "dtype": "bfloat16",
-                "vision_remat": "full", "decoder_remat": "full",
-            },
-            "data": {**base["data"], "frame_sampling": "video_chatgpt"},
-            "stages": stages,
-            "mesh": {"fsdp": -1, "data": 1},
-            "checkpoint": {"save_every": 500, "keep": 2},
-            "seed": options.seed,
-        }
-    )  # fmt: skip
+    return full_run(
+        f"red-villm-{preset}-{train}",
+        bases.base(preset, options.base),
+        adapter=_adapter(options),
+        stages=stages,
+        seed=options.seed,
+        lora=options.rank if train == "lora" else 0,
+        frame_sampling="video_chatgpt",
+    )
 
 
 def _adapter(options: Any) -> dict[str, Any]:

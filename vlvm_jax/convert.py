@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from absl import flags
 
-from vlvm_jax import cli
+from vlvm_jax import cli, memory
 from vlvm_jax.errors import InputError
 
 _FORMAT = flags.DEFINE_string("format", None, "The class to export as.")
@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 3 or arguments[0] not in ("import", "export"):
         raise InputError("expected `import SRC DST` or `export SRC DST`; see --help")
     command, source, destination = arguments
+    memory.give_back_large()  # parameters and the pieces in which they are written; or some would be held twice
     (_import if command == "import" else _export)(source, destination)
 
 

@@ -16,6 +16,11 @@ class Interrupted(Exception):
     at_once = False  # whether the process ends without waiting for its threads
 
 
+def brief(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def tell(error: InputError | Interrupted) -> None:
     """Says what happened, on stderr."""
     print(f"{'error' if error.exit_code == 2 else 'interrupted'}: {error}", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from google.api_core.exceptions import RetryError
 from google.api_core.retry import AsyncRetry
 
 from vlvm_jax import storage
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 _TIMEOUT = aiohttp.ClientTimeout(sock_connect=8, sock_read=8)  # seconds without a byte
 
@@ -142,20 +142,16 @@ def _check_range(answer: tuple[int, Any, Any, bytes]) -> None:
 
 def _refused(error: Exception) -> str | None:
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):
-        return f"403 {_brief(error)}"
+        return f"403 {brief(error)}"
     if isinstance(error, HttpError) and error.code in (401, 403):
-        return _brief(error)
+        return brief(error)
     return None
 
 
 def _failure(uri: str, error: Exception | None, tries: int) -> storage.StorageError:
-    said = "no answer" if isinstance(error, TimeoutError) or error is None else _brief(error)
+    said = "no answer" if isinstance(error, TimeoutError) or error is None else brief(error)
     asked = "once" if tries == 1 else f"{tries} times"
     return storage.StorageError(f"{uri}: storage does not work (asked {asked}, the last time: {said})")
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _uri(path: str, args: tuple, data: Any) -> str:

@@ -19,6 +19,8 @@ from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.data.tuning import Loading
 
+pytestmark = pytest.mark.slow
+
 NUM, MOST_IN_A_ROW = 240, 6
 BAD = {0: "too_long", 7: "missing", 8: "missing", 50: "too_long", 51: "missing", 239: "missing"}
 USABLE = sorted(set(range(NUM)) - set(BAD))

@@ -2,12 +2,14 @@
 
 import json
 
+import gcs
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from stored import clip, jpeg, write_shards
 
+from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
@@ -60,6 +62,25 @@ def test_workers_read_every_source(mixture, spec, workers, tmp_path):
             if media.any():
                 rows.append((int(record.max()), {round(float(frame.mean()), -1) for frame in frames[media > 0]}))
     assert rows == [(0, {20}), (2, {40}), (4, {60}), (5, {80}), (6, {100})]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["v.mp4", "i.jpg", "frames"])
+def test_media_that_storage_refuses_end_the_run_and_count_as_no_sample(spec, bucket, tmp_path, name, workers):
+    media = f"{bucket.root}/{tmp_path.name}"
+    storage.write_bytes(f"{media}/v.mp4", clip([0]))
+    for image in ("i.jpg", "frames/1.jpg"):
+        storage.write_bytes(f"{media}/{image}", jpeg(0))
+    kind = "image" if name.endswith("jpg") else "video"
+    (tmp_path / "a.json").write_text(json.dumps([{kind: name, "conversations": SAID}] * 2))
+    mixture = read_mixture([MixtureEntry(path=str(tmp_path / "a.json"), media_root=media)], 0)
+    log = SkipLog(mixture, 1.0, path=None)
+    batches = make_dataset(mixture, spec, rows=1, pack=False, skip_log=log, seed=None, workers=workers)
+    bucket.faults = gcs.Faults(1.0, ("403",))
+    with pytest.raises(InputError, match=rf"^{media}/.*: no access \("):
+        list(batches)
+    bucket.faults = gcs.Faults()
+    assert log.summary() == {}
 
 
 def test_a_bad_record_is_noted_with_what_is_wrong(mixture, spec, tmp_path):

@@ -10,10 +10,11 @@ from PIL import Image
 from transformers import CLIPVisionConfig
 from transformers.video_utils import VideoMetadata
 
+from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.processor import load_processor
 from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.data.text import conversation
-from vlvm_jax.data.video import BadSampleError, Clip
+from vlvm_jax.data.video import Clip
 from vlvm_jax.errors import InputError
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}

@@ -1,5 +1,6 @@
 import math
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,3 +43,12 @@ def test_slices_hold_their_chips_in_near_cubes(exponent, dimensions):
         assert len(shape) == dimensions
         assert max(shape) <= 2 * min(shape) or chips <= 4
         assert list(shape) == sorted(shape) or chips == 4
+
+
+@pytest.mark.parametrize("name", ["v4-8", "v5e-1", "v5p-8", "v6e-1"])
+def test_the_memory_of_a_chip_is_what_the_compiler_lets_programs_use(name):
+    parsed = topology.parse(name)
+    sharding = jax.sharding.SingleDeviceSharding(parsed.devices()[0])
+    too_large = jax.ShapeDtypeStruct((2**15, 2**20), "float32", sharding=sharding)
+    with pytest.raises(Exception, match=rf"exceeds available HBM \({parsed.chip.hbm / 2**30:.2f}G\)"):
+        jax.jit(lambda x: x + 1).lower(too_large).compile()

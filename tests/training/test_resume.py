@@ -15,10 +15,11 @@ pytestmark = pytest.mark.slow
 
 ARG = "tiny,scale=0.03"
 EXTRA = (
-    "--config.checkpoint.save_every=5", "--config.data.workers=1", "--config.stages[0].steps=12",
+    "--config.checkpoint.save_every=5", "--config.data.workers=0", "--config.stages[0].steps=12",
     "--config.stages[3].steps=24",
     *(f"--config.stages[{stage}].batch_size={rows}" for stage, rows in enumerate((8, 8, 8, 4))),
 )  # fmt: skip
+WORKER = "--config.data.workers=1"
 
 
 def losses(workdir) -> dict[str, list[tuple[int, float]]]:
@@ -38,10 +39,10 @@ def undisturbed(tmp_path_factory, data_root):
     return (ROOT / workdir).resolve()
 
 
-def signal_when(workdir, data_root, ready, number: int) -> subprocess.Popen:
+def signal_when(workdir, data_root, ready, number: int, *extra: str) -> subprocess.Popen:
     """Starts the run and sends `number` as soon as `ready(workdir)`; returns the ended process."""
     process = subprocess.Popen(
-        command(workdir, *EXTRA, arg=ARG), cwd=ROOT, env=environment(data_root), stdout=subprocess.PIPE,
+        command(workdir, *EXTRA, *extra, arg=ARG), cwd=ROOT, env=environment(data_root), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 900  # on a busy machine
@@ -77,12 +78,12 @@ def test_sigterm_saves_and_the_same_command_continues_to_the_same_losses(tmp_pat
 def test_kill_continues_from_the_last_checkpoint(tmp_path, data_root, undisturbed):
     workdir = tmp_path / "run"
     for stage, step in (("base", 5), ("pretrain", 5), ("instruct", 15)):
-        killed = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGKILL)
+        killed = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGKILL, WORKER)
         assert killed.returncode == -signal.SIGKILL, killed.err
     # What a crash can leave behind: half a line of metrics, half a checkpoint.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "instruct", "step": 99')
-    done = train(workdir, data_root, *EXTRA, arg=ARG)
+    done = train(workdir, data_root, *EXTRA, WORKER, arg=ARG)
     assert done.returncode == 0, done.stderr
     assert losses(workdir) == losses(undisturbed)
 
@@ -143,5 +144,5 @@ def test_summary_and_run_card_hold_what_they_promise(undisturbed):
 
 def test_workers_end_with_a_killed_parent(tmp_path, data_root):
     """`kill -9` leaves no process behind: the workers hold the run's output open as long as they live."""
-    killed = signal_when(tmp_path / "run", data_root, at_checkpoint("base", 5), signal.SIGKILL)
+    killed = signal_when(tmp_path / "run", data_root, at_checkpoint("base", 5), signal.SIGKILL, WORKER)
     assert killed.returncode == -signal.SIGKILL  # `communicate` saw the end of the output, so no worker is left

@@ -30,6 +30,8 @@ from vlvm_jax.weights.exporting import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HF_FOLDER, open_source
 
+pytestmark = pytest.mark.slow
+
 CLIP = VisionConfig(
     hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=4
 )

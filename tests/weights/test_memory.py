@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from recipes import ROOT
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
-SHARD = GIB // 4
+SHARD = GIB // 8
 IMAGE, PATCH = 64, 16
 
 
@@ -82,7 +84,7 @@ class Sizes:
         yield "language_model.lm_head.weight", table
 
 
-BIG, TINY = Sizes(width=1024, layers=64), Sizes(width=16, layers=2)
+BIG, TINY = Sizes(width=1024, layers=32), Sizes(width=16, layers=2)
 
 
 def write_checkpoint(folder: Path, sizes: Sizes) -> int:
@@ -161,7 +163,7 @@ def test_memory_stays_far_below_the_checkpoint_s_size(tmp_path, record_property)
         shutil.rmtree(big, ignore_errors=True)
     for what, peak in zip(("import", "export"), peaks, strict=True):
         record_property(f"GiB of memory, {what}", float(peak / GIB))
-    allowed = 2 * BIG.largest + GIB // 4
+    allowed = 2 * BIG.largest + GIB // 8
     assert total > 3 * allowed
     assert total <= written < 1.01 * total
     assert (peaks < allowed).all(), f"import and export took {peaks / GIB} GiB; allowed are {allowed / GIB}"

@@ -17,6 +17,8 @@ from vlvm_jax.weights.exporting import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import HFDirectory, open_source
 
+pytestmark = pytest.mark.slow
+
 ORIGINALS = [
     ("llava clip llama", "Llama", False),
     ("llava_next clip mistral", "Mistral", True),

@@ -22,6 +22,8 @@ from vlvm_jax.weights.exporting import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import open_source
 
+pytestmark = pytest.mark.slow
+
 SIZE = 16
 
 

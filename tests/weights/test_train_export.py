@@ -15,6 +15,8 @@ from recipes import ROOT, environment
 
 from vlvm_jax.data.processor import load_processor
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "which way does it move ?"
 
 

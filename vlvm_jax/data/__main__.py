@@ -120,10 +120,10 @@ def _define_prepare() -> None:
 
 
 def _workers() -> int:
-    import os
+    from vlvm_jax.data.tuning import usable_cores
 
     given = flags.FLAGS.workers
-    return (os.cpu_count() or 1) if given is None else given
+    return usable_cores() if given is None else given
 
 
 def _check(files: list[str]) -> None:
@@ -133,6 +133,7 @@ def _check(files: list[str]) -> None:
     import json
 
     from vlvm_jax.data.sources import mixture
+    from vlvm_jax.data.sources.records import evenly
     from vlvm_jax.data.tools import check, check_report, prepare
     from vlvm_jax.data.workers import stoppable
     from vlvm_jax.training.progress import Meter, console, say
@@ -143,7 +144,7 @@ def _check(files: list[str]) -> None:
         found = prepare.open_records(files, f.media_root, f.format)
     else:
         found = mixture.read_mixture(stage.data, stage.seed)
-    indices = check.chosen(len(found), f.limit)
+    indices = evenly(len(found), f.limit)
     with stoppable("nothing was written"), Meter("check", len(indices)) as meter:
         findings = check.examine(
             check.Checker(found, spec), indices, _workers(), lambda done: meter.update(done, "records")

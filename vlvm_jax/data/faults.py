@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
-from vlvm_jax.data.files import brief
-from vlvm_jax.errors import InputError
+from PIL import Image
+
+from vlvm_jax.errors import InputError, brief
 
 
 class BadSampleError(Exception):
@@ -24,12 +25,17 @@ class BadSampleError(Exception):
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Names what opening or reading a medium raises: `missing` or `corrupt`. Faults of storage or access stay."""
+    """Names what opening, reading or decoding a medium raises: `missing`, `too_large` or `corrupt`.
+
+    Faults of storage and of access are nobody's sample's, and stay: `StorageError`, `InputError`.
+    """
     try:
         yield
     except InputError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadSampleError("missing", path) from None
-    except (OSError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("too_large", f"{path} ({brief(error)})") from None
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's for broken images are among them
         raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -23,8 +23,3 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_text(file: Path) -> str | None:
     """What is in a text file, None if there is no such file."""
     return file.read_text(encoding="utf-8") if file.is_file() else None
-
-
-def brief(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

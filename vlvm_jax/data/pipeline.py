@@ -20,14 +20,14 @@ from PIL import Image
 
 from vlvm_jax.data import packing, tuning, video
 from vlvm_jax.data.decoding.sampling import FrameRule
+from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
-from vlvm_jax.data.sources.records import MediaKind, Record
+from vlvm_jax.data.sources.records import MediaKind, Record, evenly
 from vlvm_jax.data.stream import WHOLE, Part, PartOf
 from vlvm_jax.data.text import conversation, prompts, templates
 from vlvm_jax.data.text.conversation import Expansion
 from vlvm_jax.data.tuning import Loading
-from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.data.workers import follow_parent
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
@@ -84,7 +84,10 @@ class SampleSpec:
 
 
 class SampleLoader:
-    """Record index to sample, in a worker. A sample that cannot be used comes back empty, with its cause."""
+    """Record index to sample, in a worker.
+
+    A sample that cannot be used comes back empty, with its cause; so does what ends the run, for `SkipLog` to raise.
+    """
 
     def __init__(self, records: Sequence[Record], spec: SampleSpec):
         self.records, self.spec = records, spec
@@ -148,8 +151,8 @@ class SampleLoader:
             return self._load(record, index)
         except BadSampleError as error:
             note = {"record": index, "source": source, "cause": error.cause, "detail": error.detail}
-        except StorageError as error:  # a worker's exception would come with its traceback; `SkipLog` raises it again
-            note = {"cause": _STORAGE, "detail": str(error)}
+        except (StorageError, InputError) as error:  # a worker's would come with its traceback
+            note = {"raises": type(error).__name__, "detail": str(error)}
         return self._sample(index, _NO_TOKENS, [], json.dumps(note))
 
     def empty(self) -> Sample:
@@ -268,7 +271,6 @@ class SampleLoader:
 
 
 _TIMED_SECONDS = 99.99
-_STORAGE = "storage"  # the cause of a note that is no bad sample
 _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, bool))
 
 
@@ -312,14 +314,14 @@ class SkipLog:
         """False for an empty sample, which is noted.
 
         Raises:
-          InputError: more than `max_share` of the records are unusable.
+          InputError: more than `max_share` of the records are unusable; or as loading the sample raised it.
           StorageError: storage failed while the sample was loaded.
         """
         if not len(sample["bad"]):
             return True
         note = json.loads(sample["bad"].tobytes())
-        if note["cause"] == _STORAGE:
-            raise StorageError(note["detail"])
+        if "raises" in note:
+            raise (StorageError if note["raises"] == StorageError.__name__ else InputError)(note["detail"])
         if note["record"] not in self.causes:
             self.causes[note["record"]] = note["cause"]
             if self.path is not None:
@@ -446,7 +448,7 @@ def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int
     Media are counted at their largest: a clip at `frames_per_video` frames.
     """
     records = loader.records
-    chosen = np.unique(np.linspace(0, len(records) - 1, min(probe, len(records))).astype(int))
+    chosen = evenly(len(records), probe)
     faults, wrong = [], []
     for index in chosen:
         try:

@@ -9,7 +9,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from vlvm_jax.data import video
-from vlvm_jax.data.files import brief, read_json, read_text
+from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.files import read_json, read_text
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.data.images.image_rules import (
@@ -26,8 +27,8 @@ from vlvm_jax.data.sources.records import MediaKind, Turn
 from vlvm_jax.data.text import conversation, prompts, templates
 from vlvm_jax.data.text.conversation import Expansion, Message, Template, Tokens
 from vlvm_jax.data.text.hf_template import HFTemplate
-from vlvm_jax.data.video import BadSampleError, Clip
-from vlvm_jax.errors import InputError
+from vlvm_jax.data.video import Clip
+from vlvm_jax.errors import InputError, brief
 
 ImageLayout = Literal["single", "anyres"]
 _UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times

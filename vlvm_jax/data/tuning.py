@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from vlvm_jax.data.media import Sample
+from vlvm_jax.data.sources.records import evenly
 
 BATCHES_PER_SECOND = 10  # more than the models here use up
 PROBES = 8
@@ -97,7 +96,7 @@ def _between(low: int, value: int, high: int) -> int:
 
 def measure(load: Callable[[int], Sample], records: int, length: int, frames: int) -> Cost:
     """Loads a spread of the records, for two seconds at most. The first one does not count: it opens the tokenizer."""
-    chosen = np.unique(np.linspace(0, records - 1, PROBES).astype(int)).tolist()
+    chosen = evenly(records, PROBES)
     load(chosen[0])
     wall = core = row = 0.0
     loaded = 0

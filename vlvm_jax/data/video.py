@@ -3,18 +3,16 @@
 `decode` takes frames out of files, `sampling` has the rules which ones, `containers` knows where bytes lie.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from vlvm_jax.data.decoding import decode, sampling
 from vlvm_jax.data.decoding.sampling import FrameRule
-from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.files import brief
+from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.workers import release_memory
 
@@ -67,12 +65,13 @@ def decode_clip(
     Raises:
       BadSampleError: `missing`, `empty`, `no_video`, `corrupt`, `too_large` or `too_slow`.
       StorageError: storage does not answer.
+      InputError: storage refuses access.
     """
 
     def choose(total: int, clip_fps: float) -> list[int]:
         return sampling.choose(total, clip_fps, count, rule=rule, fps=fps, seed=seed)
 
-    with _usable(path):
+    with reading(path):
         names = frame_names(path)
         if names is not None:
             return _of_images(names, path, choose, to_frame, frame_rate(path) or folder_fps, span)
@@ -103,6 +102,7 @@ def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
       StorageError: storage does not answer.
+      InputError: storage refuses access.
     """
     return resize(open_image(path, upright=False), size)[None]
 
@@ -113,8 +113,9 @@ def open_image(path: str, *, upright: bool = True) -> Image.Image:
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
       StorageError: storage does not answer.
+      InputError: storage refuses access.
     """
-    with _usable(path), open_medium(path) as file, Image.open(file) as image:
+    with reading(path), open_medium(path) as file, Image.open(file) as image:
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
 
 
@@ -124,22 +125,11 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
       StorageError: storage does not answer.
+      InputError: storage refuses access.
     """
-    with _usable(path), open_medium(path) as file, Image.open(file) as image:
+    with reading(path), open_medium(path) as file, Image.open(file) as image:
         lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if lies else (image.height, image.width)
-
-
-@contextlib.contextmanager
-def _usable(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError):
-        raise BadSampleError("missing", path) from None
-    except Image.DecompressionBombError as error:
-        raise BadSampleError("too_large", f"{path} ({brief(error)})") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

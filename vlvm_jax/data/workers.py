@@ -1,29 +1,57 @@
 """What every worker process of the data path does first, and how a command over such workers is stopped."""
 
+import concurrent.futures
 import contextlib
-import ctypes
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 
+from vlvm_jax import memory
 from vlvm_jax.errors import Interrupted
 
-_C: Any = ctypes.CDLL(None) if os.name == "posix" else None
+SPAWN = multiprocessing.get_context("spawn")  # forking a process in which jax runs threads can deadlock
 _CLIPS = itertools.count(1)
 
 
 def release_memory(every: int = 16) -> None:
     """To be called after each clip; every so often gives back what the C library keeps of the memory of those before.
 
-    FFmpeg's buffers come in many sizes. glibc holds on to the pieces: a worker grows by some MB each hundred clips, for
-    as long as it lives. Elsewhere than on glibc it does nothing.
+    FFmpeg's buffers come in many sizes: a worker would grow for as long as it lives.
     """
-    if next(_CLIPS) % every == 0 and hasattr(_C, "malloc_trim"):
-        _C.malloc_trim(0)
+    if next(_CLIPS) % every == 0:
+        memory.give_back()
+
+
+@contextlib.contextmanager
+def pool(
+    workers: int, begin: Callable[..., None] | None = None, arguments: tuple = ()
+) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Processes that follow this one. Whoever leaves early drops the work that has not begun.
+
+    Args:
+      begin, arguments: called in each first.
+
+    Raises:
+      Interrupted: one of them died.
+    """
+    with concurrent.futures.ProcessPoolExecutor(workers, SPAWN, _begin, (begin, arguments)) as executor:
+        try:
+            yield executor
+        except BrokenProcessPool:
+            raise Interrupted("a worker process died, perhaps for lack of memory (fewer --workers take less)") from None
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _begin(begin: Callable[..., None] | None, arguments: tuple) -> None:
+    follow_parent()
+    if begin is not None:
+        begin(*arguments)
 
 
 def follow_parent() -> None:

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from vlvm_jax.config import Config, EvalConfig
 from vlvm_jax.data import pipeline
+from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.sources.records import Record, usable
-from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params

@@ -58,7 +58,7 @@ class Connector(nnx.Module):
         of = round(resampler.num_queries**0.5)
         places = jnp.asarray(grid_positions(self.grid, resampler.query.shape[-1], of=of))
         tokens = resampler(features.reshape(-1, length, width), places)
-        return tokens.reshape(*batch, *tokens.shape[1:])
+        return tokens.reshape(*batch, *tokens.shape[2:])
 
     def _shuffle(self, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M E"]:
         """Raster order in and out; within a joined token: rows, then columns, then channels."""

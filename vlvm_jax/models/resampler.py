@@ -54,26 +54,28 @@ class Resampler(nnx.Module):
         self,
         features: Float[Array, "B N D"],
         positions: Float[Array, "B N C"] | Float[Array, "N C"],
-        mask: Bool[Array, "B N"] | None = None,
-    ) -> Float[Array, "B M C"]:
+        sets: Bool[Array, "B G N"] | None = None,
+    ) -> Float[Array, "B G M C"]:
         """Args:
         positions: of the features, sine-cosine (`grid_positions`, `line_positions`).
-        mask: False for features that are not there; where none is, the result is finite and means nothing.
+        sets: of the features, each read alone; one of all by default. Of an empty one the result is finite and means
+          nothing.
         """
         batch, length, _ = features.shape
         width = self.query.shape[-1]
         values = self.kv_norm(self.kv_proj(features))
         keys = values + positions.astype(self.dtype)
         places = jnp.asarray(grid_positions(round(self.num_queries**0.5), width), self.dtype)
-        queries = jnp.broadcast_to(self.q_norm(self.query[...]) + places, (batch, self.num_queries, width))
+        if sets is None:
+            sets = jnp.ones((batch, 1, length), bool)
+        queries = jnp.tile(self.q_norm(self.query[...]) + places, (batch, sets.shape[1], 1))
 
         def heads(x):
             return x.reshape(*x.shape[:2], self.num_heads, -1)
 
-        seen = jnp.ones((batch, length), bool) if mask is None else mask
-        seen = jnp.broadcast_to(seen[:, None, None], (batch, 1, self.num_queries, length))
+        seen = jnp.repeat(sets, self.num_queries, axis=1)[:, None]
         read = attention(heads(self.q_proj(queries)), heads(self.k_proj(keys)), heads(self.v_proj(values)), seen)
-        return self.output_proj(self.post_norm(self.out_proj(read.reshape(batch, self.num_queries, width))))
+        return self.output_proj(self.post_norm(self.out_proj(read.reshape(*sets.shape[:2], self.num_queries, width))))
 
 
 def grid_positions(side: int, width: int, *, of: int | None = None) -> Float[np.ndarray, "side*side {width}"]:
@@ -92,9 +94,5 @@ def grid_positions(side: int, width: int, *, of: int | None = None) -> Float[np.
 
 def line_positions(places: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "n {width}"]:
     """Fixed positions along a line: sines, then cosines, of frequencies from 1 down to 1/10000."""
-    angles = np.asarray(places, np.float64)[:, None] * frequencies(width)
+    angles = np.asarray(places, np.float64)[:, None] * 10000.0 ** -(np.arange(width // 2) / (width / 2))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
-def frequencies(width: int) -> Float[np.ndarray, "{width}//2"]:
-    return 10000.0 ** -(np.arange(width // 2) / (width / 2))

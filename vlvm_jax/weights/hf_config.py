@@ -12,8 +12,8 @@ from typing import Any
 import pydantic
 
 from vlvm_jax.config import ConnectorConfig, DecoderConfig, RopeScaling, VisionConfig
-from vlvm_jax.data.files import brief, read_json
-from vlvm_jax.errors import InputError
+from vlvm_jax.data.files import read_json
+from vlvm_jax.errors import InputError, brief
 
 VLM_FAMILIES = ("llava", "llava_next", "llava_next_video", "llava_onevision", "smolvlm", "idefics3")
 TOWERS = {

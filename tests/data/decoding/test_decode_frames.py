@@ -15,8 +15,9 @@ from vlvm_jax.data.decoding import decode
 from vlvm_jax.data.decoding.cursor import Cursor
 from vlvm_jax.data.decoding.sampling import uniform_indices
 from vlvm_jax.data.decoding.video_file import VideoFile
+from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources.containers import open_medium
-from vlvm_jax.data.video import BadSampleError, decode_clip
+from vlvm_jax.data.video import decode_clip
 from vlvm_jax.storage import StorageError
 
 SIZE = (64, 48)

@@ -8,7 +8,7 @@ import pytest
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources.mixture import open_source
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.sources.records import Record, Turn, evenly
 from vlvm_jax.errors import InputError
 
 
@@ -263,3 +263,10 @@ def test_a_record_is_equal_to_another_of_the_same_content(write, tmp_path):
     path = write(raw)
     media = (("image", f"{tmp_path}/x/i.png"),)
     assert read_llava(path) == [Record("a", f"{path}: record 0", media, (Turn("<image>\nq", "a"),))]
+
+
+def test_a_limit_takes_records_from_all_over():
+    assert evenly(10, None) == evenly(10, 12) == list(range(10))
+    assert evenly(10, 4) == [0, 3, 6, 9]
+    assert evenly(10, 1) == [0]
+    assert evenly(0, 4) == []

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from vlvm_jax.data import video
 from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, check_lengths
 from vlvm_jax.data.processor import load_processor
 from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.data.text import prompts
-from vlvm_jax.data.video import BadSampleError
 from vlvm_jax.errors import InputError
 
 FRAMES = 3

@@ -89,11 +89,6 @@ def test_too_many_media_for_a_row(tmp_path, embedded):
     assert found[4] == "too_many_frames"  # two clips of eight frames and an image, for eight
 
 
-def test_a_limit_takes_records_from_all_over():
-    assert check.chosen(10, None) == check.chosen(10, 12) == list(range(10))
-    assert check.chosen(10, 4) == [0, 2, 5, 7]
-
-
 def test_spreads():
     assert check.spread([]) is None
     found = check.spread(range(101))

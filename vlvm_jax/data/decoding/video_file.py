@@ -11,7 +11,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.files import brief
+from vlvm_jax.errors import InputError, brief
 
 MAX_PIXELS = 2**25  # of a frame: 8192 x 4096
 _INDEXED = ("mov", "matroska", "avi")
@@ -24,7 +24,7 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
 
     Raises, also for what goes wrong within the context:
       BadSampleError: `no_video`, `corrupt` or `too_large`.
-      StorageError: as the file raises it.
+      StorageError, InputError: as the file raises it.
     """
     reader = _Reader(file)
     try:
@@ -33,6 +33,8 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
                 yield video
         finally:
             reader.check()
+    except InputError:  # storage refuses access; an OSError too
+        raise
     except (av.FFmpegError, ValueError, ArithmeticError, OSError) as error:
         raise BadSampleError("corrupt", f"{name} ({brief(error)})") from None
 

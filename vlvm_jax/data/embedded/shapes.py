@@ -4,13 +4,11 @@ Training reads it through the same path as anybody's data. The folder's name hol
 content; a folder is complete or absent (it is built under another name and renamed).
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import time
@@ -29,7 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from vlvm_jax import storage
 from vlvm_jax.config import Settings
 from vlvm_jax.data.embedded import scenes
-from vlvm_jax.data.workers import follow_parent
+from vlvm_jax.data.workers import pool
 
 _INFO = "dataset.json"  # the last file that is written
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
@@ -209,15 +207,8 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
     if not workers:
         yield from map(_write_chunk, tasks)
         return
-    with concurrent.futures.ProcessPoolExecutor(workers, _SPAWN, follow_parent) as pool:
-        try:
-            yield from pool.map(_write_chunk, tasks)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_SPAWN = multiprocessing.get_context("spawn")  # forking a process in which jax runs threads can deadlock
+    with pool(workers) as processes:
+        yield from processes.map(_write_chunk, tasks)
 
 
 def _write_chunk(task: tuple) -> list[dict]:

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vlvm_jax.data.files import brief, read_json
+from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 Picture = Image.Image | np.ndarray  # an array is [H, W, 3] uint8
 Frames = UInt8[np.ndarray, "n S S 3"]

@@ -21,11 +21,10 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from vlvm_jax import storage
-from vlvm_jax.data.files import brief
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.records import LISTED, STILLS
 from vlvm_jax.data.sources.shards import StoredMedium
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 _STORED = re.compile(r"(?P<file>.+\.(?P<kind>array_record|parquet|tfds))#(?P<row>\d+)/(?P<place>[^/]+(/\d+)*)")
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -228,6 +227,8 @@ def parquet_file(file: str) -> Any:
 def _row_group(file: str, group: int) -> Any:
     try:
         return parquet_file(file).read_row_group(group)
+    except InputError:  # storage refuses access; an OSError too
+        raise
     except OSError as error:
         raise ValueError(f"{file}: row group {group}: damaged ({brief(error)})") from None
 

@@ -16,12 +16,11 @@ import yaml
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data.files import brief
 from vlvm_jax.data.sources import formats, shards
 from vlvm_jax.data.sources.annotations import read_annotations
 from vlvm_jax.data.sources.records import KINDS, Record, Source, short
 from vlvm_jax.data.sources.stores import Columns, ParquetFile, Shard, TfdsSplit
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 Kind = Literal["array_record", "parquet", "tfds", "mixture", "annotations"]
 MOST = 2**31 - 1  # records an epoch may have: batches number them with int32

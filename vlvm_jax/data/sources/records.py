@@ -125,10 +125,15 @@ class Source(Sequence[Record]):
         raise BadSampleError("bad_record", detail)
 
 
+def evenly(total: int, most: int | None) -> list[int]:
+    """Indices of `total` things; of more than `most`, this many evenly spread from the first to the last."""
+    most = total if most is None else min(most, total)
+    return [number * (total - 1) // max(most - 1, 1) for number in range(most)]
+
+
 def usable(found: Sequence[Record], most: int | None = None) -> Iterator[Record]:
     """The records that are of use, in order; of more than `most` this many from all over."""
-    most = len(found) if most is None else min(most, len(found))
-    for index in (number * len(found) // most for number in range(most)):
+    for index in evenly(len(found), most):
         with contextlib.suppress(BadSampleError):
             yield found[index]
 

@@ -13,9 +13,8 @@ from typing import Any, TypeVar, cast
 import msgpack
 
 from vlvm_jax import storage
-from vlvm_jax.data.files import brief
 from vlvm_jax.data.sources.records import MediaKind
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 VERSION = 1
 SUFFIX = ".array_record"

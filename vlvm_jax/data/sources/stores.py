@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vlvm_jax.data.files import brief
 from vlvm_jax.data.sources import containers, formats, records, shards
 from vlvm_jax.data.sources.records import KINDS, MEDIA_KINDS, Name, Record, Source
 from vlvm_jax.data.sources.shards import ShardInfo
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,6 +178,8 @@ class ParquetFile(Source):
             file = containers.parquet_file(path)
         except FileNotFoundError:
             raise InputError(f"{path}: no such Parquet file") from None
+        except InputError:  # storage refuses access; an OSError too
+            raise
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: not a Parquet file ({brief(error)})") from None
         names = tuple(file.schema_arrow.names)

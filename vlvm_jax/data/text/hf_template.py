@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlvm_jax.data.files import brief
 from vlvm_jax.data.sources.records import MediaKind, Turn
 from vlvm_jax.data.text.conversation import (
     ANY_PLACEHOLDER,
@@ -18,7 +17,7 @@ from vlvm_jax.data.text.conversation import (
     kinds_in,
     plain_text,
 )
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 _PROBE = "PROBE"
 

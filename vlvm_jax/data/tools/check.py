@@ -1,8 +1,6 @@
 """What a file of conversations holds, and what training would drop of it and why; nothing is written."""
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,8 +12,7 @@ from vlvm_jax.data.decoding.video_file import open_video
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.sources import containers
 from vlvm_jax.data.sources.records import MediaKind, Record
-from vlvm_jax.data.workers import follow_parent
-from vlvm_jax.errors import Interrupted
+from vlvm_jax.data.workers import pool
 
 if TYPE_CHECKING:
     from vlvm_jax.data.pipeline import SampleSpec
@@ -133,13 +130,6 @@ def look(kind: MediaKind, path: str) -> MediumFacts:
         return MediumFacts(kind, opened.codec.width, opened.codec.height, seconds)
 
 
-def chosen(total: int, limit: int | None) -> list[int]:
-    """All records, or `limit` of them evenly spread."""
-    if limit is None or limit >= total:
-        return list(range(total))
-    return [i * total // limit for i in range(limit)]
-
-
 def examine(
     checker: Checker, indices: Sequence[int], workers: int, progress: Callable[[int], None] = lambda done: None
 ) -> list[Finding]:
@@ -165,14 +155,8 @@ def _in_parts(checker: Checker, indices: Sequence[int], workers: int) -> Iterato
     if workers < 2:
         yield from ([checker(index) for index in part] for part in parts)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (checker,)) as pool:
-        try:
-            yield from pool.map(_work, parts)
-        except concurrent.futures.process.BrokenProcessPool:
-            raise Interrupted("a worker process died, perhaps for lack of memory (fewer --workers take less)") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with pool(workers, _start_worker, (checker,)) as processes:
+        yield from processes.map(_work, parts)
 
 
 _checker: Checker | None = None  # in a worker
@@ -181,7 +165,6 @@ _checker: Checker | None = None  # in a worker
 def _start_worker(checker: Checker) -> None:
     global _checker
     _checker = checker
-    follow_parent()
 
 
 def _work(part: Sequence[int]) -> list[Finding]:

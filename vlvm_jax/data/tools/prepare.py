@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -27,11 +26,12 @@ from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import Mixture, read_mixture
+from vlvm_jax.data.sources.records import evenly
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import AS_THEY_ARE, Target
-from vlvm_jax.data.workers import follow_parent
+from vlvm_jax.data.workers import SPAWN, pool
 from vlvm_jax.errors import InputError, Interrupted
 
 PLAN = "plan.json"
@@ -149,7 +149,7 @@ def _settings(job: Job, records: Mixture) -> dict[str, Any]:
 
 def _shards_for(job: Job, records: Mixture) -> int:
     """How many shards make `shard_mb` each, from a spread of records."""
-    probed = sorted({i * len(records) // _PROBED for i in range(min(_PROBED, len(records)))})
+    probed = evenly(len(records), _PROBED)
     size = 0
     for index in probed:
         with contextlib.suppress(BadSampleError):
@@ -275,30 +275,25 @@ def _made(
         for index in todo:
             yield write_shard(plan, index, lambda: progress(next(ticks)))
         return
-    count, stop = _SPAWN.Value("q", 0), _SPAWN.Event()
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), _SPAWN, _start_worker, (count, stop)) as pool:
+    count, stop = SPAWN.Value("q", 0), SPAWN.Event()
+    with pool(min(workers, len(todo)), _start_worker, (count, stop)) as processes:
         try:
-            left = {pool.submit(_work, plan, index) for index in todo}
+            left = {processes.submit(_work, plan, index) for index in todo}
             while left:
                 finished, left = concurrent.futures.wait(left, 0.2, concurrent.futures.FIRST_COMPLETED)
                 progress(count.value)
                 for future in finished:
                     yield future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise Interrupted("a worker process died, perhaps for lack of memory (fewer --workers take less)") from None
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
 
 
-_SPAWN = multiprocessing.get_context("spawn")
 _shared: tuple[Any, Any] | None = None  # in a worker: how many records are done, and whether to stop
 
 
 def _start_worker(count: Any, stop: Any) -> None:
     global _shared
     _shared = count, stop
-    follow_parent()
 
 
 def _work(plan: Plan, index: int) -> ShardInfo:

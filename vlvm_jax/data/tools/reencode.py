@@ -16,12 +16,11 @@ from av.container import OutputContainer
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from vlvm_jax.data.decoding import decode, sampling
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
-from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.files import brief
+from vlvm_jax.data.faults import BadSampleError, reading
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
@@ -144,17 +143,12 @@ def image(data: bytes, target: Target, where: str) -> bytes:
     Raises:
       BadSampleError: `corrupt` or `too_large`.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")  # decodes it all
-            if _scaled(*opened.size, target.size) == opened.size:
-                return data
-            form = "JPEG" if opened.format == "JPEG" else "PNG"
-        smaller = upright.resize(_scaled(*upright.size, target.size), Image.Resampling.BICUBIC)
-    except Image.DecompressionBombError as error:
-        raise BadSampleError("too_large", f"{where} ({brief(error)})") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSampleError("corrupt", f"{where} ({brief(error)})") from None
+    with reading(where), Image.open(io.BytesIO(data)) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("RGB")  # decodes it all
+        if _scaled(*opened.size, target.size) == opened.size:
+            return data
+        form = "JPEG" if opened.format == "JPEG" else "PNG"
+    smaller = upright.resize(_scaled(*upright.size, target.size), Image.Resampling.BICUBIC)
     made = io.BytesIO()
     smaller.save(made, form, **cast(Any, {"quality": _JPEG_QUALITY} if form == "JPEG" else {}))
     return made.getvalue()

@@ -142,12 +142,8 @@ class Adapter(VideoAdapter):
         if resampler is None:
             align = self.connector if self.temporal_connector is None else self.temporal_connector
             return align(jnp.pad(features, ((0, 0), (0, 1), (0, 0))))
-        batch, most, num_frames = media.frames.shape
-        width = resampler.query.shape[-1]
-        places = jnp.asarray(line_positions(np.arange(num_frames), width))[media.index]
-        features, places = (jnp.repeat(x, most, axis=0) for x in (features, places))
-        tokens = resampler(features, places, media.frames.reshape(-1, num_frames))
-        return tokens.reshape(batch, most, resampler.num_queries, width)
+        places = jnp.asarray(line_positions(np.arange(features.shape[1]), resampler.query.shape[-1]))[media.index]
+        return resampler(features, places, media.frames)
 
     def _in_order(
         self,
