@@ -4,10 +4,9 @@ import os
 import shutil
 import tempfile
 
-# Tests compile much and compute little: the cheap compiler passes are enough.
-FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-FLAGS = f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+import xla
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=8)}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one process has compiled, the others (workers of pytest, commands that tests run) read: many run the same steps.
 OWN_CACHE = None

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import xla
+
 from configs import ftfv
 from vlvm_jax.config import Config, build
 
@@ -36,7 +38,7 @@ def environment(data: Path, devices: int = 1) -> dict[str, str]:
     return {
         **os.environ,
         "VLVM_JAX_DATA": str(data),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla.flags(devices),
         "JAX_PLATFORMS": "cpu",
         "NO_COLOR": "1",
     }

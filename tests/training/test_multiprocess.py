@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import xla
 from recipes import ROOT
 
 STEPS, ROWS = 40, 4  # of tests/one_stage.py
@@ -51,7 +52,7 @@ class Processes:
                 **(shared if count > 1 else {}),
                 "PYTHONPATH": str(ROOT / "tests"),
                 "VLVM_JAX_DATA": str(data[place % len(data)]),
-                "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+                "XLA_FLAGS": xla.flags(devices=1),
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "NO_COLOR": "1",

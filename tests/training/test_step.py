@@ -70,22 +70,32 @@ def run(steps: int, *, mesh=None, model=CONFIG.model, **changes):
     return losses, before, after, functions, set(partition.rates)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return run(3)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    losses, *_ = run(5, loss_chunks=3)
+    return losses
+
+
 @pytest.mark.parametrize(
     "sizes",
     [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}, {"dcn_data": 2, "fsdp": 4}],
     ids=str,
 )
-def test_one_and_eight_devices_give_the_same_losses(sizes):
-    one, *_ = run(5, loss_chunks=3)
+def test_one_and_eight_devices_give_the_same_losses(sizes, on_one_device):
     eight, _, _, functions, _ = run(5, mesh=make_mesh(MeshConfig(**sizes)), loss_chunks=3)
-    np.testing.assert_allclose(eight, one, atol=1e-4)
+    np.testing.assert_allclose(eight, on_one_device, atol=1e-4)
     assert functions.train._cache_size() == 1
     spread = [s for s in functions.state_shardings.params.values() if not s.is_fully_replicated]
     assert spread  # the mesh is really used
 
 
-def test_frozen_parameters_do_not_change_by_a_bit_and_trainable_ones_all_do():
-    _, before, after, _, trainable = run(3)
+def test_frozen_parameters_do_not_change_by_a_bit_and_trainable_ones_all_do(plain):
+    _, before, after, _, trainable = plain
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
     assert changed == trainable
     assert {path for path in before if path.startswith("encoder/layers/segments/0/")}.isdisjoint(changed)
@@ -114,8 +124,8 @@ def test_every_sampler_parameter_receives_gradient(name):
     assert any("sampler" in path for path in trainable)
 
 
-def test_accumulation_weighs_every_token_alike():
-    whole, _, after_whole, *_ = run(3)
+def test_accumulation_weighs_every_token_alike(plain):
+    whole, _, after_whole, *_ = plain
     parts, _, after_parts, *_ = run(3, accumulate=4)
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     for path in after_whole:
@@ -123,9 +133,9 @@ def test_accumulation_weighs_every_token_alike():
 
 
 @pytest.mark.parametrize("chunks", [3, 7], ids=["divides the vocabulary or not", "does not"])
-def test_chunking_the_head_changes_nothing(chunks):
+def test_chunking_the_head_changes_nothing(chunks, plain):
     losses, _, after, *_ = run(3, loss_chunks=chunks)
-    expected, _, after_expected, *_ = run(3)
+    expected, _, after_expected, *_ = plain
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for path in after:
         np.testing.assert_allclose(after[path], after_expected[path], atol=2e-4, err_msg=path)
@@ -162,8 +172,8 @@ def test_frozen_parameters_are_kept_in_the_asked_dtype():
     assert dtypes["decoder/norm/scale"] == np.float32
 
 
-def test_bfloat16_computes_in_bfloat16_with_fp32_masters():
-    full, *_ = run(3)
+def test_bfloat16_computes_in_bfloat16_with_fp32_masters(plain):
+    full, *_ = plain
     half, _, after, *_ = run(3, model=CONFIG.model.model_copy(update={"dtype": "bfloat16"}))
     np.testing.assert_allclose(half, full, rtol=0.03)
     assert not np.array_equal(half, full)

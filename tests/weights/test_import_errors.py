@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import xla
 from etils import epath
 from families import Checkpoints, edit_config, read_tensors
 from recipes import ROOT
@@ -400,7 +401,13 @@ def test_a_source_that_shrinks_while_it_is_read(copy, tmp_path):
 
 
 def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **variables}
+    environment = {
+        **os.environ,
+        "NO_COLOR": "1",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla.flags(devices=1),
+        **variables,
+    }
     return subprocess.run(
         [sys.executable, "-m", "vlvm_jax.convert", *map(str, arguments)], cwd=ROOT, env=environment,
         capture_output=True, text=True, timeout=120,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xla
 from recipes import ROOT
 
 pytestmark = pytest.mark.slow
@@ -130,7 +131,7 @@ def peak_of(*arguments: str | Path) -> int:
     """The most that the command held while it ran."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vlvm_jax.convert", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags(devices=1)},
     )  # fmt: skip
     most = 0
     while process.poll() is None:
