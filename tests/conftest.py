@@ -6,7 +6,7 @@ import tempfile
 
 import xla
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=8)}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one process has compiled, the others (workers of pytest, commands that tests run) read: many run the same steps.
 OWN_CACHE = None

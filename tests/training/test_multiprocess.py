@@ -52,7 +52,7 @@ class Processes:
                 **(shared if count > 1 else {}),
                 "PYTHONPATH": str(ROOT / "tests"),
                 "VLVM_JAX_DATA": str(data[place % len(data)]),
-                "XLA_FLAGS": xla.flags(devices=1),
+                "XLA_FLAGS": xla.flags(1),
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "NO_COLOR": "1",

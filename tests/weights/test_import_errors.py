@@ -405,7 +405,7 @@ def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
         **os.environ,
         "NO_COLOR": "1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": xla.flags(devices=1),
+        "XLA_FLAGS": xla.flags(1),
         **variables,
     }
     return subprocess.run(

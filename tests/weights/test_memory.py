@@ -131,7 +131,7 @@ def peak_of(*arguments: str | Path) -> int:
     """The most that the command held while it ran."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vlvm_jax.convert", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags(devices=1)},
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags(1)},
     )  # fmt: skip
     most = 0
     while process.poll() is None:

@@ -19,6 +19,8 @@ from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.training import partition
 from vlvm_jax.training.prepare import sample_spec
 
+pytestmark = pytest.mark.slow
+
 GUIDE = (ROOT / "docs" / "your_data.md").read_text()
 
 
