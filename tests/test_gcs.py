@@ -26,9 +26,9 @@ from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
 from vlvm_jax.training.prepare import sample_spec
+from vlvm_jax.weights import param_store
 
 pytestmark = pytest.mark.slow
-from vlvm_jax.weights import param_store
 
 DATA = random.Random(0).randbytes(3 * 2**20 + 17)
 
