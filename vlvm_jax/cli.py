@@ -19,6 +19,7 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
         print(usage.strip())
         return 0
+    _silence_tracker()
     try:
         rest = _parse(argv)
         if positional:
@@ -37,6 +38,12 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _silence_tracker() -> None:
+    """The process that removes what workers and their parent shared shall not warn when a parent ended at once."""
+    known = os.environ.get("PYTHONWARNINGS", "")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [known, "ignore:resource_tracker:UserWarning"]))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
