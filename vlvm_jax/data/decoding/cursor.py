@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -34,10 +35,11 @@ class Cursor:
       step: from one frame to the next, in the mean.
     """
 
-    def __init__(self, video: VideoFile, wanted: Sequence[Fraction], start: int, step: Fraction):
+    def __init__(self, video: VideoFile, wanted: Sequence[int], start: int, step: Fraction):
         self._video, self._wanted, self._start, self._step = video, wanted, start, step
         self._skips = video.seeks and video.codec.name == "h264"
-        self._gap = Fraction(0)  # some keyframes are at least so far apart
+        self._near = math.floor(2 * step)
+        self._gap = 0  # some keyframes are at least so far apart
         self._work = 0
         self.ended = False
         self._current: Picture | None = None
@@ -46,7 +48,7 @@ class Cursor:
         self._begun = False
         self._fed = start  # the latest time of which the decoder has the packet
 
-    def shown_at(self, target: Fraction) -> Picture | None:
+    def shown_at(self, target: int) -> Picture | None:
         """The frame shown at a time: before the first frame that one, after the last the last; None if none decodes.
 
         Raises:
@@ -59,7 +61,7 @@ class Cursor:
             self._begin(self._video.packets(), None)
         while not self._found(target):
             # Either a frame that is needed was skipped, or this keyframe was none to begin decoding with.
-            self._jump(target if self._current or self._keyframe is None else Fraction(self._keyframe - 1))
+            self._jump(target if self._current or self._keyframe is None else self._keyframe - 1)
         return self._current or self._next
 
     def close(self) -> None:
@@ -67,7 +69,7 @@ class Cursor:
         self._current = self._next = None
         self._frames = iter(())
 
-    def _found(self, target: Fraction) -> bool:
+    def _found(self, target: int) -> bool:
         """Decodes to the frame shown at a time; False if that must begin further back."""
         while self._next is None or self._next.time <= target:
             self._current = self._next or self._current
@@ -83,16 +85,16 @@ class Cursor:
         self._skipped = [time for time in self._skipped if time > target]
         return True
 
-    def _jump_pays(self, target: Fraction) -> bool:
+    def _jump_pays(self, target: int) -> bool:
         """Whether a keyframe lies between what is decoded and what is wanted."""
         if not self._video.seeks:
             return False
         keyframe = self._video.keyframe(target, self._step)
         return keyframe > self._fed if keyframe is not None else target - self._fed > self._gap
 
-    def _jump(self, target: Fraction) -> None:
+    def _jump(self, target: int) -> None:
         """To the last keyframe shown no later than a time; to the start where none is found."""
-        back = Fraction(0)
+        back = 0
         while target - back > self._start:
             try:
                 packets = self._video.packets_from(self._video.decoded_at(target - back, self._step))
@@ -104,7 +106,7 @@ class Cursor:
                 self._gap = max(self._gap, target - first.pts)
                 self._begin(itertools.chain([first], packets), first.pts)
                 return
-            back = max(2 * back, 1 / self._video.unit)
+            back = max(2 * back, math.ceil(1 / self._video.unit))
         self._begin(self._video.packets(), None)
 
     def _begin(self, packets: Iterable[av.Packet], keyframe: int | None) -> None:
@@ -152,7 +154,7 @@ class Cursor:
             raise BadSampleError("too_slow", f"{self._video.name}: frames too far from any keyframe")
         if time is not None:
             if packet.is_keyframe:
-                self._gap = max(self._gap, Fraction(time - self._fed))
+                self._gap = max(self._gap, time - self._fed)
             self._fed = max(self._fed, time)
         if codec.name == "h264":
             codec.skip_frame = "DEFAULT"
@@ -163,4 +165,4 @@ class Cursor:
     def _is_near(self, time: int) -> bool:
         """Whether the frame of a time may be the one shown at a wanted time."""
         after = bisect.bisect_left(self._wanted, time)
-        return after < len(self._wanted) and self._wanted[after] - time <= 2 * self._step
+        return after < len(self._wanted) and self._wanted[after] - time <= self._near

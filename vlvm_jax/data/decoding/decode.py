@@ -8,6 +8,7 @@ the same times.
 import bisect
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import BinaryIO
@@ -44,11 +45,11 @@ class Grid:
     def fps(self) -> float:
         return float(1 / (self.step * self.unit))
 
-    def at(self, index: int) -> Fraction:
+    def at(self, index: int) -> int:
         """A time at which frame `index` is shown: its middle, which no rounding of timestamps gives to a neighbour."""
-        return self.start + (index + Fraction(1, 2)) * self.step
+        return self.start + math.floor((index + Fraction(1, 2)) * self.step)
 
-    def seconds(self, time: int | Fraction) -> float:
+    def seconds(self, time: int) -> float:
         """From the first frame on."""
         return max(0.0, float((time - self.start) * self.unit))
 
@@ -124,7 +125,7 @@ def _take(video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at
         raise BadSampleError("empty", f"{video.name} holds no frame{spoken(span)}")
     chosen = [first + index for index in choose(last - first, grid.fps)]
     few = bool(grid.shown) and last - first <= at_most
-    wanted = [Fraction(grid.shown[index]) if few else grid.at(index) for index in chosen]
+    wanted = [grid.shown[index] if few else grid.at(index) for index in chosen]
     taken: dict[int, np.ndarray] = {}
     to_pixels = _Converter()
     with contextlib.closing(Cursor(video, wanted, grid.start, grid.step)) as cursor:
@@ -143,7 +144,7 @@ def spoken(span: tuple[float, float] | None) -> str:
     return "" if span is None else f" between {span[0]:g} s and {span[1]:g} s"
 
 
-def _over(last: Picture, target: Fraction, step: Fraction) -> bool:
+def _over(last: Picture, target: int, step: Fraction) -> bool:
     """Whether the clip's last frame was over well before a time."""
     return target - last.time > Fraction(3, 2) * max(step, last.frame.duration or 0)
 
@@ -188,13 +189,13 @@ def _scanned_grid(video: VideoFile) -> Grid:
 
 
 class _Converter:
-    """Decoded frame to upright pixels. One conversion context for all frames of a clip: making one per frame, as
-    `frame.to_image()` does, takes longer than decoding small clips."""
+    """Decoded frame to upright pixels. One conversion context for all frames of a clip, and no threads in it: either
+    would take longer than decoding small clips."""
 
     def __init__(self):
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

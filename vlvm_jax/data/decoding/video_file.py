@@ -134,7 +134,7 @@ class VideoFile:
         """Of the file with its sound, in the stream's units."""
         return None if self.container.duration is None else self.container.duration / (av.time_base * self.unit)
 
-    def keyframe(self, time: Fraction, step: Fraction) -> int | None:
+    def keyframe(self, time: int, step: Fraction) -> int | None:
         """About when the last keyframe no later than a time is shown, by the file's index; None where it has none.
 
         Args:
@@ -146,7 +146,7 @@ class VideoFile:
         found = index.search_timestamp(self.decoded_at(time, step), backward=True)
         return index[max(0, found)].timestamp
 
-    def decoded_at(self, time: Fraction, step: Fraction) -> int:
+    def decoded_at(self, time: int, step: Fraction) -> int:
         """The time to seek by for a frame shown at `time`: MP4 files go by when frames are decoded."""
         ahead = self.codec.reorder_depth * step if self._format == "mov" else 0
         return int(time - ahead)
