@@ -89,6 +89,7 @@ def tiny_run(name: str, *, adapter: dict, stages: list, frames: int, seed: int, 
                 },
                 "tokenizer": f"{EMBEDDED}/tokenizer.json",
                 "chat_template": "bare",
+                "cache_mb": 512,  # all of it: some 300
             },
             "stages": stages,
             "evals": [{"name": "videos", **held_out}],

@@ -299,6 +299,8 @@ class DataConfig(Settings):
     `frame_sampling` says which frames of a clip are taken (`data.decoding`): `uniform` midpoints of equal parts, `fps`
     of them a second, `segment`, in training one drawn from each equal part, or `video_chatgpt`, that project's
     midpoints. A clip kept as images has `folder_fps` frames a second where nothing else says.
+
+    `cache_mb` MiB of decoded clips and square images are kept by every loading process for the next epoch.
     """
 
     tokenizer: str
@@ -311,6 +313,7 @@ class DataConfig(Settings):
     folder_fps: PositiveFloat = 1.0
     time_instruction: bool = False
     workers: NonNegativeInt | Literal["auto"] = "auto"
+    cache_mb: NonNegativeInt = 0
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
 
     @pydantic.field_validator("workers", mode="before")

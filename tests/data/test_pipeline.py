@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 import json
 import pickle
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +238,34 @@ def test_the_number_of_workers_changes_nothing(world, seed):
     alone = take(iter(dataset(world, seed=seed, workers=0)), 7)
     for workers in (1, 2, "auto", Loading(1, 4, 3, 1)):
         assert_equal_batches(take(iter(dataset(world, seed=seed, workers=workers)), 7), alone)
+
+
+@pytest.mark.parametrize("size", [0, 5000, 1 << 20])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_changes_nothing(world, size, workers):
+    records, spec = world
+    epochs = 3 * NUM
+    expected = take(iter(dataset(world, seed=4)), epochs // 4)
+    cached = dataset((records, dataclasses.replace(spec, cache_bytes=size)), seed=4, workers=workers)
+    assert_equal_batches(take(iter(cached), epochs // 4), expected)
+
+
+def test_what_is_cached_is_not_read_again(world, tmp_path):
+    records, spec = world
+    copies = []
+    for number, record in enumerate(records):
+        media = [(kind, str(shutil.copy(path, tmp_path / f"{number}-{i}{Path(path).suffix}")))
+                 for i, (kind, path) in enumerate(record.media)]  # fmt: skip
+        copies.append(dataclasses.replace(record, media=tuple(media)))
+    loader = SampleLoader(copies, dataclasses.replace(spec, cache_bytes=1 << 20))
+    before = [loader(index) for index in range(len(copies))]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    again = [loader(index) for index in range(len(copies))]
+    assert_equal_batches(again, before)
+    assert all(len(sample["bad"]) == 0 for sample in again)
+    small = SampleLoader(copies, dataclasses.replace(spec, cache_bytes=10))
+    assert any(len(small(index)["bad"]) for index in range(len(copies)))  # the files are gone indeed
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------

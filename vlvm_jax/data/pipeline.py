@@ -19,6 +19,7 @@ from absl import flags
 from PIL import Image
 
 from vlvm_jax.data import packing, tuning, video
+from vlvm_jax.data.cache import MediaCache
 from vlvm_jax.data.decoding.sampling import FrameRule
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import Medium, Sample, assemble
@@ -50,6 +51,7 @@ class SampleSpec:
       frame_sampling, fps, folder_fps: which frames of a clip, see `video.decode_clip`.
       seed: with which frames are drawn from segments; None for their midpoints.
       time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
+      cache_bytes: of decoded media that each loading process keeps.
     """
 
     length: int
@@ -69,6 +71,7 @@ class SampleSpec:
     processor: str | None = None
     image_layout: ImageLayout = "single"
     time_instruction: bool = False
+    cache_bytes: int = 0
 
     def check(self, where: str, has_video: bool) -> None:
         """Raises `InputError` when a clip's visual tokens alone overflow the row."""
@@ -92,6 +95,7 @@ class SampleLoader:
     def __init__(self, records: Sequence[Record], spec: SampleSpec):
         self.records, self.spec = records, spec
         self._tokenizer = self._processor = None
+        self._cache = MediaCache(spec.cache_bytes)
         self._lock = threading.Lock()  # several threads of a worker begin at once
 
     def __getstate__(self):
@@ -226,9 +230,11 @@ class SampleLoader:
             media = []
             for kind, path in record.media:
                 if kind == "image":
-                    frames, expansion = video.read_image(path, spec.image_size), Expansion((spec.image_tokens,))
+                    read = functools.partial(video.read_image, path, spec.image_size)
+                    frames = self._cache.get(path, read, lambda frames: frames.nbytes)
+                    expansion = Expansion((spec.image_tokens,))
                 else:
-                    clip = video.decode_clip(path, spec.frames_per_video, self._scaled, **chosen)
+                    clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._scaled))
                     frames = self._controlled(clip.frames, index)
                     expansion = self._clip_expansion(clip.times, clip.duration)
                 media.append(Medium(kind, frames, expansion))
@@ -240,9 +246,14 @@ class SampleLoader:
             if kind == "image":
                 media.append(next(images))
             else:
-                clip = processor.read_clip(path, spec.frames_per_video, **chosen)
+                clip = self._clip(path, chosen, processor.read_clip)
                 media.append(processor.clip(dataclasses.replace(clip, frames=self._controlled(clip.frames, index))))
         return media
+
+    def _clip(self, path: str, chosen: dict[str, Any], read: Callable[..., video.Clip]) -> video.Clip:
+        key = (path, *chosen.values())
+        read = functools.partial(read, path, self.spec.frames_per_video, **chosen)
+        return self._cache.get(key, read, lambda clip: clip.frames.nbytes)
 
     def _frame_choice(self, record: Record, index: int) -> dict[str, Any]:
         """Which frames of a record's clips are taken: the same ones in every epoch."""

@@ -79,9 +79,10 @@ def check_workdir(config: Config, workdir: epath.Path) -> None:
         for old, new, key, name in (
             (theirs, mine, "mesh", "config.mesh"),
             (theirs["data"], mine["data"], "workers", "config.data.workers"),
+            (theirs["data"], mine["data"], "cache_mb", "config.data.cache_mb"),
         ):
-            if old[key] != new[key]:
-                say(f"{workdir}: continuing with another {_first_difference(old[key], new[key], name)}")
+            if old.get(key) != new[key]:
+                say(f"{workdir}: continuing with another {_first_difference(old.get(key), new[key], name)}")
                 old[key] = new[key]
         if theirs != mine:
             key = _first_difference(theirs, mine)
@@ -181,6 +182,7 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
         loss_on=part.loss_on,
         control=control,
         time_instruction=data.time_instruction,
+        cache_bytes=data.cache_mb << 20,
     )
 
 
