@@ -89,7 +89,7 @@ def tiny_run(name: str, *, adapter: dict, stages: list, frames: int, seed: int, 
                 },
                 "tokenizer": f"{EMBEDDED}/tokenizer.json",
                 "chat_template": "bare",
-                "cache_mb": 512,  # all of it: some 300
+                "cache_mb": 512,  # all of it is less
             },
             "stages": stages,
             "evals": [{"name": "videos", **held_out}],

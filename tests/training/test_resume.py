@@ -62,12 +62,12 @@ def test_sigterm_saves_and_the_same_command_continues_to_the_same_losses(tmp_pat
     workdir = tmp_path / "run"
     # In the first stage, and again in the last: the second run starts inside one stage and crosses into the others.
     for stage, step in (("base", 5), ("instruct", 10)):
-        stopped = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGTERM)
+        stopped = signal_when(workdir, data_root, at_checkpoint(stage, step), signal.SIGTERM, WORKER)
         assert stopped.returncode == 75, stopped.err
         assert f"saved stage '{stage}' at step" in stopped.err
         assert "same command" in stopped.err
         assert "Traceback" not in stopped.err
-    done = train(workdir, data_root, *EXTRA, arg=ARG)
+    done = train(workdir, data_root, *EXTRA, WORKER, arg=ARG)
     assert done.returncode == 0, done.stderr
     assert "instruct: continuing from step" in done.stdout
     assert losses(workdir) == losses(undisturbed)

@@ -2,9 +2,15 @@
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
-ValueT = TypeVar("ValueT")
+
+class Decoded(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+DecodedT = TypeVar("DecodedT", bound=Decoded)
 
 
 class MediaCache:
@@ -16,17 +22,16 @@ class MediaCache:
 
     def __init__(self, size: int):
         self.size, self.held = size, 0
-        self._kept: dict[Hashable, object] = {}
+        self._kept: dict[Hashable, Any] = {}
         self._lock = threading.Lock()  # several threads of a process load samples
 
-    def get(self, key: Hashable, decode: Callable[[], ValueT], count_bytes: Callable[[ValueT], int]) -> ValueT:
+    def get(self, key: Hashable, decode: Callable[[], DecodedT]) -> DecodedT:
         """What `decode` gives, or gave. Nobody may change it."""
         if key in self._kept:
-            return self._kept[key]  # pyright: ignore[reportReturnType]
+            return self._kept[key]
         value = decode()
-        taken = count_bytes(value)
         with self._lock:
-            if key not in self._kept and self.held + taken <= self.size:
+            if key not in self._kept and self.held + value.nbytes <= self.size:
                 self._kept[key] = value
-                self.held += taken
+                self.held += value.nbytes
         return value

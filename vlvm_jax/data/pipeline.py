@@ -231,8 +231,7 @@ class SampleLoader:
             for kind, path in record.media:
                 if kind == "image":
                     read = functools.partial(video.read_image, path, spec.image_size)
-                    frames = self._cache.get(path, read, lambda frames: frames.nbytes)
-                    expansion = Expansion((spec.image_tokens,))
+                    frames, expansion = self._cache.get(path, read), Expansion((spec.image_tokens,))
                 else:
                     clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._scaled))
                     frames = self._controlled(clip.frames, index)
@@ -251,9 +250,8 @@ class SampleLoader:
         return media
 
     def _clip(self, path: str, chosen: dict[str, Any], read: Callable[..., video.Clip]) -> video.Clip:
-        key = (path, *chosen.values())
         read = functools.partial(read, path, self.spec.frames_per_video, **chosen)
-        return self._cache.get(key, read, lambda clip: clip.frames.nbytes)
+        return self._cache.get((path, *chosen.values()), read)
 
     def _frame_choice(self, record: Record, index: int) -> dict[str, Any]:
         """Which frames of a record's clips are taken: the same ones in every epoch."""
@@ -412,6 +410,7 @@ def plan_loading(
         sample_bytes=3 * spec.frames * spec.image_size**2 + (10 + 8 * taps) * spec.length,
         rows=rows,
         pack=pack,
+        cache_bytes=spec.cache_bytes,
     )
 
 

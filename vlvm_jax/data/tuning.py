@@ -56,6 +56,7 @@ def plan(
     sample_bytes: int,
     rows: int,
     pack: bool,
+    cache_bytes: int = 0,
     cores: int | None = None,
     memory: int | None = None,
 ) -> Loading:
@@ -65,6 +66,7 @@ def plan(
     Args:
       sample_bytes: of the largest sample.
       rows: of a batch.
+      cache_bytes: that each worker may keep.
       cores, memory: of this machine, in bytes; default: what this process may use.
     """
     cores = usable_cores() if cores is None else cores
@@ -75,7 +77,7 @@ def plan(
         if rate * cost.core < 0.2:  # a fifth of a core is not worth a process
             workers, threads = 0, _between(2, math.ceil(rate * cost.wall), MAX_THREADS)
         else:
-            affordable = memory // (WORKER_BYTES + 4 * sample_bytes)
+            affordable = memory // (WORKER_BYTES + cache_bytes + 4 * sample_bytes)
             workers = _between(1, math.ceil(rate * cost.core), min(cores - 1, affordable))
             threads = _between(1, round(cost.wall / cost.core), MAX_THREADS)
     else:

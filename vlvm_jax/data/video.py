@@ -31,6 +31,10 @@ class Clip:
     times: tuple[float, ...]
     duration: float | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return self.frames.nbytes
+
 
 def read_clip(
     path: str, count: int, size: int, *, rule: FrameRule = "uniform", fps: float = 1.0, **options

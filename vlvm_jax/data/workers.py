@@ -43,7 +43,7 @@ def pool(
         try:
             yield executor
         except BrokenProcessPool:
-            raise Interrupted("a worker process died, perhaps for lack of memory (fewer --workers take less)") from None
+            raise Interrupted("a worker process died, perhaps for lack of memory (fewer workers take less)") from None
         finally:
             executor.shutdown(cancel_futures=True)
 

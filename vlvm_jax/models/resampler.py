@@ -61,6 +61,10 @@ class Resampler(nnx.Module):
         sets: of the features, each read alone; one of all by default. Of an empty one the result is finite and means
           nothing.
         """
+
+        def heads(x):
+            return x.reshape(*x.shape[:2], self.num_heads, -1)
+
         batch, length, _ = features.shape
         width = self.query.shape[-1]
         values = self.kv_norm(self.kv_proj(features))
@@ -68,13 +72,10 @@ class Resampler(nnx.Module):
         places = jnp.asarray(grid_positions(round(self.num_queries**0.5), width), self.dtype)
         if sets is None:
             sets = jnp.ones((batch, 1, length), bool)
-        queries = jnp.tile(self.q_norm(self.query[...]) + places, (batch, sets.shape[1], 1))
-
-        def heads(x):
-            return x.reshape(*x.shape[:2], self.num_heads, -1)
-
+        queries = heads(self.q_proj(self.q_norm(self.query[...]) + places)[None])
+        queries = jnp.tile(queries, (batch, sets.shape[1], 1, 1))
         seen = jnp.repeat(sets, self.num_queries, axis=1)[:, None]
-        read = attention(heads(self.q_proj(queries)), heads(self.k_proj(keys)), heads(self.v_proj(values)), seen)
+        read = attention(queries, heads(self.k_proj(keys)), heads(self.v_proj(values)), seen)
         return self.output_proj(self.post_norm(self.out_proj(read.reshape(*sets.shape[:2], self.num_queries, width))))
 
 
