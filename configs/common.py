@@ -1,5 +1,6 @@
 """What recipes share: the argument after the colon, the tiny run over embedded data, the run at real size."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -56,25 +57,39 @@ def entry(path: str, **kwargs) -> dict:
 # --- tiny --------------------------------------------------------------------------------------------------------
 
 EMBEDDED = "{embedded}"
+PATCHES = 9  # of a frame
+TEXT = 44  # tokens of the longest conversation without its image or clip
 
 
-def tiny_stage(options: Any, name: str, data: list, steps: int, trainable: dict, *, frames=1, rows=32, **kwargs):
+def tiny_stage(
+    options: Any, name: str, data: list, steps: int, trainable: dict, *, frames=1, visual=PATCHES, rows=32, **kwargs
+):
     """A stage over embedded data, of images where `frames` is 1.
 
     Args:
       options: the recipe's, with `scale` and `seed`.
       trainable: patterns with their learning rates.
+      visual: tokens of an image or a clip, whichever has more.
     """
     return {
         "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows,
-        "frames": frames, "length": 64 if frames == 1 else 96, "trainable": trainable, "warmup_ratio": 0.05,
+        "frames": frames, "length": _rounded(visual + TEXT), "trainable": trainable, "warmup_ratio": 0.05,
         "beta2": 0.98, "weight_decay": 0.01, "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
     }  # fmt: skip
 
 
-def tiny_run(name: str, *, adapter: dict, stages: list, frames: int, seed: int, notes: list[str]) -> ConfigDict:
-    """Stages over the embedded data, and a test on its held-out clips."""
-    held_out = {"data": [entry(f"{EMBEDDED}/heldout_videos.json")], "batch_size": 32, "frames": frames, "length": 64}
+def _rounded(tokens: int) -> int:
+    return math.ceil(tokens / 8) * 8
+
+
+def tiny_run(
+    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, notes: list[str]
+) -> ConfigDict:
+    """Stages over the embedded data, and a test on its held-out clips, of `visual` tokens each."""
+    held_out = {
+        "data": [entry(f"{EMBEDDED}/heldout_videos.json")], "batch_size": 32, "frames": frames,
+        "length": _rounded(visual + 32),
+    }  # fmt: skip
     return complete(
         {
             "name": name,
@@ -101,7 +116,7 @@ def tiny_run(name: str, *, adapter: dict, stages: list, frames: int, seed: int, 
 
 
 def tiny_model(adapter: dict) -> dict:
-    """600 thousand parameters for 48 x 48 frames of the embedded data, one patch per grid cell."""
+    """600 thousand parameters for 48 x 48 frames of the embedded data, one patch per grid cell: `PATCHES`."""
     from vlvm_jax.data.embedded.shapes import vocab_size
 
     return {

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from configs import bases
 from configs.common import (
     EMBEDDED,
+    PATCHES,
     entry,
     full_run,
     full_stage,
@@ -76,7 +77,9 @@ def tiny(options: Any) -> ConfigDict:
     def stage(name, data, steps, trainable, lr, **kwargs):
         return tiny_stage(options, name, data, steps, dict.fromkeys(trainable, lr), **kwargs)
 
-    clips = {"frames": options.frames}
+    tokens = options.tokens or (PATCHES if options.sampler == "none" else 4)
+    visual = max(options.frames * tokens, PATCHES)
+    clips = {"frames": options.frames, "visual": visual}
     whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
     stages = [
         stage("base", [captions, images], 900, whole, 1e-3),
@@ -94,7 +97,7 @@ def tiny(options: Any) -> ConfigDict:
     name = "video" if strategy == "S3" else "instruct"
     stages.append(stage(name, mixed, 2800, ["adapter/**", "decoder/**"], 1e-3, rows=16, **clips))
     sampler = {
-        "reading": options.sampler, "num_tokens": options.tokens or 4, "prior": "learned_grid", "prior_sigma": 0.6,
+        "reading": options.sampler, "num_tokens": tokens, "prior": "learned_grid", "prior_sigma": 0.6,
     }  # fmt: skip
     note = "`base` stands in for the pretrained tower and LLM that the recipe starts from; it is not the paper's."
     return tiny_run(
@@ -102,6 +105,7 @@ def tiny(options: Any) -> ConfigDict:
         adapter={"name": "weighted_sampler", "options": sampler},
         stages=stages,
         frames=options.frames,
+        visual=visual,
         seed=options.seed,
         notes=[note],
     )

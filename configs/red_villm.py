@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from configs import bases
 from configs.common import (
     EMBEDDED,
+    PATCHES,
     entry,
     full_run,
     full_stage,
@@ -71,6 +72,7 @@ def tiny(options: Any) -> ConfigDict:
     it sees a clip; this one has only read about single images, so by default it learns them with the aligners.
     """
     frames, fraction = options.frames or 8, options.video_fraction
+    visual = PATCHES + frames  # at most
     images = entry(f"{EMBEDDED}/train_images.json")
     captions = entry(f"{EMBEDDED}/train_images_captions.json")
     clips = [
@@ -83,8 +85,8 @@ def tiny(options: Any) -> ConfigDict:
     stages = [
         tiny_stage(options, "image", [captions, images], 1200, dict.fromkeys(whole, 1e-3)),
         tiny_stage(
-            options, "video", clips, 2800, dict.fromkeys(trained, 1e-3), frames=frames, rows=16,
-            copied=_copied(options),
+            options, "video", clips, 2800, dict.fromkeys(trained, 1e-3), frames=frames, visual=visual,
+            rows=16, copied=_copied(options),
         ),
     ]  # fmt: skip
     return tiny_run(
@@ -92,6 +94,7 @@ def tiny(options: Any) -> ConfigDict:
         adapter=_adapter(options),
         stages=stages,
         frames=frames,
+        visual=visual,
         seed=options.seed,
         notes=["`image` makes the image model that the system starts from; it is not the paper's."],
     )
