@@ -280,6 +280,7 @@ class SampleLoader:
 
 
 _TIMED_SECONDS = 99.99
+_MIN_SHARED_BYTES = 256 << 10  # smaller arrays are copied faster than a block of shared memory is made and removed
 _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, bool))
 
 
@@ -392,6 +393,9 @@ def make_dataset(
         if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=loading.samples)
+        # By default every array, a sample's number too, would come in a block of shared memory of its own.
+        shared = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
+        loaded = grain.experimental.WithOptionsIterDataset(loaded, shared)
         loaded = loaded.mp_prefetch(options, worker_init_fn=_start_worker)
     usable = loaded.map_with_index(functools.partial(packing.numbered, part.taken)).filter(skip_log.usable)
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
