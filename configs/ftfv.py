@@ -82,20 +82,20 @@ def tiny(options: Any) -> ConfigDict:
     clips = {"frames": options.frames, "visual": visual}
     whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
     stages = [
-        stage("base", [captions, images], 900, whole, 1e-3),
-        stage("align", [captions], 300, ALIGN, 2e-3, reset=["adapter/connector/**"]),
+        stage("base", [captions, images], 800, whole, 1e-3),
+        stage("align", [captions], 200, ALIGN, 2e-3, reset=["adapter/connector/**"]),
     ]
     if strategy == "S2":
         stages.append(
-            stage("pretrain", [images, captions, video_captions], 300, [LAST_THREE, "adapter/**"], 5e-4, **clips)
+            stage("pretrain", [images, captions, video_captions], 200, [LAST_THREE, "adapter/**"], 5e-4, **clips)
         )
     else:
-        stages.append(stage("pretrain", [images, captions], 300, [LAST_THREE, "adapter/connector/**"], 5e-4))
+        stages.append(stage("pretrain", [images, captions], 200, [LAST_THREE, "adapter/connector/**"], 5e-4))
     if strategy == "S3":
         stages.append(stage("instruct", [images], 800, ["adapter/connector/**", "decoder/**"], 1e-3))
     mixed = [video, {**video_captions, "fraction": 0.4 * fraction}, {**images, "fraction": 0.05}]
     name = "video" if strategy == "S3" else "instruct"
-    stages.append(stage(name, mixed, 2800, ["adapter/**", "decoder/**"], 1e-3, rows=16, **clips))
+    stages.append(stage(name, mixed, 2600, ["adapter/**", "decoder/**"], 1e-3, rows=16, **clips))
     sampler = {
         "reading": options.sampler, "num_tokens": tokens, "prior": "learned_grid", "prior_sigma": 0.6,
     }  # fmt: skip

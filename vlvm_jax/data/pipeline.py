@@ -7,6 +7,7 @@ order of samples does not depend on the number of workers, and so that what is s
 import dataclasses
 import functools
 import json
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -280,7 +281,6 @@ class SampleLoader:
 
 
 _TIMED_SECONDS = 99.99
-_MIN_SHARED_BYTES = 256 << 10  # smaller arrays are copied faster than a block of shared memory is made and removed
 _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, bool))
 
 
@@ -393,14 +393,16 @@ def make_dataset(
         if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=loading.samples)
-        # By default every array, a sample's number too, would come in a block of shared memory of its own.
-        shared = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
-        loaded = grain.experimental.WithOptionsIterDataset(loaded, shared)
-        loaded = loaded.mp_prefetch(options, worker_init_fn=_start_worker)
+        # Each array that crosses takes a block of shared memory: so a sample crosses as one.
+        loaded = loaded.map(_to_bytes).mp_prefetch(options, worker_init_fn=_start_worker).map(pickle.loads)
     usable = loaded.map_with_index(functools.partial(packing.numbered, part.taken)).filter(skip_log.usable)
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=loading.batches)
+
+
+def _to_bytes(sample: Sample) -> np.ndarray:
+    return np.frombuffer(pickle.dumps(sample, pickle.HIGHEST_PROTOCOL), np.uint8)
 
 
 def plan_loading(
