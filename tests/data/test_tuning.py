@@ -59,12 +59,15 @@ def test_what_waits_fits_half_of_the_memory(workers, rows, sample_bytes, memory)
     least = (2 * max(workers, 1) + rows) * sample_bytes  # one sample of each worker, and a batch
     assert waiting <= max(memory / 2, least) + least
     assert 1 <= chosen.samples <= 4 * rows and 1 <= chosen.batches <= 2
+    assert 1 <= chosen.together <= chosen.samples
 
 
 def test_usual_samples_wait_as_long_as_ever():
     usual = {"sample_bytes": 100_000, "rows": 32, "pack": True, "cores": 8, "memory": 8 << 30}
-    assert plan(2, **usual) == Loading(2, 1, 128, 2)
+    assert plan(2, **usual) == Loading(2, 1, 128, 2, together=8)
     assert plan(0, **usual) == Loading(0, 2, 64, 2)
+    assert plan(2, **{**usual, "sample_bytes": 300_000}).together == 3
+    assert plan(2, **{**usual, "sample_bytes": 2_700_000}).together == 1
 
 
 def sample(tokens, frames):

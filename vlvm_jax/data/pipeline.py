@@ -384,25 +384,47 @@ def make_dataset(
     if seed is not None:
         order = order.seed(seed).shuffle().repeat()
     loader = SampleLoader(records, spec)
-    dataset = grain.MapDataset.source(PartOf(order, part)).map(loader)
-    threads = 0 if loading.workers and loading.threads == 1 else loading.threads
-    loaded = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, min(loading.samples, 2 * rows)))
-    )
-    if loading.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=loading.samples)
-        # Each array that crosses takes a block of shared memory: so a sample crosses as one.
-        loaded = loaded.map(_to_bytes).mp_prefetch(options, worker_init_fn=_start_worker).map(pickle.loads)
+    samples = grain.MapDataset.source(PartOf(order, part)).map(loader)
+    loaded = _from_workers(samples, loading) if loading.workers else _from_threads(samples, loading, rows)
     usable = loaded.map_with_index(functools.partial(packing.numbered, part.taken)).filter(skip_log.usable)
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=loading.batches)
 
 
-def _to_bytes(sample: Sample) -> np.ndarray:
-    return np.frombuffer(pickle.dumps(sample, pickle.HIGHEST_PROTOCOL), np.uint8)
+def _from_threads(samples: grain.MapDataset, loading: Loading, rows: int) -> grain.IterDataset:
+    waiting = max(loading.threads, min(loading.samples, 2 * rows))
+    return samples.to_iter_dataset(grain.ReadOptions(num_threads=loading.threads, prefetch_buffer_size=waiting))
+
+
+def _from_workers(samples: grain.MapDataset, loading: Loading) -> grain.IterDataset:
+    if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
+        flags.FLAGS.mark_as_parsed()
+    # Each array that crosses takes a block of shared memory, which for small samples costs more than they do.
+    # Grain cannot count the batches of one of an endless dataset.
+    blocks = samples.batch(loading.together, batch_fn=list) if loading.together > 1 else samples.map(_alone)
+    blocks = blocks.map(_to_bytes)
+    threads = 0 if loading.threads == 1 else loading.threads
+    waiting = max(1, loading.samples // loading.together)
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, waiting))
+    options = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=waiting)
+    received = blocks.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker)
+    return grain.experimental.FlatMapIterDataset(received, _FromBytes())
+
+
+def _alone(sample: Sample) -> list[Sample]:
+    return [sample]
+
+
+def _to_bytes(samples: list[Sample]) -> np.ndarray:
+    return np.frombuffer(pickle.dumps(samples, pickle.HIGHEST_PROTOCOL), np.uint8)
+
+
+class _FromBytes(grain.experimental.FlatMapTransform):
+    max_fan_out = tuning.MAX_TOGETHER
+
+    def flat_map(self, block: np.ndarray) -> list[Sample]:
+        return pickle.loads(block)
 
 
 def plan_loading(

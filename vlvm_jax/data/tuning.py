@@ -19,6 +19,8 @@ BATCHES_PER_SECOND = 10  # more than the models here use up
 PROBES = 8
 PROBE_SECONDS = 2.0
 MAX_THREADS = 8
+MAX_TOGETHER = 8
+BLOCK_BYTES = 1 << 20  # of samples that cross together at most, unless one alone has more
 WORKER_BYTES = 300 << 20  # of a worker before it loads anything: Python, Grain, PyAV, a tokenizer
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -33,12 +35,14 @@ class Loading:
       threads: that load at the same time in each of them, where samples wait for storage.
       samples: that may wait, of each worker or of this process.
       batches: that may wait.
+      together: samples that cross from a worker at once.
     """
 
     workers: int
     threads: int
     samples: int
     batches: int
+    together: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +86,14 @@ def plan(
             threads = _between(1, round(cost.wall / cost.core), MAX_THREADS)
     else:
         threads = 1 if workers else 2
+    # Grain keeps as many again of each worker in this process.
+    samples = _between(1, memory // (4 * sample_bytes * max(workers, 1)), (4 if workers else 2) * rows)
     return Loading(
         workers,
         threads,
-        # Grain keeps as many again of each worker in this process.
-        samples=_between(1, memory // (4 * sample_bytes * max(workers, 1)), (4 if workers else 2) * rows),
+        samples=samples,
         batches=_between(1, memory // (4 * sample_bytes * rows), 2),
+        together=_between(1, BLOCK_BYTES // sample_bytes, min(MAX_TOGETHER, samples)) if workers else 1,
     )
 
 
