@@ -7,6 +7,8 @@ import sys
 import pytest
 from recipes import ROOT, environment
 
+pytestmark = pytest.mark.slow
+
 
 def compile_(tmp_path, *flags: str):
     command = [sys.executable, "-m", "vlvm_jax.compile", "--config=configs/ftfv.py:tiny", *flags]

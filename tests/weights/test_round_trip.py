@@ -25,6 +25,8 @@ from vlvm_jax.weights.exporting import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source
 
+pytestmark = pytest.mark.slow
+
 DTYPES = ("float32", "bfloat16", "float16")
 # Every config in every dtype and every layout, in one file and in shards, though not all of each with all.
 CASES = [

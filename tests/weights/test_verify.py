@@ -10,6 +10,8 @@ from vlvm_jax.weights import exporting, verify
 from vlvm_jax.weights.exporting import Export, Options
 from vlvm_jax.weights.sources import open_source
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "name",

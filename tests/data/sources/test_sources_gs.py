@@ -24,6 +24,8 @@ from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SAID = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
 
