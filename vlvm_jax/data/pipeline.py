@@ -424,7 +424,7 @@ class _FromBytes(grain.experimental.FlatMapTransform):
     max_fan_out = tuning.MAX_TOGETHER
 
     def flat_map(self, block: np.ndarray) -> list[Sample]:
-        return pickle.loads(block)
+        return pickle.loads(block.data)
 
 
 def plan_loading(
