@@ -18,7 +18,8 @@ Contenders take turns, round after round, so that each ratio compares neighbours
 seconds are the workers' own and suffer less from a busy machine than the time on the clock. The clip of an hour is read
 once a round, without workers.
 
-`--prepared` reads the clips as `data prepare` re-encodes them too, without workers, and says how large they are.
+`--prepared`, instead of all that, reads the clips as they are and as `data prepare` re-encodes them, without workers,
+and says how large they are.
 """
 
 import argparse
@@ -343,10 +344,11 @@ def main() -> None:
     except (ImportError, OSError, RuntimeError) as error:
         print(f"without torchcodec ({type(error).__name__})")
     print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    if args.minutes:
-        endure(list(clips.values()), args.minutes, args.step)
     if args.prepared:
         compare_prepared(clips, args.rounds)
+        return
+    if args.minutes:
+        endure(list(clips.values()), args.minutes, args.step)
     if args.emulator:
         contenders[EMULATED] = ours
     with emulator(clips) if args.emulator else contextlib.nullcontext() as bucket:
