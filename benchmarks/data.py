@@ -6,7 +6,7 @@ usage: python benchmarks/data.py [--folder DIR] [--rounds N] [--minutes M] [--st
 Clips of 10 s (one with a keyframe every 8 s, as x264 sets them by default, one with a keyframe every 2 s, as sites
 encode) and of an hour are made once in the folder. 8 frames of each go through two workers to squares of 336 pixels:
 
-- `ours`: `vlvm_jax.data.video.read_clip` in Grain workers, as `data.pipeline` has them;
+- `ours`: `vlvm_jax.data.video.read_clip` in workers by `vlvm_jax.data.loading`, as the pipeline has them;
 - `torch`: a DataLoader whose workers decode the whole clip with PyAV and pick 8 frames, as LLaVA-NeXT's loader does
   (which also keeps all frames until then), then resize and normalise with torch as the CLIP image processor does;
 - `torchcodec`: a DataLoader with torchcodec's decoder asked for the 8 frames, the rest alike. Only if it is installed;
@@ -36,19 +36,21 @@ from typing import Any
 import av
 import grain
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from vlvm_jax import storage
 from vlvm_jax.data import video
 from vlvm_jax.data.decoding.sampling import uniform_indices
+from vlvm_jax.data.loading import loaded
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.reencode import Target
+from vlvm_jax.data.tuning import Loading
 
 COUNT, SIDE, WORKERS, BATCH = 8, 336, 2, 4
 SETTLING = 2 * WORKERS * BATCH  # clips, more than workers hold ready
 SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080)}
 MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+LOADING = Loading(workers=WORKERS, threads=1, samples=BATCH, batches=1)  # as planned for frames of this size
 Cost = tuple[float, int]  # CPU seconds, frames
 EMULATED = "ours, emulator"
 
@@ -174,11 +176,7 @@ class Listed:
 def load(read: Callable, paths: list[str]) -> Any:
     """An iterator over the samples of paths, from two workers: frames and `Cost`."""
     if read is ours:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        dataset = grain.MapDataset.source(paths).map(Weighed(read)).to_iter_dataset(grain.ReadOptions(num_threads=0))
-        options = grain.MultiprocessingOptions(num_workers=WORKERS, per_worker_buffer_size=BATCH)
-        return iter(dataset.mp_prefetch(options))
+        return iter(loaded(grain.MapDataset.source(paths).map(Weighed(read)), LOADING, BATCH))
     from torch.utils.data import DataLoader
 
     listed: Any = Listed(paths, read)

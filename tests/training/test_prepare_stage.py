@@ -1,10 +1,15 @@
-"""How many steps a stage takes."""
+"""How many steps a stage takes, and that the tiny recipes' rows are long enough for every record."""
 
 import pytest
+import recipes
 
-from vlvm_jax.config import StageConfig, build
+from configs import ftfv, red_villm
+from vlvm_jax.config import Config, StageConfig, build
+from vlvm_jax.data import pipeline
+from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import InputError
-from vlvm_jax.training.prepare import num_steps
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.prepare import num_steps, prepare_stage, sample_spec, with_embedded_data
 
 
 def stage(**values):
@@ -44,3 +49,18 @@ def test_epochs_of_packed_rows():
         "config.stages.align.epochs: how many rows packing makes of 10 samples is not known; give steps (without "
         "packing 3), or pack=False"
     )
+
+
+@pytest.mark.usefixtures("embedded")
+@pytest.mark.parametrize("recipe", [ftfv, red_villm])
+def test_every_embedded_record_fits_the_rows_of_the_tiny_recipes(recipe):
+    config = recipe.get_config("tiny")
+    config.data.embedded = dict(recipes.DATA)
+    config.data.max_bad_share = 0.0
+    config = with_embedded_data(build(Config, config), StopSignal())
+    for stage in config.stages:
+        prepare_stage(config, stage)
+    for held_out in config.evals:
+        records = pipeline.split_turns(mixture.read_mixture(held_out.data, 0))
+        loader = pipeline.SampleLoader(records, sample_spec(config, held_out))
+        pipeline.check_lengths(loader, held_out.name, 0.0, probe=len(records))

@@ -7,7 +7,6 @@ order of samples does not depend on the number of workers, and so that what is s
 import dataclasses
 import functools
 import json
-import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +15,13 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from vlvm_jax.data import packing, tuning, video
 from vlvm_jax.data.cache import MediaCache
 from vlvm_jax.data.decoding.sampling import FrameRule
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.loading import loaded
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
 from vlvm_jax.data.sources.records import MediaKind, Record, evenly
@@ -30,7 +29,6 @@ from vlvm_jax.data.stream import WHOLE, Part, PartOf
 from vlvm_jax.data.text import conversation, prompts, templates
 from vlvm_jax.data.text.conversation import Expansion
 from vlvm_jax.data.tuning import Loading
-from vlvm_jax.data.workers import follow_parent
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
 
@@ -385,46 +383,11 @@ def make_dataset(
         order = order.seed(seed).shuffle().repeat()
     loader = SampleLoader(records, spec)
     samples = grain.MapDataset.source(PartOf(order, part)).map(loader)
-    loaded = _from_workers(samples, loading) if loading.workers else _from_threads(samples, loading, rows)
-    usable = loaded.map_with_index(functools.partial(packing.numbered, part.taken)).filter(skip_log.usable)
+    numbered = loaded(samples, loading, rows).map_with_index(functools.partial(packing.numbered, part.taken))
+    usable = numbered.filter(skip_log.usable)
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=loading.batches)
-
-
-def _from_threads(samples: grain.MapDataset, loading: Loading, rows: int) -> grain.IterDataset:
-    waiting = max(loading.threads, min(loading.samples, 2 * rows))
-    return samples.to_iter_dataset(grain.ReadOptions(num_threads=loading.threads, prefetch_buffer_size=waiting))
-
-
-def _from_workers(samples: grain.MapDataset, loading: Loading) -> grain.IterDataset:
-    if not flags.FLAGS.is_parsed():  # Grain reads flags; outside a command nobody has parsed any
-        flags.FLAGS.mark_as_parsed()
-    # Each array that crosses takes a block of shared memory, which for small samples costs more than they do.
-    # Grain cannot count the batches of one of an endless dataset.
-    blocks = samples.batch(loading.together, batch_fn=list) if loading.together > 1 else samples.map(_alone)
-    blocks = blocks.map(_to_bytes)
-    threads = 0 if loading.threads == 1 else loading.threads
-    waiting = max(1, loading.samples // loading.together)
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, waiting))
-    options = grain.MultiprocessingOptions(num_workers=loading.workers, per_worker_buffer_size=waiting)
-    received = blocks.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker)
-    return grain.experimental.FlatMapIterDataset(received, _FromBytes())
-
-
-def _alone(sample: Sample) -> list[Sample]:
-    return [sample]
-
-
-def _to_bytes(samples: list[Sample]) -> np.ndarray:
-    return np.frombuffer(pickle.dumps(samples, pickle.HIGHEST_PROTOCOL), np.uint8)
-
-
-class _FromBytes(grain.experimental.FlatMapTransform):
-    max_fan_out = tuning.MAX_TOGETHER
-
-    def flat_map(self, block: np.ndarray) -> list[Sample]:
-        return pickle.loads(block.data)
 
 
 def plan_loading(
@@ -457,10 +420,6 @@ def _batched(
         samples, length=spec.length, frames=spec.frames, rows=rows, pack=pack, layout=loader.layout,
         drop_remainder=drop_remainder,
     )  # fmt: skip
-
-
-def _start_worker(_worker: int, _workers: int) -> None:
-    follow_parent()
 
 
 def split_turns(records: Iterable[Record]) -> list[Record]:
