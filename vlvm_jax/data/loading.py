@@ -32,11 +32,34 @@ def loaded(samples: grain.MapDataset, loading: Loading, rows: int) -> grain.Iter
         num_workers=loading.workers, per_worker_buffer_size=max(1, loading.samples // together)
     )
     received = groups.map(_to_bytes).to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker)
-    return grain.experimental.FlatMapIterDataset(received, _FromBytes())
+    return grain.experimental.FlatMapIterDataset(_StartTogether(received), _FromBytes())
 
 
 def _read(threads: int, waiting: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, threads, waiting))
+
+
+class _StartTogether(grain.IterDataset):
+    """Starts all workers at the first sample.
+
+    Once its state has been asked for, which is how `FlatMapIterDataset` begins, an iterator over workers starts each
+    only as the one before has given its first element.
+    """
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _Started(iter(self._parent))
+
+
+class _Started(grain.DatasetIterator):
+    def __next__(self) -> Any:
+        self._parent.start_prefetch()
+        return next(self._parent)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._parent.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
 
 
 def _start_worker(_worker: int, _workers: int) -> None:
