@@ -3,11 +3,11 @@
 usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--only ARM ...]
 
 One image model (9 patches a frame) is trained once. From it every arm trains the recipe's `video` stage for `--steps`
-steps on the same clips and answers the held-out questions and their controls, once per seed: frames one after the other
-(`frames`), space tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's way), both
-through their own (`red_villm`), that with a random temporal connector, and with the decoder frozen; then `red_villm` on
-10, 25 and 50% of the video instructions, for as many steps. Every result is a file of its own in DIR/results; what is
-done is not run again. Prints the tables of docs/red_villm.md and draws DIR/red_villm.png.
+steps on the same clips and answers the held-out questions, once per seed: frames one after the other (`frames`), space
+tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's way), both through their own
+(`red_villm`), that with a random temporal connector, and with the decoder frozen; then `red_villm` on 10, 25 and 50% of
+the video instructions, for as many steps. `red_villm` also answers the controls. Every result is a file of its own in
+DIR/results; what is done is not run again. Prints the tables of docs/red_villm.md and draws DIR/red_villm.png.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from etils import epath
 
 from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
 from configs import red_villm
+from configs.common import PATCHES
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training.interrupt import StopSignal
@@ -53,7 +54,9 @@ def setting(arm: str, seed: int, steps: int) -> Config:
     if arm == "frames":
         config.model.adapter.name, config.model.adapter.options = "frames", {}
         config.stages[-1].copied = []
-        config.stages[-1].length = config.evals[0].length = 8 * 9 + 64
+        config.stages[-1].length = config.evals[0].length = 8 * PATCHES + 48
+    if arm != "red_villm":
+        config.evals[0].controls = []
     return build(Config, config)
 
 
