@@ -138,9 +138,12 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         left.bar(
             where, [np.mean(v) for v in values], 0.38, yerr=[np.std(v) for v in values], label=f"{group} questions"
         )
-    left.set_xticks(range(len(arms)), arms, rotation=25, ha="right")
+    tokens = [adapter_of(setting(arm, 0, 1)).num_video_tokens(8) for arm in arms]
+    names = [f"{arm}\n{count} tokens" for arm, count in zip(arms, tokens, strict=True)]
+    left.set_xticks(range(len(arms)), names, fontsize=8)
+    left.set_ylim(0, 1)
     left.set_ylabel("held-out accuracy")
-    left.legend()
+    left.legend(loc="upper left", ncols=2)
     shares = {"10%": 10, "25%": 25, "50%": 50, "red_villm": 100}
     for group in ("temporal", "static"):
         points = [(shares[arm], [by_type(run)[group] for run in runs[arm]]) for arm in STUDY if runs[arm]]
@@ -148,6 +151,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             x, values = zip(*points, strict=True)
             right.errorbar(x, [np.mean(v) for v in values], [np.std(v) for v in values], marker="o", label=group)
     right.set_xlabel("% of the video instructions, equal steps")
+    right.set_ylim(0, 1)
     right.legend()
     figure.savefig(path, dpi=110)
 
