@@ -107,7 +107,7 @@ def by_type(run: dict[str, Any]) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+    return f"{np.mean(values):.2f} ± {np.std(values):.2f}"
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
