@@ -21,10 +21,10 @@ TEMPORAL = ("direction", "order", "speed", "before_after")
 
 
 def train_image_model(config: Config, workdir: epath.Path, stop: StopSignal) -> epath.Path:
-    """Runs all stages of a recipe but the last, once; returns the folder of the last of these."""
+    """Runs all stages of a recipe but the last in `workdir`, once; returns the folder of the last of these."""
     config = config.model_copy(update={"stages": config.stages[:-1], "evals": ()})
-    stages.run(config, workdir / "image", stop)
-    return workdir / "image" / config.stages[-1].name
+    stages.run(config, workdir, stop)
+    return workdir / config.stages[-1].name
 
 
 def train_and_ask(

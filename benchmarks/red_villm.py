@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--only ARM ...]
 
-One image model (9 patches a frame) is trained once. From it every arm trains the recipe's `video` stage for `--steps`
-steps on the same clips and answers the held-out questions, once per seed: frames one after the other (`frames`), space
+Per seed an image model (9 patches a frame) is trained once. From it every arm trains the recipe's `video` stage for
+`--steps` steps on the same clips and answers the held-out questions: frames one after the other (`frames`), space
 tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's way), both through their own
 (`red_villm`), that with a random temporal connector, and with the decoder frozen; then `red_villm` on 10, 25 and 50% of
 the video instructions, for as many steps. `red_villm` also answers the controls. Every result is a file of its own in
@@ -60,9 +60,9 @@ def setting(arm: str, seed: int, steps: int) -> Config:
     return build(Config, config)
 
 
-def image_setting() -> Config:
-    """Its image model: an adapter without anything of its own."""
-    return setting("frames", 0, 1)
+def image_setting(seed: int) -> Config:
+    """A seed's image model: an adapter without anything of its own."""
+    return setting("frames", seed, 1)
 
 
 def main() -> None:
@@ -77,15 +77,14 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(MeshConfig())
     with StopSignal() as stop:
-        folder = train_image_model(image_setting(), workdir, stop)
         for seed in args.seeds:
+            image = image_setting(seed)
+            folder = train_image_model(image, workdir / f"image-{seed}", stop)
             for arm in args.only:
                 name = f"{arm.replace(' ', '_')}-{args.steps}-{seed}"
                 if (results / f"{name}.json").exists():
                     continue
-                found = train_and_ask(
-                    setting(arm, seed, args.steps), image_setting(), folder, workdir / name, mesh, stop
-                )
+                found = train_and_ask(setting(arm, seed, args.steps), image, folder, workdir / name, mesh, stop)
                 (results / f"{name}.json").write_text(json.dumps(found, indent=2))
                 say(f"{name}: accuracy {found['accuracy']:.3f}")
     runs = {

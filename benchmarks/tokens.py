@@ -102,7 +102,7 @@ def main() -> None:
     results = Path(args.workdir) / "results"
     results.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        folder = train_image_model(setting("none", PATCHES, 0, 1), workdir, stop)
+        folder = train_image_model(setting("none", PATCHES, 0, 1), workdir / "image", stop)
         if not (results / "seconds.json").exists():
             write(results / "seconds.json", step_times(args.timing_rounds, mesh, stop))
         for seed in args.seeds:
