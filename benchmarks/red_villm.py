@@ -1,13 +1,14 @@
 """What a temporal branch brings: arms of the RED-VILLM recipe against each other, and how much video they need.
 
-usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--only ARM ...]
+usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--image_seed N] [--only ARM ...]
 
-Per seed an image model (9 patches a frame) is trained once. From it every arm trains the recipe's `video` stage for
-`--steps` steps on the same clips and answers the held-out questions: frames one after the other (`frames`), space
-tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's way), both through their own
-(`red_villm`), that with a random temporal connector, and with the decoder frozen; then `red_villm` on 10, 25 and 50% of
-the video instructions, for as many steps. `red_villm` also answers the controls. Every result is a file of its own in
-DIR/results; what is done is not run again. Prints the tables of docs/red_villm.md and draws DIR/red_villm.png.
+Per seed an image model (9 patches a frame) is trained once; with `--image_seed` one serves all seeds. From it every arm
+trains the recipe's `video` stage for `--steps` steps on the same clips and answers the held-out questions: frames one
+after the other (`frames`), space tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's
+way), both through their own (`red_villm`), that with a random temporal connector, and with the decoder frozen; then
+`red_villm` on 10, 25 and 50% of the video instructions, for as many steps. `red_villm` also answers the controls. Every
+result is a file of its own in DIR/results; what is done is not run again. Prints the tables of docs/red_villm.md and
+draws DIR/red_villm.png.
 """
 
 import argparse
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/red_villm-study")
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--image_seed", type=int, metavar="N", help="one image model for all seeds")
     parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS))
     args = parser.parse_args()
     workdir = epath.Path(args.workdir).expanduser().resolve()
@@ -78,8 +80,9 @@ def main() -> None:
     mesh = make_mesh(MeshConfig())
     with StopSignal() as stop:
         for seed in args.seeds:
-            image = image_setting(seed)
-            folder = train_image_model(image, workdir / f"image-{seed}", stop)
+            image_seed = seed if args.image_seed is None else args.image_seed
+            image = image_setting(image_seed)
+            folder = train_image_model(image, workdir / f"image-{image_seed}", stop)
             for arm in args.only:
                 name = f"{arm.replace(' ', '_')}-{args.steps}-{seed}"
                 if (results / f"{name}.json").exists():
@@ -128,30 +131,35 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Arms by group of types, and accuracy over the share of the video instructions."""
+    """Arms by group of types; where there are runs on shares of the video instructions, accuracy over the share."""
+    shares = {"10%": 10, "25%": 25, "50%": 50, "red_villm": 100}
     arms = [arm for arm in ARMS if runs[arm] and arm not in STUDY[:-1]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
+    studied = [arm for arm in STUDY if runs[arm]]
+    figure = plt.figure(figsize=(11, 4), layout="constrained")
+    widths = (max(1, len(arms)), 3 * (len(studied) > 1))
+    panels = figure.subplots(1, 2 if widths[1] else 1, squeeze=False, width_ratios=widths[: 1 + (widths[1] > 0)])[0]
     for number, group in enumerate(("temporal", "static")):
         values = [[by_type(run)[group] for run in runs[arm]] for arm in arms]
         where = np.arange(len(arms)) + 0.4 * number - 0.2
-        left.bar(
+        panels[0].bar(
             where, [np.mean(v) for v in values], 0.38, yerr=[np.std(v) for v in values], label=f"{group} questions"
         )
+        for place, of_arm in zip(where, values, strict=True):
+            panels[0].plot([place] * len(of_arm), of_arm, ".", color="black", markersize=4)
+        if len(studied) > 1:
+            points = [[by_type(run)[group] for run in runs[arm]] for arm in studied]
+            panels[1].errorbar(
+                [shares[arm] for arm in studied], [np.mean(v) for v in points], [np.std(v) for v in points],
+                marker="o", capsize=3, label=group,
+            )  # fmt: skip
     tokens = [adapter_of(setting(arm, 0, 1)).num_video_tokens(8) for arm in arms]
     names = [f"{arm}\n{count} tokens" for arm, count in zip(arms, tokens, strict=True)]
-    left.set_xticks(range(len(arms)), names, fontsize=8)
-    left.set_ylim(0, 1)
-    left.set_ylabel("held-out accuracy")
-    left.legend(loc="upper left", ncols=2)
-    shares = {"10%": 10, "25%": 25, "50%": 50, "red_villm": 100}
-    for group in ("temporal", "static"):
-        points = [(shares[arm], [by_type(run)[group] for run in runs[arm]]) for arm in STUDY if runs[arm]]
-        if points:
-            x, values = zip(*points, strict=True)
-            right.errorbar(x, [np.mean(v) for v in values], [np.std(v) for v in values], marker="o", label=group)
-    right.set_xlabel("% of the video instructions, equal steps")
-    right.set_ylim(0, 1)
-    right.legend()
+    panels[0].set_xticks(range(len(arms)), names, fontsize=8)
+    panels[0].set(ylim=(0, 1.15), ylabel="held-out accuracy")
+    panels[0].legend(loc="upper left", ncols=2)
+    if len(studied) > 1:
+        panels[1].set(xlabel="% of the video instructions, equal steps", ylim=(0, 1.15))
+        panels[1].legend()
     figure.savefig(path, dpi=110)
 
 
