@@ -246,7 +246,8 @@ class MixtureEntry(Settings):
     the media, by default the file's own. `fields` names the columns of tables: `{"video": "clip", "question": "text"}`.
 
     `media` keeps only image, video or text records, `types` only those with a question of one of these types.
-    `fraction` takes that share of what is kept, drawn with the stage's seed; `repeat` takes it several times.
+    `fraction` takes that share of what is kept, `count` that many, drawn with the stage's seed; `repeat` takes what is
+    drawn several times.
 
     `weight` mixes the entries of a stage, which then all have one, in this ratio: an epoch holds one entry's records
     once and those of the others as often as it takes, at least once.
@@ -262,6 +263,7 @@ class MixtureEntry(Settings):
     media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
     types: tuple[str, ...] = ()
     fraction: float = Field(default=1.0, gt=0, le=1)
+    count: PositiveInt | None = None
     repeat: PositiveInt = 1
     weight: PositiveFloat | None = None
 
@@ -276,6 +278,8 @@ class MixtureEntry(Settings):
     def _check(self):
         if self.weight is not None and self.repeat > 1:
             raise ValueError("weight already says how often; drop repeat")
+        if self.count is not None and self.fraction < 1:
+            raise ValueError("give one of fraction and count")
         return self
 
 
@@ -344,6 +348,9 @@ class StageConfig(Settings):
     a row holds as many samples as fit its `frames` and `length`. What `reset` matches starts the stage fresh instead of
     from the stage before. `copied` maps modules to others like them, of which they start the stage as copies:
     `{"adapter/temporal_connector": "adapter/connector"}`.
+
+    `schedule` is what follows a linear warm-up; `log_warmup_cosine` is DeepSpeed's, whose warm-up rises with the
+    logarithm of the step (`training.optimizer`).
     """
 
     name: str
@@ -359,7 +366,7 @@ class StageConfig(Settings):
     trainable: tuple[tuple[str, PositiveFloat], ...]
     reset: tuple[str, ...] = ()
     copied: tuple[tuple[str, str], ...] = ()
-    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    schedule: Literal["cosine", "constant", "linear", "log_warmup_cosine"] = "cosine"
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)

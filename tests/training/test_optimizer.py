@@ -31,6 +31,20 @@ def test_other_schedules(kind, middle):
     assert factor(50) == pytest.approx(middle)
 
 
+@pytest.mark.parametrize(
+    ("steps", "rates"),
+    [
+        (468, {0: 0, 1: 1.280e-6, 2: 2.028e-6, 7: 3.839e-6, 14: 5e-6, 100: 4.612e-6, 241: 2.742e-6, 467: 5e-7}),
+        (3125, {1: 7.63e-7, 47: 4.260e-6, 93: 5e-6, 1000: 4.077e-6, 3124: 5e-7}),
+    ],
+)
+def test_deepspeeds_warm_up_cosine(steps, rates):
+    """T2Vid's schedule at peak 5e-6: warm-up over 15 of 468 and 94 of 3,125 steps."""
+    factor = schedule(with_(warmup_ratio=0.03, final_lr_ratio=0.1, schedule="log_warmup_cosine"), steps)
+    for step, rate in rates.items():
+        assert 5e-6 * float(factor(step)) == pytest.approx(rate, rel=1e-3, abs=1e-12)
+
+
 def test_each_group_moves_at_its_own_rate():
     stage = with_(warmup_ratio=0.0, weight_decay=0.0, clip_norm=None, schedule="constant")
     tx = make_optimizer(stage, {"a": 1e-2, "b": 1e-4}, 10, frozenset())

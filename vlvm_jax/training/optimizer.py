@@ -1,5 +1,6 @@
 """AdamW with a learning rate per parameter group, a schedule shared by all groups, and clipping by the global norm."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -10,7 +11,9 @@ from vlvm_jax.config import StageConfig
 
 
 def schedule(stage: StageConfig, steps: int) -> optax.Schedule:
-    """Factor of every group's rate at a step: linear warm-up to 1, then the stage's decay to `final_lr_ratio`."""
+    """Factor of every group's rate at a step: warm-up to 1, then the stage's decay to `final_lr_ratio`."""
+    if stage.schedule == "log_warmup_cosine":
+        return log_warmup_cosine(steps, math.ceil(stage.warmup_ratio * steps), stage.final_lr_ratio)
     warmup = max(1, round(stage.warmup_ratio * steps)) if stage.warmup_ratio else 0
     rest = max(1, steps - warmup)
     if stage.schedule == "cosine":
@@ -24,6 +27,19 @@ def schedule(stage: StageConfig, steps: int) -> optax.Schedule:
     # The first step already moves: 1/warmup, not 0.
     rise = optax.linear_schedule(1.0 / warmup, 1.0, max(1, warmup - 1))
     return optax.join_schedules([rise, decay], [warmup])
+
+
+def log_warmup_cosine(steps: int, warmup: int, floor: float) -> optax.Schedule:
+    """DeepSpeed's `WarmupCosineLR` with its default, logarithmic warm-up (deepspeed/runtime/lr_schedules.py): ln(s + 1)
+    / ln(max(W, 2)) for s < W, then a cosine from the step after the warm-up's last down to `floor`. Step 0 is at 0."""
+
+    def factor(step):
+        rise = jnp.log(step + 1.0) / math.log(max(warmup, 2))
+        turn = jnp.pi * (step - warmup + 1) / max(steps - warmup, 1)
+        fall = floor + (1 - floor) * (1 + jnp.cos(turn)) / 2
+        return jnp.where(step < warmup, rise, fall)
+
+    return factor
 
 
 def make_optimizer(

@@ -147,6 +147,8 @@ def train_stage(
         if checkpoints.latest() == num_steps and result_file.exists():
             say(f"{stage.name}: done before")
             return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
+        if processes.primary() and (drawn := prepared.records.drawn()):
+            storage.write_text(os.fspath(folder / "mix.json"), json.dumps({"seed": stage.seed, "drawn": drawn}))
         functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
         place = f".{jax.process_index()}" if jax.process_index() else ""
         skip_log = SkipLog(

@@ -73,6 +73,25 @@ def test_fraction_of_two_entries_differs_by_their_place(hundred):
     assert both[:30] == ids([entry], seed=1) and both[:30] != both[30:]
 
 
+def test_a_count_is_drawn_without_repeats_and_written_down(hundred, write):
+    """T2Vid's mix: exactly so many of each source, the same ones for the same seed."""
+    entries = [{"path": hundred, "count": 20, "types": ["color", "speed"]}, {"path": write("b.json", 100, 110)}]
+    drawn = ids(entries, seed=3)
+    assert len(drawn) == len(set(drawn)) == 30
+    assert drawn == ids(entries, seed=3) != ids(entries, seed=4)
+    assert all(i % 5 in (1, 4) for i in drawn[:20])
+    (written,) = read_mixture([MixtureEntry(**e) for e in entries], 3).drawn()
+    assert written == {"source": hundred, "of": 100, "records": drawn[:20]}
+
+
+def test_a_count_that_is_not_there_is_refused(hundred):
+    assert refusal({"path": hundred, "count": 60, "media": ["text"]}) == (
+        f"{hundred}: count 60, but 50 records are there to be drawn"
+    )
+    with pytest.raises(InputError, match=r"entry: give one of fraction and count"):
+        build(MixtureEntry, {"path": hundred, "count": 5, "fraction": 0.5}, "entry")
+
+
 def test_a_tiny_fraction_keeps_one(hundred):
     assert len(ids([{"path": hundred, "fraction": 0.001}])) == 1
 

@@ -76,6 +76,15 @@ class Mixture(Source):
             found.update(part.chosen.astype("<i8").tobytes())
         return found.hexdigest()
 
+    def drawn(self) -> list[dict[str, Any]]:
+        """Which records of each source an epoch holds, where that is not all of them: what a run writes down of a
+        draw."""
+        return [
+            {"source": part.source.path, "of": len(part.source), "records": part.chosen.tolist()}
+            for part in self.parts
+            if len(part.chosen) < len(part.source)
+        ]
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
@@ -96,21 +105,25 @@ def _joined(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
 
 
 def read_mixture(entries: Sequence[MixtureEntry], seed: int) -> Mixture:
-    """All records of a stage. A `fraction` is drawn without replacement by `seed` and the entry's place.
+    """All records of a stage. A `fraction` or `count` is drawn without replacement by `seed` and the entry's place.
 
     With weights, an epoch is as short as it can be with every record in it at least once and the entries in the ratio
     of their weights: one entry's records come once, the others' are repeated, a part of them, drawn by the seed, once
     more than the rest.
 
     Raises:
-      InputError: a file is missing or in no format that is known; nothing is left.
+      InputError: a file is missing or in no format that is known; nothing is left, or fewer than a `count`.
     """
     parts = []
     for number, entry in enumerate(entries):
         source = open_source(entry, (seed, number))
         chosen = np.flatnonzero(_wanted(source, entry))
+        keep = len(chosen) if entry.count is None else entry.count
+        if keep > len(chosen):
+            raise InputError(f"{entry.path}: count {keep}, but {len(chosen)} records are there to be drawn")
         if entry.fraction < 1 and len(chosen):
             keep = max(1, round(entry.fraction * len(chosen)))
+        if keep < len(chosen):
             drawn = np.random.default_rng([seed, number]).choice(len(chosen), keep, replace=False)
             chosen = chosen[np.sort(drawn)]
         parts.append(Part(source, chosen, len(chosen) * entry.repeat))

@@ -1,0 +1,117 @@
+"""Stories of the embedded data set: one thing after another, shown as a clip, written as a text, and asked about.
+
+An event is a coloured shape at a place, three words; a story is a list of events whose things all differ. As a clip
+every event is shown for a few frames; as a text it is its words, which pages can be drawn from
+(`vlvm_jax/data/text_images.py`). Questions are about the same things either way, so that what is learned of long texts
+can serve long clips. Nothing here touches files.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlvm_jax.data.embedded import scenes
+
+PLACES = {"top": (0, 1), "left": (1, 0), "center": (1, 1), "right": (1, 2), "bottom": (2, 1)}
+NUMBERS = ("none", "one", "two", "three", "four")
+THINGS = tuple(itertools.product(scenes.COLORS, scenes.SHAPES))
+TYPES = ("after", "before", "first", "last", "where", "order", "count")
+HOLD = (2, 3)  # frames an event is shown for
+WHAT = {"image": "what is there ?", "video": "what happens ?"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    color: str
+    shape: str
+    place: str
+
+    @property
+    def thing(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    @property
+    def words(self) -> str:
+        return f"{self.thing} {self.place}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """Events in order, how many frames each is shown for, and a seed for the background."""
+
+    events: tuple[Event, ...]
+    holds: tuple[int, ...]
+    background: int
+
+    @property
+    def text(self) -> str:
+        return " ".join(event.words for event in self.events)
+
+
+def is_held_out(story: Story) -> bool:
+    """Whether the story's text belongs to the held-out splits; the same for every seed."""
+    return hashlib.sha256(story.text.encode()).digest()[0] / 256 < scenes.HELD_OUT_SHARE
+
+
+def draw_story(rng: np.random.Generator, shortest: int, longest: int, *, held_out: bool) -> Story:
+    """A random story of `shortest` to `longest` events, 16 at most, from the asked side of the split."""
+    while True:
+        count = int(rng.integers(shortest, longest + 1))
+        chosen = [THINGS[i] for i in rng.permutation(len(THINGS))[:count]]
+        places = rng.choice(list(PLACES), count)
+        events = tuple(Event(color, shape, str(place)) for (color, shape), place in zip(chosen, places, strict=True))
+        story = Story(events, tuple(rng.integers(HOLD[0], HOLD[1] + 1, count).tolist()), int(rng.integers(2**31)))
+        if is_held_out(story) == held_out:
+            return story
+
+
+def render(story: Story, size: int) -> np.ndarray:
+    """uint8 [sum of holds, size, size, 3]."""
+    shown = [
+        scenes.Scene("image", (scenes.Thing(event.shape, event.color, PLACES[event.place], (0.0, 0.0)),), 0)
+        for event in story.events
+    ]
+    scenes_with_background = [dataclasses.replace(scene, background=story.background) for scene in shown]
+    stills = [scenes.render(scene, 1, size)[0] for scene in scenes_with_background]
+    return np.repeat(np.stack(stills), story.holds, axis=0)
+
+
+def questions(story: Story, rng: np.random.Generator, types: Sequence[str] = TYPES) -> list[scenes.Question]:
+    """One question of each type that the story has an answer to, in random order."""
+    asked = [made for kind in types if (made := _question(story, kind, rng)) is not None]
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def _question(story: Story, kind: str, rng: np.random.Generator) -> scenes.Question | None:
+    events = story.events
+    if kind == "first":
+        return scenes.Question(kind, "what first ?", events[0].thing)
+    if kind == "last":
+        return scenes.Question(kind, "what last ?", events[-1].thing)
+    if kind == "where":
+        event = events[rng.integers(len(events))]
+        return scenes.Question(kind, f"where {event.thing} ?", event.place)
+    if kind == "count":
+        shape = str(rng.choice(scenes.SHAPES))
+        number = sum(event.shape == shape for event in events)
+        return scenes.Question(kind, f"how many {shape} ?", NUMBERS[number])
+    if len(events) < 2:
+        return None
+    if kind in ("after", "before"):
+        early = int(rng.integers(len(events) - 1))
+        near, far = events[early], events[early + 1]
+        asked, answer = (near, far) if kind == "after" else (far, near)
+        return scenes.Question(kind, f"{kind} {asked.thing} ?", answer.thing)
+    early, late = sorted(rng.permutation(len(events))[:2].tolist())
+    pair = [events[early].thing, events[late].thing]
+    mention = pair if rng.integers(2) else pair[::-1]
+    return scenes.Question("order", f"{mention[0]} or {mention[1]} first ?", pair[0])
+
+
+def vocabulary() -> list[str]:
+    """Every word that a story, a question or an answer can hold, sorted."""
+    said = ["after before what first last where how many or ?", *WHAT.values()]
+    return sorted({*scenes.CHAT_WORDS, *scenes.COLORS, *scenes.SHAPES, *PLACES, *NUMBERS, *" ".join(said).split()})
