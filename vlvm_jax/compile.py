@@ -40,7 +40,7 @@ def main() -> None:
     import json
     from pathlib import Path
 
-    from vlvm_jax.config import Config, build
+    from vlvm_jax.config import Config, build, require_stages
     from vlvm_jax.parallel import topology as topology_lib
     from vlvm_jax.parallel.mesh import make_mesh
     from vlvm_jax.training import ahead_of_time, compile_report
@@ -50,6 +50,7 @@ def main() -> None:
     if _CONFIG.value is None or _TOPOLOGY.value is None:
         raise InputError("--config and --topology are required; see --help")
     config = build(Config, _CONFIG.value)
+    require_stages(config)
     topology = topology_lib.parse(_TOPOLOGY.value)
     known = (*(stage.name for stage in config.stages), *ahead_of_time.INFERENCE)
     if unknown := [name for name in _STAGES.value if name not in known]:

@@ -450,7 +450,7 @@ class Config(Settings):
     name: str
     model: ModelConfig
     data: DataConfig
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...] = ()
     evals: tuple[EvalConfig, ...] = ()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -469,6 +469,15 @@ class Config(Settings):
             if part.length > longest:
                 raise ValueError(f"{part.name}: length {part.length} > the decoder's max_position_embeddings {longest}")
         return self
+
+
+def require_stages(config: Config) -> None:
+    """Raises `InputError` for a recipe that trains nothing."""
+    if not config.stages:
+        raise InputError(
+            f"config.stages: {config.name} trains nothing; ask its model with python -m vlvm_jax.generate or "
+            "vlvm_jax.evaluate"
+        )
 
 
 def build(cls: type[SettingsT], values: Any, where: str = "config") -> SettingsT:

@@ -168,12 +168,13 @@ def _check(files: list[str]) -> None:
 
 def _stage() -> tuple[Any, Any, float]:
     """The stage that --config and --stage name, how it makes samples, and the share that may be bad."""
-    from vlvm_jax.config import Config, build
+    from vlvm_jax.config import Config, build, require_stages
     from vlvm_jax.training import prepare
     from vlvm_jax.training.interrupt import StopSignal
     from vlvm_jax.weights.initial import Initial
 
     config = build(Config, flags.FLAGS.config)
+    require_stages(config)
     wanted = flags.FLAGS.stage or config.stages[-1].name
     names = [stage.name for stage in config.stages]
     if wanted not in names:

@@ -65,6 +65,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     progress.console.quiet = not processes.primary()
+    config_lib.require_stages(config)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     check_workdir(config, workdir)
