@@ -86,12 +86,53 @@ SMOLVLM2_256M = {
     "data": _CHECKPOINT_DATA,
 }  # fmt: skip
 
+_SO400M = {
+    "kind": "idefics3", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+    "num_attention_heads": 16, "patch_size": 14, "feature_layer": -1, "post_norm": True,
+    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}  # fmt: skip
+
+# HuggingFaceM4/Idefics3-8B-Llama3: SigLIP-so400m/14 at 364 pixels, 2 x 2 patches joined (169 tokens), Llama-3-8B and
+# three rows of special tokens.
+IDEFICS3_8B = {
+    "model": {
+        "vision": {**_SO400M, "image_size": 364},
+        "connector": {"kind": "pixel_shuffle", "bias": False, "scale_factor": 2},
+        "decoder": {
+            "vocab_size": 128259, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5e5,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 131072,
+        },
+        "init_from": "HuggingFaceM4/Idefics3-8B-Llama3",
+    },
+    "data": _CHECKPOINT_DATA,
+}  # fmt: skip
+
+# HuggingFaceTB/SmolVLM2-2.2B-Instruct: the same tower at 384 pixels, 3 x 3 patches joined (81 tokens), SmolLM2-1.7B
+# with its positions stretched.
+SMOLVLM2_2B = {
+    "model": {
+        "vision": {**_SO400M, "image_size": 384},
+        "connector": {"kind": "pixel_shuffle", "bias": False, "scale_factor": 3},
+        "decoder": {
+            "vocab_size": 49280, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64, "rope_theta": 273768.0,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 16384,
+        },
+        "init_from": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    },
+    "data": _CHECKPOINT_DATA,
+}  # fmt: skip
+
 BASES: dict[str, dict[str, Any]] = {
     "llava-1.5-7b": LLAVA_1_5_7B,
     "vicuna-7b": VICUNA_7B,
     "llava-v1-7b": LLAVA_V1_7B,
     "qwen2-7b": QWEN2_7B,
     "smolvlm2-256m": SMOLVLM2_256M,
+    "smolvlm2-2.2b": SMOLVLM2_2B,
+    "idefics3-8b": IDEFICS3_8B,
 }
 
 

@@ -201,7 +201,7 @@ def test_a_length_past_the_decoders_positions():
 def test_a_recipe_that_trains_nothing_says_what_to_do_with_it(tmp_path):
     config = build(Config, to_json(build(Config, ftfv.get_config())) | {"stages": []})
     with pytest.raises(InputError, match=r"config.stages: ftfv-tiny-S1 trains nothing; ask its model with .*evaluate"):
-        train(config, tmp_path / "run")
+        run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
