@@ -33,22 +33,21 @@ def stage(**values):
     ],
 )
 def test_epochs_show_every_record_that_often(records, epochs, batch_size, steps):
-    found = num_steps(stage(epochs=epochs, batch_size=batch_size), records)
+    found = num_steps(stage(epochs=epochs, batch_size=batch_size), records, [])
     assert found == steps
     assert (found - 1) * batch_size < records * epochs <= found * batch_size
 
 
 def test_steps_are_steps():
-    assert num_steps(stage(steps=7, pack=True), 10) == 7
+    assert num_steps(stage(steps=7, pack=True), 10, []) == 7
 
 
 def test_epochs_of_packed_rows():
-    with pytest.raises(InputError) as caught:
-        num_steps(stage(epochs=1, pack=True), 10)
-    assert str(caught.value) == (
-        "config.stages.align.epochs: how many rows packing makes of 10 samples is not known; give steps (without "
-        "packing 3), or pack=False"
-    )
+    """Rows of 8 tokens and one frame, four a batch: two texts of four tokens fit a row, one image of four does."""
+    assert num_steps(stage(epochs=1, pack=True), 80, [(4, 0)]) == 10
+    assert num_steps(stage(epochs=2, pack=True), 80, [(4, 1)]) == 40
+    with pytest.raises(InputError, match=r"config.stages.align.epochs: no record probed can be used; give steps"):
+        num_steps(stage(epochs=1, pack=True), 10, [])
 
 
 @pytest.mark.usefixtures("embedded")

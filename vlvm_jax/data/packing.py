@@ -12,6 +12,7 @@ from vlvm_jax.data.media import Sample
 _TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")
 _LAYOUT_FEATURES = ("visual_index", "visual_weight")
 _FRAME_FEATURES = ("frames", "media", "is_video")
+_ENOUGH_BATCHES = 32
 
 
 def numbered(first: int, number: int, sample: Sample) -> Sample:
@@ -49,6 +50,25 @@ def batched(
     )
     finish = functools.partial(_finish_row, slots=slots)
     return packed.map(finish).batch(rows, drop_remainder=drop_remainder, batch_fn=_pad_batch(rows))
+
+
+def samples_per_batch(sizes: Sequence[tuple[int, int]], *, length: int, frames: int, rows: int) -> float:
+    """How many samples of such (tokens, frames) `batched` packs into a batch, on average; each fits a row by itself.
+
+    First fit, as `batched` does it: a batch is full when the next sample fits none of its rows. The sizes come again and
+    again, each time in another order, until there are enough batches for an average.
+    """
+    order = np.random.default_rng(0)
+    taken, full, free = 0, [], [(length, frames)] * rows
+    while len(full) < _ENOUGH_BATCHES:
+        for tokens, shown in (sizes[i] for i in order.permutation(len(sizes))):
+            place = next((i for i, (left, room) in enumerate(free) if tokens <= left and shown <= room), None)
+            if place is None:
+                full.append(taken)
+                taken, free, place = 0, [(length, frames)] * rows, 0
+            free[place] = (free[place][0] - tokens, free[place][1] - shown)
+            taken += 1
+    return float(np.mean(full))
 
 
 def _drop_note(sample: Sample) -> Sample:

@@ -439,18 +439,24 @@ def split_turns(records: Iterable[Record]) -> list[Record]:
     return alone
 
 
-def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int = 256) -> None:
+def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int = 256) -> list[tuple[int, int]]:
     """Tokenises a spread of records before anything runs, so that a length that cannot work fails at once.
 
     Media are counted at their largest: a clip at `frames_per_video` frames.
+
+    Returns:
+      Tokens and frames of each record that fits; an image counts as one frame, also where it is cut into tiles.
     """
-    records = loader.records
+    records, spec = loader.records, loader.spec
     chosen = evenly(len(records), probe)
-    faults, wrong = [], []
+    faults, wrong, sizes = [], [], []
     for index in chosen:
         try:
             record = records[index]
-            loader.encode(record, loader.largest(record))
+            tokens = loader.encode(record, loader.largest(record))
+            shown = sum(spec.frames_per_video if kind == "video" else 1 for kind, _ in record.media)
+            if shown <= spec.frames:
+                sizes.append((len(tokens.ids), shown))
         except BadSampleError as error:
             if error.cause == "too_long":  # files that cannot be used are counted when they are loaded
                 faults.append(error.detail)
@@ -460,3 +466,4 @@ def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int
         raise InputError(f"{where}.data: {len(wrong)} of {len(chosen)} records probed do not parse; {wrong[0]}")
     if len(faults) > max_share * len(chosen):
         raise InputError(f"{where}.length: {len(faults)} of {len(chosen)} records probed do not fit; {faults[0]}")
+    return sizes

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
 from vlvm_jax.config import Config, EvalConfig, StageConfig
-from vlvm_jax.data import pipeline
+from vlvm_jax.data import packing, pipeline
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.sources import mixture
@@ -197,26 +198,31 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     shapes = Model(config.model).abstract()
     partition_lib.resets(stage, shapes)
     partition_lib.copies(stage, shapes)
-    pipeline.check_lengths(loader, where, config.data.max_bad_share)
-    return PreparedStage(stage, found, spec, num_steps(stage, len(found)), partition_lib.resolve(config.model, stage))
+    sizes = pipeline.check_lengths(loader, where, config.data.max_bad_share)
+    steps = num_steps(stage, len(found), sizes)
+    return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
 
 
-def num_steps(stage: StageConfig, records: int) -> int:
+def num_steps(stage: StageConfig, records: int, sizes: Sequence[tuple[int, int]]) -> int:
     """The steps of a stage; for epochs as many as show each record that often at least, the last batch being full.
 
+    How many samples a packed batch holds is estimated from the sizes: the number of epochs is then about right.
+
+    Args:
+      sizes: tokens and frames of a spread of records.
+
     Raises:
-      InputError: epochs of packed rows, whose number is not known.
+      InputError: epochs of packed rows, and no size is known.
     """
     if stage.steps is not None:
         return stage.steps
     assert stage.epochs is not None
-    steps = math.ceil(round(records * stage.epochs / stage.batch_size, 6))
+    batch: float = stage.batch_size
     if stage.pack:
-        raise InputError(
-            f"config.stages.{stage.name}.epochs: how many rows packing makes of {records} samples is not known; give "
-            f"steps (without packing {steps}), or pack=False"
-        )
-    return steps
+        if not sizes:
+            raise InputError(f"config.stages.{stage.name}.epochs: no record probed can be used; give steps")
+        batch = packing.samples_per_batch(sizes, length=stage.length, frames=stage.frames, rows=stage.batch_size)
+    return math.ceil(round(records * stage.epochs / batch, 6))
 
 
 def check_tiles(config: Config, loader: pipeline.SampleLoader) -> None:
