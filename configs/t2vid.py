@@ -24,7 +24,6 @@ Keys:
 What is the paper's, what its code's and what is our reading: docs/t2vid.md.
 """
 
-import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -80,7 +79,6 @@ def mix(options: Any, captions: dict, instructions: dict, texts: list[dict], sam
 FRAMES = 24
 LONGEST = 16  # events of a story, at most
 SAMPLES = {"full_video": 12000}  # 15% of it in the other arms
-PER_ROW = 3  # samples that a row holds
 
 
 def tiny(options: Any) -> ConfigDict:
@@ -109,15 +107,12 @@ def tiny(options: Any) -> ConfigDict:
     ]  # fmt: skip
     samples = options.samples or SAMPLES.get(options.arm, 1800)
     if options.arm != "zero_shot":
-        rows = 16
-        steps = math.ceil(samples * (options.epochs or 3) / (rows * PER_ROW) / options.scale)
-        stages.append(
-            tiny_stage(
-                options, "video", mix(options, captions, instructions, texts, samples), steps,
-                dict.fromkeys(whole, 5e-4), frames=2 * frames, video_frames=frames, visual=100, rows=rows,
-                schedule="log_warmup_cosine", final_lr_ratio=0.1, loss_on=options.loss_on,
-            )
+        video = tiny_stage(
+            options, "video", mix(options, captions, instructions, texts, samples), 1, dict.fromkeys(whole, 5e-4),
+            frames=2 * frames, video_frames=frames, visual=100, rows=16, schedule="log_warmup_cosine",
+            final_lr_ratio=0.1, loss_on=options.loss_on, epochs=options.epochs or 3.0,
         )  # fmt: skip
+        stages.append({**video, "steps": None})
     evals = [
         {
             "name": name, "data": [entry(f"{EMBEDDED}/{file}.json")], "batch_size": 32, "frames": 2 * frames,
@@ -151,7 +146,8 @@ def full(preset: str, options: Any) -> ConfigDict:
     Of the paper's code: everything trained at 5e-6, 64 samples a batch, one epoch, DeepSpeed's schedule with 3%
     warm-up and a floor of a tenth, weight decay 0.01, second beta 0.999 (Idefics3's; its MiniCPM runs differ from each
     other), 24 frames, at most 65 pages a text and 10,240 tokens, the loss on answers (its Idefics3 code: on all text).
-    A row has room for the longest sample and takes as many others as fit, where the paper's code pads.
+    A row has room for the longest text and takes as many other samples as fit it, two clips for instance, where the
+    paper's code pads: 32 rows are about its 64 samples.
     """
     if options.arm == "zero_shot":
         raise InputError(
@@ -161,19 +157,17 @@ def full(preset: str, options: Any) -> ConfigDict:
     captions = entry(f"{root}/ShareGemini/sharegemini.json", media_root=f"{root}/ShareGemini/videos")
     instructions = entry(f"{root}/VideoInstruct/VideoInstruct100K.json", media_root=f"{root}/VideoInstruct/videos")
     shown = {"shown_as": "text" if options.arm == "pure_text" else "images", "max_pages": pages}
-    texts = [
-        entry(f"{root}/long_texts/{file}", format="text_pages", pages=shown) for file in options.texts.split("+")
-    ]
+    texts = [entry(f"{root}/long_texts/{file}", format="text_pages", pages=shown) for file in options.texts.split("+")]
     samples = options.samples or {"full_video": 200000}.get(options.arm, 30000)
-    row = math.ceil(samples * (options.epochs or 1) / 64)
     return full_run(
         f"t2vid-{preset}-{options.arm}",
         bases.base(preset, options.base),
         adapter={"name": "frames"},
         stages=[
             full_stage(
-                options, "video", mix(options, captions, instructions, texts, samples), 64, WHOLE,
-                frames=max(frames, pages), video_frames=frames, length=12288, epochs=options.epochs or 1.0,
+                options, "video", mix(options, captions, instructions, texts, samples), 32, WHOLE,
+                frames=max(frames, pages), video_frames=frames, length=12288, pack=True,
+                epochs=options.epochs or 1.0,
                 schedule="log_warmup_cosine", final_lr_ratio=0.1, weight_decay=0.01, beta2=0.999,
                 loss_on=options.loss_on,
             )

@@ -55,8 +55,8 @@ def batched(
 def samples_per_batch(sizes: Sequence[tuple[int, int]], *, length: int, frames: int, rows: int) -> float:
     """How many samples of such (tokens, frames) `batched` packs into a batch, on average; each fits a row by itself.
 
-    First fit, as `batched` does it: a batch is full when the next sample fits none of its rows. The sizes come again and
-    again, each time in another order, until there are enough batches for an average.
+    First fit, as `batched` does it: a batch is full when the next sample fits none of its rows. The sizes come again
+    and again, each time in another order, until there are enough batches for an average.
     """
     order = np.random.default_rng(0)
     taken, full, free = 0, [], [(length, frames)] * rows
