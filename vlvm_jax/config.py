@@ -301,8 +301,19 @@ class DataConfig(Settings):
     the training process; "auto" measures how long samples take. Where several processes share a machine, give a number.
 
     `frame_sampling` says which frames of a clip are taken (`data.decoding`): `uniform` midpoints of equal parts, `fps`
-    of them a second, `segment`, in training one drawn from each equal part, or `video_chatgpt`, that project's
-    midpoints. A clip kept as images has `folder_fps` frames a second where nothing else says.
+    of them a second, `segment`, in training one drawn from each equal part, `segment_mid`, rounded midpoints (of
+    Video-ChatGPT, SlowFast-LLaVA, Free Video-LLM and others; `video_chatgpt` takes no frame twice), or `segment_start`,
+    IG-VLM's first frames of parts. `short_video` `identity` takes each frame once of a clip of no more frames than are
+    asked for, where `formula` has the rule repeat some. A clip kept as images has `folder_fps` frames a second where
+    nothing else says.
+
+    `frame_fit` says how frames, and images shown as one square, become squares: `crop` keeps the middle, `squash`
+    scales both edges, `pad` adds the tower's mean colour, `auto` is what the processor does, and `crop` without one.
+    `clips` `grid` shows a clip as one image of its frames (IG-VLM), which `image_layout` anyres cuts as others.
+
+    `prompt_tokenizer` is the tokenizer of a CLIP text tower that a sample's first question goes to: a directory, a hub
+    id, `{clip}` for that of `init_from.clip`, or a `tokenizer.json`. Its ids are cut and padded to `prompt_length`.
+    `clip_text` says whether the options of a multiple-choice question go there too.
 
     `cache_mb` MiB of decoded clips and square images are kept by every loading process for the next epoch.
     """
@@ -312,9 +323,15 @@ class DataConfig(Settings):
     processor: str | None = None
     image_layout: Literal["single", "anyres"] = "single"
     embedded: Any = None
-    frame_sampling: Literal["uniform", "fps", "segment", "video_chatgpt"] = "uniform"
+    frame_sampling: Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt"] = "uniform"
+    short_video: Literal["formula", "identity"] = "formula"
     fps: PositiveFloat = 1.0
     folder_fps: PositiveFloat = 1.0
+    frame_fit: Literal["auto", "crop", "squash", "pad"] = "auto"
+    clips: Literal["frames", "grid"] = "frames"
+    prompt_tokenizer: str | None = None
+    prompt_length: PositiveInt = 77
+    clip_text: Literal["question", "question_and_options"] = "question"
     time_instruction: bool = False
     workers: NonNegativeInt | Literal["auto"] = "auto"
     cache_mb: NonNegativeInt = 0
@@ -337,7 +354,25 @@ class DataConfig(Settings):
         for key, value in (("chat_template", "checkpoint"), ("image_layout", "anyres")):
             if getattr(self, key) == value and self.processor is None:
                 raise ValueError(f"{key} {value!r} needs processor, the directory of a checkpoint")
+        if self.clips == "grid" and self.time_instruction:
+            raise ValueError("clips 'grid' shows an image, whose frames have no times; leave time_instruction off")
         return self
+
+
+class AnswerConfig(Settings):
+    """How a question about a clip is put when answers are generated.
+
+    `frames` are taken of the clip; None: as many as the last stage takes. `prompt_template` is the name of a template
+    in `data.text.answers`, a file ending in .txt, or text, with `{question}` and `{options}`. `system` are instructions
+    before it, None those of the chat template. The answer has to begin with `prefix`, and has at most `max_new_tokens`
+    tokens after it.
+    """
+
+    frames: PositiveInt | None = None
+    prompt_template: str = "question"
+    system: str | None = None
+    prefix: str = ""
+    max_new_tokens: PositiveInt = 128
 
 
 class StageConfig(Settings):
@@ -452,6 +487,7 @@ class Config(Settings):
     data: DataConfig
     stages: tuple[StageConfig, ...] = ()
     evals: tuple[EvalConfig, ...] = ()
+    answers: AnswerConfig = AnswerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tensorboard: bool = True
@@ -464,6 +500,12 @@ class Config(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages share a name: {names}")
+        for held_out in self.evals:
+            if held_out.pack and self.data.prompt_tokenizer is not None:
+                raise ValueError(
+                    f"{held_out.name}: data.prompt_tokenizer has a question guide what is seen of its clip, and a row "
+                    "holds one question; set pack to False"
+                )
         longest = self.model.decoder.max_position_embeddings
         for part in (*self.stages, *self.evals):
             if part.length > longest:

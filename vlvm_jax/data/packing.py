@@ -12,6 +12,7 @@ from vlvm_jax.data.media import Sample
 _TOKEN_FEATURES = ("token_ids", "media_mask", "loss_mask", "record")
 _LAYOUT_FEATURES = ("visual_index", "visual_weight")
 _FRAME_FEATURES = ("frames", "media", "is_video")
+_NOTES = ("bad", "prompt_cut")  # for whoever counts samples, not for the model
 _ENOUGH_BATCHES = 32
 
 
@@ -28,6 +29,7 @@ def batched(
     rows: int,
     pack: bool,
     layout: tuple[int, int] = (0, 0),
+    prompt_length: int = 0,
     drop_remainder: bool = False,
 ) -> grain.IterDataset:
     """Packs numbered samples, in order: every batch holds the next ones that its rows have room for.
@@ -35,17 +37,19 @@ def batched(
     Args:
       length, frames: of a row.
       layout: S and P of `visual_index`; zeros where there is none.
+      prompt_length: of `prompt_ids`, which rows of one sample may have; 0 where there are none.
     """
     slots, taps = layout
     token_features = (*_TOKEN_FEATURES, *(_LAYOUT_FEATURES if taps else ()))
+    prompt = {"prompt_ids": prompt_length} if prompt_length else {}
     packed = grain.experimental.FirstFitPackIterDataset(
         samples.map(_drop_note),
-        length_struct=dict.fromkeys(token_features, length) | dict.fromkeys(_FRAME_FEATURES, frames),
+        length_struct=dict.fromkeys(token_features, length) | dict.fromkeys(_FRAME_FEATURES, frames) | prompt,
         num_packing_bins=rows,
         shuffle_bins=False,
         max_sequences_per_bin=None if pack else 1,
         meta_features=[
-            key for key in (*token_features, *_FRAME_FEATURES, "number") if key not in ("token_ids", "frames")
+            key for key in (*token_features, *_FRAME_FEATURES, *prompt, "number") if key not in ("token_ids", "frames")
         ],
     )
     finish = functools.partial(_finish_row, slots=slots)
@@ -72,7 +76,7 @@ def samples_per_batch(sizes: Sequence[tuple[int, int]], *, length: int, frames: 
 
 
 def _drop_note(sample: Sample) -> Sample:
-    return {key: value for key, value in sample.items() if key != "bad"}
+    return {key: value for key, value in sample.items() if key not in _NOTES}
 
 
 def _finish_row(row: dict[str, np.ndarray], slots: int = 0) -> dict[str, np.ndarray]:
@@ -95,6 +99,8 @@ def _finish_row(row: dict[str, np.ndarray], slots: int = 0) -> dict[str, np.ndar
         "record": row["record"],
         "last": row["number"][-1],
     }
+    if "prompt_ids" in row:
+        finished["prompt_ids"] = row["prompt_ids"]
     if "visual_index" in row:
         found, first = np.unique(segment, return_index=True)
         start = np.zeros(max(segment.max(), finished["segment_ids"].max()) + 1, np.int32)

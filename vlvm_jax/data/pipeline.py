@@ -8,9 +8,7 @@ import dataclasses
 import functools
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import grain
@@ -19,15 +17,19 @@ from PIL import Image
 
 from vlvm_jax.data import packing, tuning, video
 from vlvm_jax.data.cache import MediaCache
-from vlvm_jax.data.decoding.sampling import FrameRule
+from vlvm_jax.data.decoding.sampling import FrameRule, ShortVideo
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.images import grid
+from vlvm_jax.data.images.squares import Fit, to_square
 from vlvm_jax.data.loading import loaded
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
-from vlvm_jax.data.sources.records import MediaKind, Record, evenly
+from vlvm_jax.data.skipped import SkipLog
+from vlvm_jax.data.sources.records import MediaKind, Record, Turn, evenly
 from vlvm_jax.data.stream import WHOLE, Part, PartOf
-from vlvm_jax.data.text import conversation, prompts, templates
+from vlvm_jax.data.text import answers, conversation, prompts, templates
 from vlvm_jax.data.text.conversation import Expansion
+from vlvm_jax.data.text.scoring import ClipText, scored_text, scoring_tokenizer
 from vlvm_jax.data.tuning import Loading
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
@@ -47,10 +49,19 @@ class SampleSpec:
       processor: directory whose image settings, tokenizer class and, for the `chat_template` "checkpoint", template are
         used as transformers uses them; None for this library's own.
       image_layout: `anyres` cuts images into tiles as the processor's family does.
-      frame_sampling, fps, folder_fps: which frames of a clip, see `video.decode_clip`.
+      frame_sampling, fps, folder_fps, short_video: which frames of a clip, see `video.decode_frames`.
       seed: with which frames are drawn from segments; None for their midpoints.
       time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
       cache_bytes: of decoded media that each loading process keeps.
+      frame_fit: how frames, and images shown as one square, become squares, see `squares.to_square`; `auto` as the
+        processor says, cropped without one.
+      image_mean: the tower's; the colour around padded pictures where there is no processor.
+      clips: `grid` shows a clip as one image of `frames_per_video` tiles, see `images.grid`.
+      prompt_tokenizer: of the CLIP text tower that reads a sample's first question: samples have `prompt_ids`.
+      prompt_length: P of `prompt_ids`.
+      clip_text: whether that tower reads a question's options too.
+      prompt_template: in which questions are put, see `answers.render_question`; `prompt_ids` are those of the question
+        alone.
     """
 
     length: int
@@ -71,10 +82,18 @@ class SampleSpec:
     image_layout: ImageLayout = "single"
     time_instruction: bool = False
     cache_bytes: int = 0
+    short_video: ShortVideo = "formula"
+    frame_fit: Fit = "auto"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    clips: Literal["frames", "grid"] = "frames"
+    prompt_tokenizer: str | None = None
+    prompt_length: int = 77
+    clip_text: ClipText = "question"
+    prompt_template: str = "question"
 
     def check(self, where: str, has_video: bool) -> None:
         """Raises `InputError` when a clip's visual tokens alone overflow the row."""
-        if not has_video:
+        if not has_video or self.clips == "grid":
             return
         tokens = self.video_tokens[self.frames_per_video]
         if tokens >= self.length:
@@ -132,6 +151,7 @@ class SampleLoader:
             image_tokens=spec.image_tokens,
             video_tokens=spec.video_tokens,
             time_instruction=spec.time_instruction,
+            frame_fit=spec.frame_fit,
         )
         if processor.image_size != spec.image_size:
             raise InputError(
@@ -173,18 +193,18 @@ class SampleLoader:
         num_frames = sum(len(medium.frames) for medium in media)
         if num_frames > spec.frames:
             raise BadSampleError("too_many_frames", f"{record.source}: {num_frames} frames for a row of {spec.frames}")
-        return self._sample(index, tokens, media, "")
+        return self._sample(index, tokens, media, "", record)
 
     def encode(self, record: Record, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
         """Token ids of a record whose media become these, or `BadSampleError` for more than fit."""
-        spec = self.spec
-        kinds: list[MediaKind] = [kind for kind, _ in record.media]
+        spec, kinds = self.spec, self._kinds(record)
+        turns = [_rendered(turn, spec.prompt_template) for turn in record.turns]
         if self.processor is not None:
-            tokens = self.processor.encode(record.turns, expansions, kinds, loss_on=spec.loss_on, system=record.system)
+            tokens = self.processor.encode(turns, expansions, kinds, loss_on=spec.loss_on, system=record.system)
         else:
             template = templates.get_template(spec.chat_template, self.tokenizer)
             tokens = conversation.encode(
-                record.turns, expansions, self.tokenizer, template,
+                turns, expansions, self.tokenizer, template,
                 loss_on=spec.loss_on, kinds=kinds, system=record.system,
             )  # fmt: skip
         if len(tokens.ids) > spec.length:
@@ -195,6 +215,10 @@ class SampleLoader:
             )
         return tokens
 
+    def _kinds(self, record: Record) -> list[MediaKind]:
+        """What the media are shown as."""
+        return ["image" if self.spec.clips == "grid" else kind for kind, _ in record.media]
+
     def largest(self, record: Record) -> list[int | Expansion]:
         """What the record's media become at most; of their files only the sizes of images to be cut are read.
 
@@ -203,50 +227,74 @@ class SampleLoader:
         Raises:
           BadSampleError: such an image cannot be used.
         """
-        spec, processor = self.spec, self.processor
+        spec, processor, kinds = self.spec, self.processor, self._kinds(record)
         times = np.linspace(0, _TIMED_SECONDS, spec.frames_per_video).tolist()
         if processor is None:
             clip = self._clip_expansion(times, _TIMED_SECONDS)
-            return [clip if kind == "video" else spec.image_tokens for kind, _ in record.media]
-        alone = sum(kind == "image" for kind, _ in record.media) == 1
+            return [clip if kind == "video" else spec.image_tokens for kind in kinds]
+        alone = kinds.count("image") == 1
         found: list[int | Expansion] = []
-        for kind, path in record.media:
+        for kind, (stored, path) in zip(kinds, record.media, strict=True):
             if kind == "image":
-                size = video.image_size(path) if spec.image_layout == "anyres" else (1, 1)
+                size = self._size(stored, path) if spec.image_layout == "anyres" else (1, 1)
                 found.append(processor.image_plan(size, alone)[0])
             else:
                 found.append(processor.clip_plan(spec.frames_per_video, times, _TIMED_SECONDS)[0])
         return found
+
+    def _size(self, kind: MediaKind, path: str) -> tuple[int, int]:
+        """Height and width of an image, or of the grid that a clip becomes."""
+        if kind == "image":
+            return video.image_size(path)
+        first = video.decode_frames(path, 1, folder_fps=self.spec.folder_fps).frames[0]
+        return grid.size(*first.shape[:2], self.spec.frames_per_video)
 
     def _clip_expansion(self, times: Sequence[float], duration: float | None) -> Expansion:
         note = prompts.time_instruction(times, duration) if self.spec.time_instruction else ""
         return Expansion((self.spec.video_tokens[len(times)],), note=note)
 
     def _media(self, record: Record, index: int) -> list[Medium]:
-        spec, processor = self.spec, self.processor
-        chosen = self._frame_choice(record, index)
-        if processor is None:
-            media = []
-            for kind, path in record.media:
-                if kind == "image":
-                    read = functools.partial(video.read_image, path, spec.image_size)
-                    frames, expansion = self._cache.get(path, read), Expansion((spec.image_tokens,))
-                else:
-                    clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._scaled))
-                    frames = self._controlled(clip.frames, index)
-                    expansion = self._clip_expansion(clip.times, clip.duration)
-                media.append(Medium(kind, frames, expansion))
-            return media
-        pictures = [video.open_image(path) for kind, path in record.media if kind == "image"]
-        images = iter(processor.images(pictures))
+        kinds, chosen = self._kinds(record), self._frame_choice(record, index)
+        shown = list(zip(kinds, record.media, strict=True))
+        if self.processor is None:
+            return [
+                self._image(*medium, chosen, index) if kind == "image" else self._frames(medium[1], chosen, index)
+                for kind, medium in shown
+            ]
+        pictures = [self._picture(*medium, chosen, index) for kind, medium in shown if kind == "image"]
+        images = iter(self.processor.images(pictures))
         media = []
-        for kind, path in record.media:
+        for kind, (_, path) in shown:
             if kind == "image":
                 media.append(next(images))
             else:
-                clip = self._clip(path, chosen, processor.read_clip)
-                media.append(processor.clip(dataclasses.replace(clip, frames=self._controlled(clip.frames, index))))
+                clip = self._clip(path, chosen, self.processor.read_clip)
+                frames = self._controlled(clip.frames, index)
+                media.append(self.processor.clip(dataclasses.replace(clip, frames=frames)))
         return media
+
+    def _image(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Medium:
+        """An image, or a clip as one, without a processor."""
+        if kind == "image":
+            square = self._cache.get(path, lambda: self._square(video.open_image(path, upright=False)))
+        else:
+            square = self._square(self._picture(kind, path, chosen, index))
+        return Medium("image", square[None], Expansion((self.spec.image_tokens,)))
+
+    def _frames(self, path: str, chosen: dict[str, Any], index: int) -> Medium:
+        """A clip's frames, without a processor."""
+        clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._square))
+        expansion = self._clip_expansion(clip.times, clip.duration)
+        return Medium("video", self._controlled(clip.frames, index), expansion)
+
+    def _picture(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Image.Image:
+        """An image at its own size, or a clip as a grid of its frames."""
+        if kind == "image":
+            return video.open_image(path)
+        count = self.spec.frames_per_video
+        read = lambda: grid.Stills(tuple(video.decode_frames(path, count, **chosen).frames))  # noqa: E731
+        stills = self._cache.get(("grid", path, *chosen.values()), read)
+        return grid.image(self._controlled(stills.frames, index), count)
 
     def _clip(self, path: str, chosen: dict[str, Any], read: Callable[..., video.Clip]) -> video.Clip:
         read = functools.partial(read, path, self.spec.frames_per_video, **chosen)
@@ -257,101 +305,56 @@ class SampleLoader:
         spec = self.spec
         seed = None if spec.seed is None else (spec.seed, index)
         choice = {"rule": spec.frame_sampling, "fps": spec.fps, "folder_fps": spec.folder_fps}
-        return {**choice, "span": record.span, "seed": seed}
+        return {**choice, "span": record.span, "seed": seed, "short_video": spec.short_video}
 
-    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
-        return video.resize(Image.fromarray(pixels), self.spec.image_size)
+    def _square(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+        return to_square(picture, self.spec.image_size, self.spec.frame_fit, self.spec.image_mean)
 
-    def _controlled(self, frames: np.ndarray, index: int) -> np.ndarray:
+    def _controlled(self, frames: Any, index: int) -> Any:
+        """Frames, stacked or of different sizes, as the control has them."""
         if self.spec.control == "blank_video":
-            return np.full_like(frames, 128)
+            return np.full_like(frames, 128) if isinstance(frames, np.ndarray) else [f * 0 + 128 for f in frames]
         if self.spec.control == "shuffled_frames":
-            return frames[np.random.default_rng([index, 1]).permutation(len(frames))]
+            order = np.random.default_rng([index, 1]).permutation(len(frames))
+            return frames[order] if isinstance(frames, np.ndarray) else [frames[i] for i in order]
         return frames
 
-    def _sample(self, index: int, tokens: conversation.Tokens, media: Sequence[Medium], bad: str) -> Sample:
+    def _sample(
+        self, index: int, tokens: conversation.Tokens, media: Sequence[Medium], bad: str, record: Record | None = None
+    ) -> Sample:
         slots, taps = self.layout
         return {
             **assemble(tokens, media, self.spec.image_size, slots=slots, taps=taps),
+            **self._guidance(record),
             "record": np.full(len(tokens.ids), index, np.int32),
             "bad": np.frombuffer(bad.encode(), np.uint8),
         }
 
+    def _guidance(self, record: Record | None) -> Sample:
+        """Ids of the first question for the tower that scores by it, `prompt_ids` int32 [P], where there is one."""
+        spec = self.spec
+        if spec.prompt_tokenizer is None:
+            return {}
+        if record is None:
+            return {"prompt_ids": np.zeros(spec.prompt_length, np.int32), "prompt_cut": np.zeros(0, bool)}
+        first = record.turns[0]
+        question = first.question.replace(conversation.PLACEHOLDER, "").strip()
+        text = scored_text(question, first.options, spec.clip_text)
+        ids, cut = scoring_tokenizer(spec.prompt_tokenizer, spec.prompt_length)(text)
+        return {"prompt_ids": ids, "prompt_cut": np.ones(int(cut), bool)}
+
+
+def _rendered(turn: Turn, template: str) -> Turn:
+    """A turn whose question stands in the template, its placeholders before it."""
+    if template == "question" and not turn.options:
+        return turn
+    media = f"{conversation.PLACEHOLDER}\n" * turn.question.count(conversation.PLACEHOLDER)
+    question = turn.question.replace(conversation.PLACEHOLDER, "").strip()
+    return dataclasses.replace(turn, question=media + answers.render_question(question, turn.options, template))
+
 
 _TIMED_SECONDS = 99.99
 _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, bool))
-
-
-class SkipLog:
-    """Counts the records that could not be used, once each, and fails the run when they are too many.
-
-    Args:
-      records: of the stage; `max_share` of them may be unusable.
-      path: JSON-lines file `skipped*.jsonl` of this process that lists them; what such files in its folder list of
-        this stage already counts.
-      processes: how many write such files at the same time.
-      fetch: brings into the folder what the others have written, where they write elsewhere.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        max_share: float,
-        path: Path | None = None,
-        stage: str = "",
-        processes: int = 1,
-        fetch: Callable[[], None] = lambda: None,
-    ):
-        self.records, self.path, self.stage, self.fetch = records, path, stage, fetch
-        self.max_share, self.limit, self.processes = max_share, max_share * len(records), processes
-        self.causes: dict[int, str] = {}
-        self._read_lists()
-
-    def _read_lists(self) -> None:
-        """Takes note of what this and other processes, now or in earlier runs, have listed of this stage."""
-        self.fetch()
-        for path in self.path.parent.glob("skipped*.jsonl") if self.path is not None else ():
-            for line in path.read_text().splitlines():
-                if not line.endswith("}"):  # a crash cut it off, or it is being written
-                    continue
-                entry = json.loads(line)
-                if entry["stage"] == self.stage:
-                    self.causes[entry["record"]] = entry["cause"]
-
-    def usable(self, sample: Sample) -> bool:
-        """False for an empty sample, which is noted.
-
-        Raises:
-          InputError: more than `max_share` of the records are unusable; or as loading the sample raised it.
-          StorageError: storage failed while the sample was loaded.
-        """
-        if not len(sample["bad"]):
-            return True
-        note = json.loads(sample["bad"].tobytes())
-        if "raises" in note:
-            raise (StorageError if note["raises"] == StorageError.__name__ else InputError)(note["detail"])
-        if note["record"] not in self.causes:
-            self.causes[note["record"]] = note["cause"]
-            if self.path is not None:
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"stage": self.stage, **note}) + "\n")
-            self._check(note)
-        return False
-
-    def _check(self, note: dict[str, Any]) -> None:
-        if self.processes > 1 and len(self.causes) * self.processes > self.limit:  # never before all have too many
-            self._read_lists()
-        bad = len(self.causes)
-        if bad > self.limit:
-            raise InputError(
-                f"{bad} of {len(self.records)} samples of stage {self.stage!r} cannot be used, more than "
-                f"config.data.max_bad_share = {self.max_share:g} allows; the last: {note['cause']}: {note['detail']}"
-            )
-
-    def summary(self) -> dict[str, int]:
-        """Number of unusable records by cause, of all processes."""
-        self._read_lists()
-        return dict(Counter(self.causes.values()))
 
 
 def make_dataset(
@@ -371,12 +374,17 @@ def make_dataset(
     `last` int64 [rows] numbers the last sample of each row among those of the reader, the skipped ones counted.
 
     With a seed: shuffled anew every epoch, for ever. Without: once, in order, the last batch filled up with empty rows.
-    The batches are the same whatever the workers.
+    The batches are the same whatever the workers. With the spec's `prompt_tokenizer`, which needs rows of one sample,
+    `prompt_ids` int32 [rows, P] are among them.
 
     Args:
       workers: processes that load samples; see `plan_loading`.
       part: of the samples in this order; all by default.
+
+    Raises:
+      InputError: packed rows of samples that are guided by their question.
     """
+    check_guided(spec.prompt_tokenizer, pack, "config")
     loading = workers if isinstance(workers, Loading) else plan_loading(records, spec, rows, pack, workers)
     order = grain.MapDataset.range(len(records))
     if seed is not None:
@@ -388,6 +396,15 @@ def make_dataset(
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=loading.batches)
+
+
+def check_guided(prompt_tokenizer: str | None, pack: bool, where: str) -> None:
+    """Raises `InputError` when clips that are looked at by their question would share rows."""
+    if pack and prompt_tokenizer is not None:
+        raise InputError(
+            f"{where}.pack: with config.data.prompt_tokenizer a question guides what is seen of its clip, and a row "
+            "holds one question; set pack to False"
+        )
 
 
 def plan_loading(
@@ -409,7 +426,7 @@ def empty_batch(spec: SampleSpec, rows: int) -> dict[str, np.ndarray]:
     """A batch as `make_dataset` gives them, without a sample in it."""
     loader = SampleLoader([], spec)
     nothing = grain.MapDataset.source([packing.numbered(0, 0, loader.empty())]).to_iter_dataset()
-    return next(iter(_batched(nothing, loader, rows, pack=True)))
+    return next(iter(_batched(nothing, loader, rows, pack=spec.prompt_tokenizer is None)))
 
 
 def _batched(
@@ -418,6 +435,7 @@ def _batched(
     spec = loader.spec
     return packing.batched(
         samples, length=spec.length, frames=spec.frames, rows=rows, pack=pack, layout=loader.layout,
+        prompt_length=spec.prompt_length if spec.prompt_tokenizer is not None else 0,
         drop_remainder=drop_remainder,
     )  # fmt: skip
 

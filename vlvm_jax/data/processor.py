@@ -22,6 +22,7 @@ from vlvm_jax.data.images.image_rules import (
     image_rule,
     read_settings,
 )
+from vlvm_jax.data.images.squares import Fit, to_square
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.sources.records import MediaKind, Turn
 from vlvm_jax.data.text import conversation, prompts, templates
@@ -43,6 +44,7 @@ def load_processor(
     image_tokens: int | None = None,
     video_tokens: Sequence[int] | None = None,
     time_instruction: bool = False,
+    frame_fit: Fit = "auto",
 ) -> "Processor":
     """The processor of a local directory in Hugging Face format, its image settings tried out.
 
@@ -56,12 +58,14 @@ def load_processor(
         as the checkpoint's own class has.
       video_tokens: `video_tokens[n]` of a clip of n frames; default: as many as the checkpoint's own class has.
       time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
+      frame_fit: how frames, and images that are not cut, become squares: `auto` as the checkpoint says, else by
+        `squares.to_square`.
 
     Raises:
       InputError: something is missing, of an unknown family, or cannot end in uint8 squares of the tower's size.
     """
     counts = None if video_tokens is None else tuple(video_tokens)
-    options = chat_template, image_layout, image_tokens, counts, time_instruction
+    options = chat_template, image_layout, image_tokens, counts, time_instruction, frame_fit
     processor = Processor(str(directory), tokenizer, *options)
     processor.check()
     return processor
@@ -82,15 +86,17 @@ class Processor:
         image_tokens: int | None,
         video_tokens: tuple[int, ...] | None,
         time_instruction: bool,
+        frame_fit: Fit,
     ):
         self.directory, self.tokenizer_path, self.chat_template = directory, tokenizer or directory, chat_template
         self.image_layout: ImageLayout = image_layout
         self._image_tokens, self._video_tokens = image_tokens, video_tokens
         self.time_instruction = time_instruction
+        self.frame_fit: Fit = frame_fit
 
     def __reduce__(self):
         given = self.directory, self.tokenizer_path, self.chat_template, self.image_layout
-        return Processor, (*given, self._image_tokens, self._video_tokens, self.time_instruction)
+        return Processor, (*given, self._image_tokens, self._video_tokens, self.time_instruction, self.frame_fit)
 
     # --- what the directory says ---------------------------------------------------------------------------------
 
@@ -197,7 +203,10 @@ class Processor:
 
     def frames(self, frames: Sequence[Picture]) -> Frames:
         """Frames of a clip, uint8 [T, S, S, 3]; see the classes of `image_rules` for each family's way."""
-        return self.rule.frames(frames)
+        return self.rule.frames(frames) if self.frame_fit == "auto" else self._fitted(frames)
+
+    def _fitted(self, pictures: Sequence[Picture]) -> Frames:
+        return np.stack([to_square(p, self.image_size, self.frame_fit, self.image_mean) for p in pictures])
 
     def read_clip(self, path: str, count: int, **options) -> Clip:
         """At most `count` frames of a file or folder; options and errors of `video.decode_clip`."""
@@ -209,7 +218,8 @@ class Processor:
             return []
         alone = len(images) == 1
         if self.image_layout == "single":
-            frames = [square[None] for square in self.rule.whole(images)]
+            squares = self.rule.whole(images) if self.frame_fit == "auto" else self._fitted(images)
+            frames = [square[None] for square in squares]
         else:
             frames = self.rule.tiles(images)
         media = []

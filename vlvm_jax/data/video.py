@@ -5,13 +5,15 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from vlvm_jax.data.decoding import decode, sampling
-from vlvm_jax.data.decoding.sampling import FrameRule
+from vlvm_jax.data.decoding.decode import Taken
+from vlvm_jax.data.decoding.sampling import FrameRule, ShortVideo
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.workers import release_memory
@@ -49,12 +51,27 @@ def decode_clip(
     count: int,
     to_frame: Callable[[UInt8[np.ndarray, "H W 3"]], UInt8[np.ndarray, "S S 3"]],
     *,
+    span: tuple[float, float] | None = None,
+    **options: Any,
+) -> Clip:
+    """At most `count` frames of a clip, each through `to_frame`; options and errors of `decode_frames`."""
+    taken = decode_frames(path, count, to_frame, span=span, **options)
+    start, end = (max(0.0, span[0]), min(span[1], taken.duration)) if span else (0.0, taken.duration)
+    return Clip(np.stack(taken.frames), tuple(max(0.0, time - start) for time in taken.times), end - start)
+
+
+def decode_frames(
+    path: str,
+    count: int,
+    to_frame: Callable[[UInt8[np.ndarray, "H W 3"]], np.ndarray] = lambda pixels: pixels,
+    *,
     rule: FrameRule = "uniform",
     fps: float = 1.0,
     seed: Sequence[int] | None = None,
+    short_video: ShortVideo = "formula",
     span: tuple[float, float] | None = None,
     folder_fps: float = 1.0,
-) -> Clip:
+) -> Taken:
     """At most `count` frames of a clip; each goes through `to_frame`, upright, as soon as it is decoded.
 
     Frames are chosen by time. Where a clip's frames are not equally far apart, its mean rate is what the rules count
@@ -62,7 +79,7 @@ def decode_clip(
 
     Args:
       path: a file or a folder of frames, as `containers` has them.
-      rule, fps, seed: which frames; see `sampling`.
+      rule, fps, seed, short_video: which frames; see `sampling`.
       span: start and end, in seconds, of the part that counts as the clip.
       folder_fps: frames per second of a clip kept as images, where nothing states it.
 
@@ -73,7 +90,7 @@ def decode_clip(
     """
 
     def choose(total: int, clip_fps: float) -> list[int]:
-        return sampling.choose(total, clip_fps, count, rule=rule, fps=fps, seed=seed)
+        return sampling.choose(total, clip_fps, count, rule=rule, fps=fps, seed=seed, short_video=short_video)
 
     with reading(path):
         names = frame_names(path)
@@ -82,22 +99,17 @@ def decode_clip(
         with open_medium(path) as file:
             taken = decode.take_frames(file, path, choose, to_frame, at_most=count, span=span)
         release_memory()
-    return _clip(taken.frames, taken.times, taken.duration, span)
+    return taken
 
 
-def _of_images(names: list[str], path: str, choose, to_frame, fps: float, span) -> Clip:
+def _of_images(names: list[str], path: str, choose, to_frame, fps: float, span) -> Taken:
     """A clip whose i-th frame is an image, shown from i / fps seconds on."""
     first, last = decode.within(len(names), fps, span)
     if first >= last:
         raise BadSampleError("empty", f"{path} holds no frame{decode.spoken(span)}")
     chosen = [first + index for index in choose(last - first, fps)]
     frames = [to_frame(np.asarray(open_image(names[index]))) for index in chosen]
-    return _clip(frames, [index / fps for index in chosen], len(names) / fps, span)
-
-
-def _clip(frames: Sequence[np.ndarray], times: Sequence[float], duration: float, span) -> Clip:
-    start, end = (max(0.0, span[0]), min(span[1], duration)) if span else (0.0, duration)
-    return Clip(np.stack(frames), tuple(max(0.0, time - start) for time in times), end - start)
+    return Taken(frames, [index / fps for index in chosen], len(names) / fps)
 
 
 def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:

@@ -30,6 +30,7 @@ from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.progress import Meter, say
+from vlvm_jax.weights import hub
 from vlvm_jax.weights.initial import Initial
 
 
@@ -145,14 +146,18 @@ def with_embedded_data(config: Config, stop: StopSignal) -> Config:
 
 
 def with_checkpoint_files(config: Config, initial: Initial) -> Config:
-    """Puts the folders of the tokenizer and processors for `{encoder}` and `{decoder}` in the data's settings."""
+    """Puts the folders of the tokenizers and processors for `{encoder}`, `{decoder}` and `{clip}` in the data's
+    settings."""
     values = config_lib.to_json(config)
-    for key in ("tokenizer", "processor"):
+    for key in ("tokenizer", "processor", "prompt_tokenizer"):
         text = values["data"][key] or ""
-        for part in ("encoder", "decoder"):
+        for part in ("encoder", "decoder", "clip"):
             if f"{{{part}}}" in text:
                 folder = initial.local_files(part, f"config.data.{key}: {text!r}")
                 text = values["data"][key] = text.replace(f"{{{part}}}", folder)
+    scoring = values["data"]["prompt_tokenizer"]
+    if scoring is not None and not storage.is_file(scoring):  # a `tokenizer.json` is taken as it is
+        values["data"]["prompt_tokenizer"] = os.fspath(hub.resolve(scoring, "config.data.prompt_tokenizer"))
     return config_lib.build(Config, values)
 
 
@@ -163,6 +168,10 @@ def adapter_of(config: Config) -> VideoAdapter:
 
 
 def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
+    """How the records of a stage or an evaluation become samples.
+
+    Packed rows of images and text are not guided by a question, so there samples have no `prompt_ids`.
+    """
     adapter = adapter_of(config)
     data = config.data
     return SampleSpec(
@@ -184,6 +193,13 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
         control=control,
         time_instruction=data.time_instruction,
         cache_bytes=data.cache_mb << 20,
+        short_video=data.short_video,
+        frame_fit=data.frame_fit,
+        image_mean=config.model.vision.image_mean,
+        clips=data.clips,
+        prompt_tokenizer=None if part.pack else data.prompt_tokenizer,
+        prompt_length=data.prompt_length,
+        clip_text=data.clip_text,
     )
 
 
@@ -193,6 +209,7 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     found = mixture.read_mixture(stage.data, stage.seed)
     spec = sample_spec(config, stage)
     spec.check(where, found.kind_counts["video"] > 0)
+    pipeline.check_guided(config.data.prompt_tokenizer, stage.pack and found.kind_counts["video"] > 0, where)
     loader = pipeline.SampleLoader(found, spec)
     check_tiles(config, loader)
     shapes = Model(config.model).abstract()

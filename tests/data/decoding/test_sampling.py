@@ -1,13 +1,21 @@
 """Which frames are taken, as numbers."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.data.decoding.sampling import choose, fps_indices, segment_indices, uniform_indices, video_chatgpt_indices
+from vlvm_jax.data.decoding.sampling import (
+    choose,
+    fps_indices,
+    segment_indices,
+    segment_mid_indices,
+    segment_start_indices,
+    uniform_indices,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_rules_by_name():
     assert choose(100, 10.0, 4, rule="segment", seed=(3, 5)) == segment_indices(100, 4, (3, 5))
 
 
-# --- Video-ChatGPT's rule ----------------------------------------------------------------------------------------
+# --- rounded midpoints -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -117,21 +125,105 @@ def test_rules_by_name():
     [
         (11, 4, [1, 3, 6, 9]),  # edges 0, 2.5 -> 2, 5, 7.5 -> 8, 10: halves go to the even number
         (7, 4, [1, 2, 3, 5]),  # 0, 1.5 -> 2, 3, 4.5 -> 4, 6
-        (4, 4, [0, 1, 2]),  # 0, .75 -> 1, 1.5 -> 2, 2.25 -> 2, 3: midpoints 0, 1, 2, 2
+        (4, 4, [0, 1, 2, 2]),  # 0, .75 -> 1, 1.5 -> 2, 2.25 -> 2, 3
         (1, 4, [0]),
         (0, 4, []),
         (3000, 2, [750, 2249]),
+        # Free Video-LLM's, as its specification has them.
+        (300, 4, [37, 112, 187, 261]),
+        (100, 4, [12, 37, 62, 86]),
+        (300, 8, [18, 56, 93, 131, 168, 205, 243, 280]),
+        (100, 8, [6, 18, 31, 43, 56, 68, 80, 93]),
+        (10, 50, [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]),
+        (51, 50, list(range(50))),
+        (50, 50, [*range(25), *range(24, 49)]),  # 24 twice, 49 never
+        # T2Vid's.
+        (30, 24, [0, 1, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 15, 16, 17, 18, 20, 21, 22, 23, 24, 26, 27, 28]),
+        (25, 24, list(range(24))),
+        (24, 24, [*range(13), *range(12, 23)]),  # 12 twice, 23 never
+        (
+            60,
+            24,
+            [1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 35, 38, 40, 43, 45, 48, 50, 53, 55, 58],
+        ),
+        (
+            100,
+            24,
+            [2, 6, 10, 14, 18, 23, 27, 31, 35, 39, 43, 47, 52, 56, 60, 64, 68, 72, 76, 80, 84, 89, 93, 97],
+        ),
+    ],
+)  # fmt: skip
+def test_segment_mid_worked_numbers(total, count, expected):
+    assert segment_mid_indices(total, count) == choose(total, 30.0, count, rule="segment_mid") == expected
+    assert choose(total, 30.0, count, rule="video_chatgpt") == sorted(set(expected))
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "first", "last"),
+    [
+        (1000, 50, [10, 30], [989]),
+        (300, 50, [3, 9, 15], [284, 290, 296]),
+        (100, 50, [1, 3], [98]),
+        (64, 50, [0, 2, 3, 4, 5, 7, 8, 9, 10, 12], [61, 62]),
+        (48, 24, [1, 3], [46]),
+        (210, 24, [4, 13, 21, 30], [196, 204]),
+        (300, 24, [6, 18, 31, 43], [280, 293]),
+        (300, 64, [2, 7, 11, 16, 21, 25, 30], [292, 296]),
     ],
 )
-def test_video_chatgpt_worked_numbers(total, count, expected):
-    assert video_chatgpt_indices(total, count) == expected
+def test_segment_mid_at_both_ends(total, count, first, last):
+    chosen = segment_mid_indices(total, count)
+    assert len(chosen) == count
+    assert chosen[: len(first)] == first and chosen[-len(last) :] == last
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "middle"),
+    [(300, 50, [141, 147, 152, 158]), (1000, 50, [490, 509, 529]), (100, 50, [47, 49, 50, 52]), (48, 24, [23, 24, 26])],
+)
+def test_segment_mid_in_the_middle(total, count, middle):
+    chosen = segment_mid_indices(total, count)
+    assert chosen[chosen.index(middle[0]) :][: len(middle)] == middle
 
 
 @settings(deadline=None)
 @given(total=st.integers(1, 100_000), count=st.integers(1, 128))
-def test_video_chatgpt_takes_frames_there_are(total, count):
-    chosen = video_chatgpt_indices(total, count)
-    assert chosen == choose(total, 30.0, count, rule="video_chatgpt") == sorted(set(chosen))
-    assert chosen[0] >= 0 and chosen[-1] < total
+def test_segment_mid_is_its_formula_in_whole_numbers(total, count):
+    chosen = segment_mid_indices(total, count)
+    parts = min(total, count)
+    edges = [round((total - 1) / parts * i) for i in range(parts + 1)]  # Python rounds half to even too
+    assert chosen == [math.floor((a + b) / 2) for a, b in itertools.pairwise(edges)]
+    assert chosen == sorted(chosen) and chosen[0] >= 0 and chosen[-1] < total
     if total > 2 * count:
-        assert len(chosen) == count
+        assert len(set(chosen)) == count
+
+
+@pytest.mark.parametrize("rule", ["segment_mid", "segment_start", "video_chatgpt", "uniform", "segment"])
+@pytest.mark.parametrize(("total", "count"), [(24, 24), (10, 24), (1, 1)])
+def test_identity_takes_each_frame_of_a_short_clip_once(rule, total, count):
+    chosen = choose(total, 10.0, count, rule=rule, short_video="identity", seed=(0, 1))
+    assert chosen == list(range(total))
+
+
+def test_identity_is_of_short_clips_and_not_of_a_rate():
+    for rule in ("segment_mid", "segment_start", "uniform"):
+        assert choose(25, 10.0, 24, rule=rule, short_video="identity") == choose(25, 10.0, 24, rule=rule)
+    assert choose(20, 10.0, 24, rule="fps", short_video="identity") == [0, 10]
+
+
+# --- first frames of parts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"),
+    [
+        (60, 6, [0, 10, 20, 30, 40, 50]),
+        (65, 6, [0, 10, 20, 30, 40, 50]),  # the five frames left at the end are not looked at
+        (11, 6, [0, 1, 2, 3, 4, 5]),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        (4, 6, [0, 1, 2, 3]),
+        (0, 6, []),
+    ],
+)
+def test_segment_start_worked_numbers(total, count, expected):
+    assert segment_start_indices(total, count) == choose(total, 30.0, count, rule="segment_start") == expected

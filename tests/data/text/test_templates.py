@@ -153,6 +153,10 @@ MASKS = {
         ("-", "USER: "), 3, ("-", "\nwhich ? ASSISTANT: "), ("+", "left</s>"), ("-", "USER: why ? ASSISTANT: "),
         ("+", "so</s>"),
     ],
+    "vicuna_lines": [
+        ("-", "<s>USER: "), 3, ("-", "\nwhich ?\nASSISTANT:\n"), ("+", "left</s>"), ("-", "USER: why ?\nASSISTANT:\n"),
+        ("+", "so</s>"),
+    ],
     "plain": [("-", "<s>"), 3, ("+", "left\n"), ("-", "why ?"), ("+", "so\n")],
     "llama-2": [
         ("-", "<s>[INST] "), 3, ("-", "\nwhich ? [/INST] "), ("+", "left </s>"), ("-", "<s>[INST] why ? [/INST] "),
@@ -182,6 +186,7 @@ MASKS = {
 SYSTEMS = {  # what stands where without instructions the first question's words begin, and what of those goes
     "vicuna_v1": ("<s>Be brief. USER: ", f"<s>{VICUNA_SYSTEM}USER: "),
     "bare": ("Be brief. USER: ", "USER: "),
+    "vicuna_lines": ("<s>Be brief.\nUSER: ", "<s>USER: "),
     "plain": ("<s>Be brief.\n", "<s>"),
     "llama-2": ("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n", "<s>[INST] "),
     "llama-3": (

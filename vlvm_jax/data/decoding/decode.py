@@ -9,6 +9,7 @@ import bisect
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import BinaryIO
@@ -98,7 +99,7 @@ def take_frames(
 
     Args:
       name: of the file, in messages.
-      choose: number of frames and frames per second to the frames wanted, sorted.
+      choose: number of frames and frames per second to the frames wanted, sorted; one may come several times.
       at_most: frames that `choose` wants.
       span: seconds; only frames shown between them are chosen from.
 
@@ -123,20 +124,21 @@ def _take(video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at
     first, last = grid.within(span)
     if first >= last:
         raise BadSampleError("empty", f"{video.name} holds no frame{spoken(span)}")
-    chosen = [first + index for index in choose(last - first, grid.fps)]
+    chosen = Counter(first + index for index in choose(last - first, grid.fps))  # each in time order, and how often
     few = bool(grid.shown) and last - first <= at_most
     wanted = [grid.shown[index] if few else grid.at(index) for index in chosen]
-    taken: dict[int, np.ndarray] = {}
+    taken: dict[int, list[np.ndarray]] = {}
     to_pixels = _Converter()
     with contextlib.closing(Cursor(video, wanted, grid.start, grid.step)) as cursor:
-        for target in wanted:
+        for target, often in zip(wanted, chosen.values(), strict=True):
             shown = cursor.shown_at(target)
             if shown is None or (cursor.ended and not grid.shown and _over(shown, target, grid.step)):
                 return None
             if shown.time not in taken:  # one that is shown for long may be wanted twice
-                taken[shown.time] = to_frame(to_pixels(shown.frame))
+                taken[shown.time] = [to_frame(to_pixels(shown.frame))] * often
     duration = float(grid.step * grid.unit * grid.total)
-    return Taken(list(taken.values()), [grid.seconds(time) for time in taken], duration)
+    times = [grid.seconds(time) for time, frames in taken.items() for _ in frames]
+    return Taken([frame for frames in taken.values() for frame in frames], times, duration)
 
 
 def spoken(span: tuple[float, float] | None) -> str:

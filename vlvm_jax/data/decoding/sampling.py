@@ -5,18 +5,38 @@ from typing import Literal
 
 import numpy as np
 
-FrameRule = Literal["uniform", "fps", "segment", "video_chatgpt"]
+FrameRule = Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt"]
+ShortVideo = Literal["formula", "identity"]
 
 
 def choose(
-    total: int, clip_fps: float, count: int, *, rule: FrameRule, fps: float = 1.0, seed: Sequence[int] | None = None
+    total: int,
+    clip_fps: float,
+    count: int,
+    *,
+    rule: FrameRule,
+    fps: float = 1.0,
+    seed: Sequence[int] | None = None,
+    short_video: ShortVideo = "formula",
 ) -> list[int]:
-    """At most `count` of a clip's `total` frames, by a rule: `uniform_indices`, `fps_indices`, `segment_indices`,
-    `video_chatgpt_indices`."""
+    """At most `count` of a clip's `total` frames, in time order, by a rule: `uniform_indices`, `fps_indices`,
+    `segment_indices`, `segment_mid_indices`, `segment_start_indices`; `video_chatgpt` is `segment_mid` with a frame
+    that comes twice taken once.
+
+    Args:
+      short_video: of a clip of no more than `count` frames, what the rule's `formula` gives, or (`identity`) each frame
+        once. Only of `segment_mid` are they different.
+    """
+    if short_video == "identity" and total <= count and rule != "fps":
+        return list(range(total))
     if rule == "uniform":
         return uniform_indices(total, count)
+    if rule == "segment_mid":
+        return segment_mid_indices(total, count)
+    if rule == "segment_start":
+        return segment_start_indices(total, count)
     if rule == "video_chatgpt":
-        return video_chatgpt_indices(total, count)
+        return sorted(set(segment_mid_indices(total, count)))
     if rule == "fps":
         return fps_indices(total, clip_fps, fps, count)
     return segment_indices(total, count, seed)
@@ -51,12 +71,22 @@ def segment_indices(total: int, count: int, seed: Sequence[int] | None) -> list[
     return np.random.default_rng(list(seed)).integers(bounds[:-1], bounds[1:]).tolist()
 
 
-def video_chatgpt_indices(total: int, count: int) -> list[int]:
-    """Midpoints of parts of (total - 1) / T frames, T = min(total, count), their ends rounded half to even.
+def segment_mid_indices(total: int, count: int) -> list[int]:
+    """Midpoints of T = min(total, count) parts of (total - 1) / T frames, their ends rounded half to even.
 
-    Video-ChatGPT's rule (mbzuai-oryx/Video-ChatGPT, `get_seq_frames` in scripts/save_spatio_temporal_clip_features.py).
-    The last frame is never taken of longer clips; of one as long as T, neighbours may coincide, and come once.
+    Of Video-ChatGPT (mbzuai-oryx/Video-ChatGPT, `get_seq_frames` in scripts/save_spatio_temporal_clip_features.py),
+    and from there FreeVA's, SlowFast-LLaVA's, Free Video-LLM's and T2Vid's. The last frame of a clip is hardly ever
+    taken; of one as long as T a frame comes twice and the last never.
     """
     parts = min(total, count)
     edges = np.round((total - 1) / max(parts, 1) * np.arange(parts + 1)).astype(int)
-    return sorted(set(((edges[:-1] + edges[1:]) // 2).tolist()))
+    return ((edges[:-1] + edges[1:]) // 2).tolist()
+
+
+def segment_start_indices(total: int, count: int) -> list[int]:
+    """The first frames of `count` parts of floor(total / count) frames; the rest at the end is not looked at.
+
+    IG-VLM's rule (imagegridworth/IG-VLM), which has none for a clip shorter than `count`: that gives each frame once.
+    """
+    step = max(1, total // count)
+    return [step * part for part in range(min(total, count))]

@@ -143,7 +143,7 @@ def _jitter(rng: np.random.Generator) -> float:
 
 def render(scene: Scene, num_frames: int, size: int) -> np.ndarray:
     """uint8 [num_frames, size, size, 3]. Frame i shows time i / (num_frames - 1); an image is one frame."""
-    background = _background(np.random.default_rng(scene.background), size)
+    background = textured(np.random.default_rng(scene.background), size)
     frames = np.repeat(background[None], num_frames, axis=0)
     for index in range(num_frames):
         time = index / max(num_frames - 1, 1)
@@ -154,7 +154,7 @@ def render(scene: Scene, num_frames: int, size: int) -> np.ndarray:
             if number == 0 and scene.new_color is not None and time >= scene.change_at:
                 color = scene.new_color
             row, column = position(scene, number, time)
-            _paint(frames[index], thing.shape, COLORS[color], row * size, column * size, 0.15 * size)
+            paint(frames[index], thing.shape, COLORS[color], row * size, column * size, 0.15 * size)
     return frames.round().astype(np.uint8)
 
 
@@ -170,7 +170,7 @@ def position(scene: Scene, number: int, time: float) -> tuple[float, float]:
     return row, column
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+def textured(rng: np.random.Generator, size: int) -> np.ndarray:
     """Dark texture, soft stripes or blotches: shapes stand out by being brighter, whatever their colour."""
     y, x = np.mgrid[0:size, 0:size] / size
     angle, frequency, phase = rng.uniform(0, np.pi), rng.uniform(2, 6), rng.uniform(0, 2 * np.pi)
@@ -182,7 +182,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(base + 10 * wave[..., None] + noise, 0, 255).astype(np.float32)
 
 
-def _paint(frame: np.ndarray, shape: str, color: tuple[int, int, int], row: float, column: float, radius: float):
+def paint(frame: np.ndarray, shape: str, color: tuple[int, int, int], row: float, column: float, radius: float):
     """Draws one anti-aliased shape in place, from its signed distance in pixels."""
     size = frame.shape[0]
     y, x = np.mgrid[0:size, 0:size] + 0.5

@@ -7,6 +7,7 @@ content; a folder is complete or absent (it is built under another name and rena
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -14,29 +15,36 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import av
 import numpy as np
 import pydantic
 from etils import epath
 from PIL import Image
-from pydantic import Field, PositiveInt
-from tokenizers import Tokenizer, models, pre_tokenizers
+from pydantic import Field, NonNegativeInt, PositiveInt
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vlvm_jax import storage
 from vlvm_jax.config import Settings
-from vlvm_jax.data.embedded import scenes
+from vlvm_jax.data.embedded import scenes, searches
 from vlvm_jax.data.workers import pool
 
 _INFO = "dataset.json"  # the last file that is written
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
+_PARTS = {"conversations": "", "caption": "_captions", "pair": "_pairs"}  # of a record, and the files they go to
+_SINGLES = 6  # number of the split of which sheets are made
+_SINGLES_A_SHEET = 8  # singles there have to be for each image of a sheet, so that none need be in it twice
 
 
 class ShapesOptions(Settings):
     """How much to make, and how large.
 
     `size` and `num_frames` are the files' own, not the model's: the loader samples and resizes like for any clip.
+
+    `*_searches`, `*_singles` and `train_sheets` count what `embedded.searches` draws, of `search_size` pixels: clips of
+    `search_frames` frames, of which a rare thing shows in `search_shown` and a small one fills a cell of `search_cells`
+    x `search_cells`; and records of up to `sheet_images` of the singles.
     """
 
     train_images: PositiveInt = 12000
@@ -48,25 +56,61 @@ class ShapesOptions(Settings):
     fps: PositiveInt = 8
     kinds: tuple[Literal["move", "appear", "change"], ...] = Field(default=("move", "move", "appear", "change"))
     seed: int = 0
+    train_searches: NonNegativeInt = 0
+    heldout_searches: NonNegativeInt = 0
+    train_singles: NonNegativeInt = 0
+    heldout_singles: NonNegativeInt = 0
+    train_sheets: NonNegativeInt = 0
+    search_size: PositiveInt = 96
+    search_frames: PositiveInt = 32
+    search_shown: PositiveInt = 2
+    search_cells: int = Field(default=6, ge=4)
+    sheet_images: int = Field(default=8, ge=2)
 
     @pydantic.model_validator(mode="after")
     def _check(self):
         if self.size % 2:
             raise ValueError(f"size {self.size} is odd; H.264 needs an even one")
+        if self.search_size % 2:
+            raise ValueError(f"search_size {self.search_size} is odd; H.264 needs an even one")
+        least = searches.THINGS * (self.search_shown + 1) - 1
+        if self.search_frames < least:
+            raise ValueError(
+                f"search_frames {self.search_frames}: {searches.THINGS} things, each shown in search_shown "
+                f"{self.search_shown} frames and apart by one, take {least}"
+            )
+        if self.train_sheets and self.train_singles < _SINGLES_A_SHEET * self.sheet_images:
+            raise ValueError(
+                f"train_sheets are made of train_singles, of which there are {self.train_singles}; sheets of up to "
+                f"{self.sheet_images} images need {_SINGLES_A_SHEET * self.sheet_images}"
+            )
         return self
+
+    @property
+    def has_searches(self) -> bool:
+        return any(split.count for split in _search_splits(self))
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """The options that decide the content: those of searches only where there are some."""
+        new = {"sheet_images", *(name for name in type(self).model_fields if "search" in name or "single" in name)}
+        new |= {"train_sheets"}
+        return self.model_dump(mode="json", exclude=set() if self.has_searches else new)
 
     @property
     def hash(self) -> str:
         """Of the options and of the code that draws, asks and writes: a change of either is another data set."""
-        code = "".join(Path(module).read_text() for module in (scenes.__file__, __file__))
-        text = json.dumps({"code": code, **self.model_dump(mode="json")}, sort_keys=True)
+        modules = (scenes.__file__, __file__, *([searches.__file__] if self.has_searches else []))
+        code = "".join(Path(module).read_text() for module in modules)
+        text = json.dumps({"code": code, **self.made_of}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One annotation file: its scenes, and which of what is asked goes in."""
+    """One annotation file: its scenes, and which of what is asked goes in. `number` seeds what is drawn."""
 
+    number: int
     name: str
     kinds: tuple[str, ...]
     count: int
@@ -94,11 +138,23 @@ def exists(options: ShapesOptions, root: epath.PathLike | None = None) -> bool:
 
 
 def splits(options: ShapesOptions) -> list[Split]:
+    """Those of scenes, and those of searches that are asked for."""
     return [
-        Split("train_images", ("image",), options.train_images, held_out=False),
-        Split("train_videos", options.kinds, options.train_videos, held_out=False),
-        Split("heldout_images", ("image",), options.heldout_images, held_out=True),
-        Split("heldout_videos", options.kinds, options.heldout_videos, held_out=True),
+        Split(0, "train_images", ("image",), options.train_images, held_out=False),
+        Split(1, "train_videos", options.kinds, options.train_videos, held_out=False),
+        Split(2, "heldout_images", ("image",), options.heldout_images, held_out=True),
+        Split(3, "heldout_videos", options.kinds, options.heldout_videos, held_out=True),
+        *(split for split in _search_splits(options) if split.count),
+    ]
+
+
+def _search_splits(options: ShapesOptions) -> list[Split]:
+    return [
+        Split(4, "train_searches", searches.KINDS, options.train_searches, held_out=False),
+        Split(5, "heldout_searches", searches.KINDS, options.heldout_searches, held_out=True),
+        Split(_SINGLES, "train_singles", ("single",), options.train_singles, held_out=False),
+        Split(7, "heldout_singles", ("single",), options.heldout_singles, held_out=True),
+        Split(8, "train_sheets", ("sheet",), options.train_sheets, held_out=False),
     ]
 
 
@@ -114,7 +170,9 @@ def ensure(
     One in a bucket is made in the user's cache folder and copied.
 
     Writes `<split>.json` (conversations), `<split>_captions.json`, `media/<split>/*.png|mp4`, `tokenizer.json` and
-    `dataset.json` (options, counts, content hash of the annotations).
+    `dataset.json` (options, counts, content hash of the annotations). Of searches also `<split>_pairs.json` of single
+    images, each with one text that goes with it as question and as answer, for towers that compare images with texts;
+    and `prompt_tokenizer.json`, which puts the start and end around a text that such a tower needs.
 
     Args:
       workers: processes that render; 0 renders in this one. The result does not depend on it.
@@ -168,35 +226,39 @@ def _make(options: ShapesOptions, target: Path, workers: int, progress: Callable
 
 def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[[int, int], None]) -> None:
     tasks = []
-    for number, split in enumerate(splits(options)):
+    for split in splits(options):
         (path / "media" / split.name).mkdir(parents=True)
         chunk = 100
         for start in range(0, split.count, chunk):
-            tasks.append((options, str(path), number, start, min(start + chunk, split.count)))
+            tasks.append((options, str(path), split, start, min(start + chunk, split.count)))
     total = sum(split.count for split in splits(options))
     records: dict[str, list[dict]] = {split.name: [] for split in splits(options)}
     done = 0
     with contextlib.closing(_run(tasks, workers)) as chunks:  # no worker may still write when this is left
-        for (_, _, number, start, stop), made in zip(tasks, chunks, strict=True):
-            records[splits(options)[number].name] += made
+        for (_, _, split, start, stop), made in zip(tasks, chunks, strict=True):
+            records[split.name] += made
             done += stop - start
             progress(done, total)
     digest = hashlib.sha256()
     for name, made in records.items():
-        for suffix, part in (("", "conversations"), ("_captions", "caption")):
-            kept = [{k: v for k, v in r.items() if k not in ("conversations", "caption", "types")} for r in made]
+        for part, suffix in _PARTS.items():
+            if part not in made[0]:
+                continue
+            kept = [{key: value for key, value in record.items() if key not in (*_PARTS, "types")} for record in made]
             for record, source in zip(kept, made, strict=True):
                 record["conversations"] = source[part]
                 if part == "conversations":
                     record["types"] = source["types"]
                 else:
-                    record["type"] = "caption"
+                    record["type"] = part
             text = json.dumps(kept)
             digest.update(text.encode())
             (path / f"{name}{suffix}.json").write_text(text)
     tokenizer().save(str(path / "tokenizer.json"))
+    if options.has_searches:
+        prompt_tokenizer().save(str(path / "prompt_tokenizer.json"))
     info = {
-        "options": options.model_dump(mode="json"),
+        "options": options.made_of,
         "records": {name: len(made) for name, made in records.items()},
         "annotations_sha256": digest.hexdigest(),
     }
@@ -212,13 +274,14 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
 
 
 def _write_chunk(task: tuple) -> list[dict]:
-    options, path, number, start, stop = task
-    split = splits(options)[number]
-    return [_write_one(options, Path(path), split, number, index) for index in range(start, stop)]
+    options, path, split, start, stop = task
+    writers = {"single": _write_single, "sheet": _sheet, **dict.fromkeys(searches.KINDS, _write_search)}
+    write = writers.get(split.kinds[0], _write_one)
+    return [write(options, Path(path), split, index) for index in range(start, stop)]
 
 
-def _write_one(options: ShapesOptions, path: Path, split: Split, number: int, index: int) -> dict:
-    rng = np.random.default_rng([options.seed, number, index])
+def _write_one(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
+    rng = np.random.default_rng([options.seed, split.number, index])
     kind = split.kinds[index % len(split.kinds)]
     scene = scenes.draw_scene(rng, kind, held_out=split.held_out)
     medium = "image" if kind == "image" else "video"
@@ -238,11 +301,84 @@ def _write_one(options: ShapesOptions, path: Path, split: Split, number: int, in
     }
 
 
-def conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    """Question-answer pairs as LLaVA turns, the placeholder in the first."""
+def _write_search(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
+    """A clip with one question; kinds, traits and answers take turns."""
+    kind, turn = split.kinds[index % len(split.kinds)], index // len(split.kinds)
+    search = searches.draw_clip(
+        np.random.default_rng([options.seed, split.number, index]), cast(searches.Kind, kind), *_turn(turn),
+        frames=options.search_frames, shown=options.search_shown, cells=options.search_cells, held_out=split.held_out,
+    )  # fmt: skip
+    name = f"media/{split.name}/{index:06d}.mp4"
+    write_mp4(path / name, searches.render(search, options.search_size), options.fps)
+    return _searched(split, index, {"video": name}, search, "/".join(search.combination))
+
+
+def _turn(number: int) -> tuple[searches.Trait, str]:
+    """The number-th of all traits and answers, which take turns."""
+    trait = searches.TRAITS[number % len(searches.TRAITS)]
+    answers = searches.ANSWERS[trait]
+    return trait, answers[number // len(searches.TRAITS) % len(answers)]
+
+
+def _searched(split: Split, index: int, media: dict, search: searches.Search, combination: str) -> dict:
+    asked, kind = search.question, "image" if "image" in media else "video"
+    return {
+        "id": f"{split.name}/{index:06d}",
+        **media,
+        "combination": combination,
+        "conversations": conversation([(asked.question, asked.answer)]),
+        "types": [asked.type],
+        "caption": conversation([(scenes.CAPTION_PROMPTS[kind], search.caption)]),
+    }
+
+
+def _write_single(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
+    """An image of a thing, or of none. What goes with it as a text takes turns too."""
+    single = _single(options, split.number, split.held_out, index)
+    name = f"media/{split.name}/{index:06d}.png"
+    Image.fromarray(searches.render(single, options.search_size)[0]).save(path / name, compress_level=1)
+    texts = searches.names(single)
+    text = texts[index // 8 % len(texts)]  # after each of the eight answers
+    made = _searched(split, index, {"image": name}, single, "/".join(single.combination))
+    return {**made, "pair": conversation([(text, text)])}
+
+
+def _single(options: ShapesOptions, number: int, held_out: bool, index: int) -> searches.Search:
+    rng = np.random.default_rng([options.seed, number, index])
+    return searches.draw_single(rng, *_turn(index), cells=options.search_cells, held_out=held_out)
+
+
+@functools.lru_cache(maxsize=1)
+def _singles(options: ShapesOptions) -> list[searches.Search]:
+    """What the images of training show."""
+    return [_single(options, _SINGLES, False, index) for index in range(options.train_singles)]
+
+
+def _sheet(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
+    """A record of several single images, of which no new files are made."""
+    del path
+    rng, singles = np.random.default_rng([options.seed, split.number, index]), _singles(options)
+    chosen = searches.draw_sheet(rng, singles, options.sheet_images)
+    shown = [chosen[i] for i in rng.permutation(len(chosen))]
+    made = _searched(
+        split, index, {"image": [f"media/train_singles/{number:06d}.png" for number in shown]}, singles[chosen[0]],
+        "/".join(("sheet", *map(str, shown))),
+    )  # fmt: skip
+    asked, count = singles[chosen[0]].question, len(shown)
+    captions = " ".join(singles[number].caption for number in shown)
+    return {
+        **made,
+        "conversations": conversation([(asked.question, asked.answer)], count),
+        "types": [f"sheet_{singles[chosen[0]].trait}"],
+        "caption": conversation([(scenes.CAPTION_PROMPTS["image"], captions)], count),
+    }
+
+
+def conversation(turns: list[tuple[str, str]], media: int = 1) -> list[dict[str, str]]:
+    """Question-answer pairs as LLaVA turns, the placeholders in the first."""
     said = []
     for number, (question, answer) in enumerate(turns):
-        said.append({"from": "human", "value": question if number else f"<image>\n{question}"})
+        said.append({"from": "human", "value": question if number else "<image>\n" * media + question})
         said.append({"from": "gpt", "value": answer})
     return said
 
@@ -266,6 +402,15 @@ def tokenizer() -> Tokenizer:
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     made.add_special_tokens(list(SPECIAL_TOKENS))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def prompt_tokenizer() -> Tokenizer:
+    """The same for a text tower like CLIP's, which reads a text's feature where it ends."""
+    made = tokenizer()
+    around = [(token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=around)
+    made.enable_padding(pad_id=SPECIAL_TOKENS.index("<pad>"), pad_token="<pad>")
     return made
 
 

@@ -37,11 +37,13 @@ Name = str | tuple[str, ...]  # of a medium as the annotation gives it; several 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One exchange. `type` names the kind of question where the annotation gives it, for evaluation."""
+    """One exchange. `type` names the kind of question where the annotation gives it, for evaluation; `options` are
+    what a multiple-choice question offers, without letters."""
 
     question: str
     answer: str
     type: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

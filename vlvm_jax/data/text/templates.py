@@ -132,6 +132,8 @@ TEMPLATES = {
     ),
     # The same without the system sentence: for models trained from scratch, whose every token counts.
     "bare": ChatTemplate("USER: ", "ASSISTANT: ", " ", "</s>", system_end=" "),
+    # The same with every role on a line of its own: SlowFast-LLaVA's and Free Video-LLM's prompts for Vicuna.
+    "vicuna_lines": ChatTemplate("USER: ", "ASSISTANT:\n", "\n", "</s>", bos="<s>", system_end="\n"),
     # LLaVA's pretraining: the medium, its caption, a line end.
     "plain": ChatTemplate("", "", "", "\n", bos="<s>", system_end="\n", question=_media_alone),
     "llama-2": ChatTemplate(

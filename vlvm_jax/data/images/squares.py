@@ -1,0 +1,42 @@
+"""How a picture of any shape becomes the square that a tower sees, where not a checkpoint's own processor decides."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vlvm_jax.data import video
+
+Fit = Literal["auto", "crop", "squash", "pad"]
+
+
+def to_square(
+    image: Image.Image | np.ndarray, size: int, fit: Fit, mean: Sequence[float]
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """A picture as a square of `size` pixels, bicubic as Pillow computes it.
+
+    Args:
+      image: in RGB; an array is [H, W, 3] uint8.
+      fit: `crop` (also `auto`) scales the shorter edge and keeps the middle, as CLIP does; `squash` scales both edges;
+        `pad` first puts the picture in the middle of a square in the mean colour (LLaVA-1.5's).
+      mean: the tower's, per channel, of values from 0 to 1.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if fit in ("auto", "crop"):
+        return video.resize(image, size)
+    if fit == "pad":
+        image = padded(image, mean)
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.uint8)
+
+
+def padded(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The picture in the middle of the smallest square, whose rest has the mean colour, rounded down."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
