@@ -51,6 +51,7 @@ class SampleSpec:
       seed: with which frames are drawn from segments; None for their midpoints.
       time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
       cache_bytes: of decoded media that each loading process keeps.
+      max_clips: of a sample; None for any number.
     """
 
     length: int
@@ -71,6 +72,7 @@ class SampleSpec:
     image_layout: ImageLayout = "single"
     time_instruction: bool = False
     cache_bytes: int = 0
+    max_clips: int | None = None
 
     def check(self, where: str, has_video: bool) -> None:
         """Raises `InputError` when a clip's visual tokens alone overflow the row."""
@@ -168,6 +170,9 @@ class SampleLoader:
 
     def _load(self, record: Record, index: int) -> Sample:
         spec = self.spec
+        clips = sum(kind == "video" for kind, _ in record.media)
+        if spec.max_clips is not None and clips > spec.max_clips:
+            raise BadSampleError("too_many_clips", f"{record.source}: {clips} clips; the model takes {spec.max_clips}")
         media = self._media(record, index)
         tokens = self.encode(record, [medium.expansion for medium in media])
         num_frames = sum(len(medium.frames) for medium in media)
