@@ -33,7 +33,7 @@ ALLOWED = {
     "memory.py": set(),
     "cli.py": {"errors"},
 }
-METHODS = {"ftfv", "weighted_sampler", "FTFV", "red_villm", "spatiotemporal", "RED-VILLM"}
+METHODS = {"ftfv", "weighted_sampler", "FTFV", "red_villm", "spatiotemporal", "RED-VILLM", "prompt_guided", "slow_fast"}
 
 
 def imported(file: Path) -> set[str]:

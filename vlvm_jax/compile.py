@@ -44,7 +44,7 @@ def main() -> None:
     from vlvm_jax.parallel import topology as topology_lib
     from vlvm_jax.parallel.mesh import make_mesh
     from vlvm_jax.training import ahead_of_time, compile_report
-    from vlvm_jax.training.prepare import check_mesh
+    from vlvm_jax.training.prepare import check_adapter, check_mesh
     from vlvm_jax.training.progress import say
 
     if _CONFIG.value is None or _TOPOLOGY.value is None:
@@ -57,6 +57,7 @@ def main() -> None:
         raise InputError(f"--stages={unknown[0]}: the config has {', '.join(known)}")
     mesh = make_mesh(config.mesh, topology.devices())
     check_mesh(config, mesh, rows=_ROWS.value)
+    check_adapter(config)
     reports = []
     for name in _STAGES.value or known:
         say(f"{name}: compiling for {topology.chips} chips of {topology.chip.name}")

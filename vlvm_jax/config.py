@@ -85,6 +85,44 @@ class VisionConfig(Settings):
         return self
 
 
+class TextConfig(Settings):
+    """CLIP's text tower; field names are HF's, defaults those of openai/clip-vit-large-patch14-336.
+
+    `eos_token_id` says which token's feature stands for the text: the first with this id, or, for the 2 that older
+    config files have whatever their tokenizer, the one with the highest id (transformers' rule).
+    """
+
+    vocab_size: PositiveInt = 49408
+    hidden_size: PositiveInt = 768
+    intermediate_size: PositiveInt = 3072
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    max_position_embeddings: PositiveInt = 77
+    hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"
+    layer_norm_eps: PositiveFloat = 1e-5
+    eos_token_id: NonNegativeInt = 2
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class ClipConfig(Settings):
+    """A CLIP: two towers and a projection of each to `projection_dim`.
+
+    `vision` None means a tower of the sizes of the model's own. `dtype` is the computation's, None the model's.
+    """
+
+    text: TextConfig = TextConfig()
+    vision: VisionConfig | None = None
+    projection_dim: PositiveInt = 768
+    dtype: DType | None = None
+
+
 class RopeScaling(Settings):
     """How rotary frequencies are stretched beyond the length of pretraining; field names are HF's `rope_scaling`.
 
@@ -218,11 +256,15 @@ LORA_MODULES = {
 
 
 class InitFrom(Settings):
-    """A model built from parts: a hub id or directory for each, None for one that starts fresh."""
+    """A model built from parts: a hub id or directory for each, None for one that starts fresh.
+
+    `clip` is a whole CLIP, text side and projections too, for adapters that hold one.
+    """
 
     encoder: str | None = None
     connector: str | None = None
     decoder: str | None = None
+    clip: str | None = None
 
 
 class ModelConfig(Settings):
@@ -386,6 +428,9 @@ class StageConfig(Settings):
 
     `schedule` is what follows a linear warm-up; `log_warmup_cosine` is DeepSpeed's, whose warm-up rises with the
     logarithm of the step (`training.optimizer`).
+
+    `objective` is what is learned: the next token of the text, or what the adapter itself has to learn before the
+    decoder has a part in it (`VideoAdapter.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
     """
 
     name: str
@@ -410,6 +455,7 @@ class StageConfig(Settings):
     clip_norm: PositiveFloat | None = 1.0
     loss_chunks: PositiveInt = 1
     loss_on: Literal["answer", "all_text"] = "answer"
+    objective: Literal["text", "adapter"] = "text"
     frozen_dtype: DType = "float32"
     seed: int = 0
     save_every: PositiveInt | None = None

@@ -125,7 +125,7 @@ def test_options_reach_the_sampler(reading):
 def test_no_sampling_keeps_all_tokens(options):
     made = adapter(**options)
     assert made.num_video_tokens(3) == 3 * N and made.num_image_tokens() == N
-    assert made.sampler is None and made.frame_weights(VisionFeatures(PATCHES)) is None
+    assert made.sampler is None and made.frame_weights(VisionFeatures(PATCHES), MIXED) is None
     tokens, valid = per_frame(made)
     np.testing.assert_allclose(tokens[MEDIA > 0], WHOLE[MEDIA > 0], atol=1e-5)
     np.testing.assert_array_equal(valid, np.repeat(MEDIA[..., None] > 0, N, axis=-1))
@@ -247,7 +247,7 @@ def test_random_key_reaches_the_sampler():
 
 def test_frame_weights_say_how_much_of_each_patch_is_kept():
     features = VisionFeatures(PATCHES, ATTENTION)
-    weigh = nnx.jit(lambda made, features: made.frame_weights(features))
+    weigh = nnx.jit(lambda made, features: made.frame_weights(features, MIXED))
     kept = weigh(adapter(reading="encoder_attn", merge_rest=False), features)
     order = np.sort(np.argsort(-ATTENTION, axis=-1)[..., :K], -1)
     np.testing.assert_array_equal(kept, np.eye(N)[order].sum(2))

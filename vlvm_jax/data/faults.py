@@ -14,8 +14,8 @@ class BadSampleError(Exception):
     The causes: `missing` (no such file), `empty` (no frame in it, or none in the span asked for), `no_video` (sound
     only), `corrupt` (does not decode), `too_large` (its header states more pixels than are worth allocating),
     `too_slow` (more would have to be decoded than is worth one sample), `narrow` (an image that cannot be cut into
-    tiles), `too_long` (more tokens than a row has), `too_many_frames` (more frames than a row has), `bad_record` (a
-    record that does not parse).
+    tiles), `too_long` (more tokens than a row has), `too_many_frames` (more frames than a row has), `too_many_clips`
+    (more than the model takes in a sample), `bad_record` (a record that does not parse).
     """
 
     def __init__(self, cause: str, detail: str):

@@ -62,6 +62,7 @@ class SampleSpec:
       clip_text: whether that tower reads a question's options too.
       prompt_template: in which questions are put, see `answers.render_question`; `prompt_ids` are those of the question
         alone.
+      max_clips: of a sample; None for any number.
     """
 
     length: int
@@ -90,6 +91,7 @@ class SampleSpec:
     prompt_length: int = 77
     clip_text: ClipText = "question"
     prompt_template: str = "question"
+    max_clips: int | None = None
 
     def check(self, where: str, has_video: bool) -> None:
         """Raises `InputError` when a clip's visual tokens alone overflow the row."""
@@ -188,6 +190,9 @@ class SampleLoader:
 
     def _load(self, record: Record, index: int) -> Sample:
         spec = self.spec
+        clips = sum(kind == "video" for kind, _ in record.media)
+        if spec.max_clips is not None and clips > spec.max_clips:
+            raise BadSampleError("too_many_clips", f"{record.source}: {clips} clips; the model takes {spec.max_clips}")
         media = self._media(record, index)
         tokens = self.encode(record, [medium.expansion for medium in media])
         num_frames = sum(len(medium.frames) for medium in media)
@@ -472,7 +477,8 @@ def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int
         try:
             record = records[index]
             tokens = loader.encode(record, loader.largest(record))
-            shown = sum(spec.frames_per_video if kind == "video" else 1 for kind, _ in record.media)
+            of_clip = 1 if spec.clips == "grid" else spec.frames_per_video
+            shown = sum(of_clip if kind == "video" else 1 for kind, _ in record.media)
             if shown <= spec.frames:
                 sizes.append((len(tokens.ids), shown))
         except BadSampleError as error:

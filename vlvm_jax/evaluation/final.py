@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.sources.records import Record, usable
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
 from vlvm_jax.training.interrupt import StopSignal
@@ -88,9 +90,10 @@ def draw_clips(
     model = Model(config.model)
 
     @functools.partial(jax.jit, out_shardings=rules.replicated(mesh))
-    def weigh(params: Params, frames):
+    def weigh(params: Params, frames, guidance: Guidance | None):
         bound = model.bind(params)
-        return bound.adapter.frame_weights(bound.encoder(frames))
+        layout = FrameLayout(jnp.ones(frames.shape[:2], jnp.int32), jnp.ones(frames.shape[:2], bool))
+        return bound.adapter.frame_weights(bound.see(frames), layout, guidance)
 
     pictures, seen = [], set()
     for index, record in enumerate(asked):
@@ -98,13 +101,15 @@ def draw_clips(
         if record.kind != "video" or turn.type in seen or record.media in seen:
             continue
         try:
-            frames = loader.load(index)["frames"]
+            sample = loader.load(index)
         except BadSampleError:
             continue
+        frames = sample["frames"]
         if len(frames) < held_out.frames_per_video:
             continue
         seen |= {turn.type, record.media}
-        weights = weigh(params, frames[None])
+        guidance = Guidance(jnp.asarray(sample["prompt_ids"])[None]) if "prompt_ids" in sample else None
+        weights = weigh(params, frames[None], guidance)
         if weights is not None:
             side = round(weights.shape[-1] ** 0.5)
             weights = np.asarray(weights[0]).reshape(len(frames), side, side)

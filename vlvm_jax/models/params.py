@@ -21,7 +21,8 @@ Params = dict[str, jax.Array]
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 Splits = Mapping[str, tuple[int, ...]]
 
-_SEGMENT = re.compile(r"^(?P<stack>[^/]+)/layers/segments/(?P<index>\d+)/(?P<rest>.+)$")
+_SEGMENT = re.compile(r"^(?P<stack>.+?)/layers/segments/(?P<index>\d+)/(?P<rest>.+)$")
+_WHOLE = re.compile(r"^(?P<stack>.+?)/layers/(?P<rest>.+)$")
 
 
 class Model:
@@ -85,7 +86,10 @@ def whole_path(path: str) -> str:
 
 
 def segment_of(path: str) -> tuple[str, int] | None:
-    """`encoder/layers/segments/1/...` -> `("encoder", 1)`; None for a parameter outside the stacks."""
+    """`encoder/layers/segments/1/...` -> `("encoder", 1)`; None for a parameter outside the stacks.
+
+    A stack within an adapter goes by its path: `adapter/clip/text_model`.
+    """
     match = _SEGMENT.match(path)
     return (match["stack"], int(match["index"])) if match else None
 
@@ -107,11 +111,12 @@ def split(params: Mapping[str, jax.Array], splits: Splits) -> Params:
     """Whole to segmented."""
     cut = {}
     for path, value in params.items():
-        part, *rest = path.split("/", 2)
-        if rest[:1] != ["layers"]:
+        match = _WHOLE.match(path)
+        if match is None:
             cut[path] = value
             continue
-        bounds = segment_bounds(value.shape[0], splits.get(part, ()))
+        stack, rest = match["stack"], match["rest"]
+        bounds = segment_bounds(value.shape[0], splits.get(stack, ()))
         for index, (start, stop) in enumerate(bounds):
-            cut[f"{part}/layers/segments/{index}/{rest[1]}"] = value[start:stop] if len(bounds) > 1 else value
+            cut[f"{stack}/layers/segments/{index}/{rest}"] = value[start:stop] if len(bounds) > 1 else value
     return cut

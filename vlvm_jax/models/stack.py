@@ -61,25 +61,27 @@ class LayerStack(nnx.Module):
 
         self.segments = nnx.List([create(stop - start) for start, stop in self.bounds])
 
-    def __call__(self, x: jax.Array, *args, layer_inputs=None):
+    def __call__(self, x: jax.Array, *args, layer_inputs=None, start: int = 0, stop: int | None = None):
         """Runs the layers: `x, out = layer(x, *args, layer_input)`.
 
         Args:
           x: the carry, same shape in and out of every layer.
           *args: passed to every layer unchanged.
           layer_inputs: pytree with a leading layer axis of length `num_used` (a KV cache, say), or None.
+          start, stop: run these layers only; by default the first `num_used`.
 
         Returns:
           The final carry and the per-layer outputs stacked on a leading axis.
         """
         outputs = []
-        for segment, (start, stop) in zip(self.segments, self.bounds, strict=True):
-            stop = min(stop, self.num_used)
-            if start >= stop:
+        last = self.num_used if stop is None else stop
+        for segment, (begin, end) in zip(self.segments, self.bounds, strict=True):
+            low, high = max(begin, start), min(end, last)
+            if low >= high:
                 continue
             graphdef, params = nnx.split(segment)
-            if stop - start < segment_length(params):
-                params = jax.tree.map(lambda p, n=stop - start: p[:n], params)
+            if high - low < segment_length(params):
+                params = jax.tree.map(lambda p, a=low - begin, b=high - begin: p[a:b], params)
 
             def body(carry, inputs, graphdef=graphdef):
                 layer_params, layer_input = inputs
@@ -88,7 +90,7 @@ class LayerStack(nnx.Module):
 
             if (policy := REMAT_POLICIES[self.remat]) is not None:
                 body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-            inputs = jax.tree.map(lambda v, a=start, b=stop: v[a:b], layer_inputs)
+            inputs = jax.tree.map(lambda v, a=low, b=high: v[a:b], layer_inputs)
             x, out = jax.lax.scan(body, x, (params, inputs))
             outputs.append(out)
         return x, jax.tree.map(lambda first, *rest: jnp.concatenate([first, *rest]) if rest else first, *outputs)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.models.adapters import build_adapter
-from vlvm_jax.models.adapters.base import FrameLayout, VisualTokens
+from vlvm_jax.models.adapters.base import Features, FrameLayout, Guidance, VisualTokens
 from vlvm_jax.models.decoder import Decoder, KVCache
 from vlvm_jax.models.lora import attach
 from vlvm_jax.models.vision import VisionTower
@@ -30,6 +30,8 @@ class Batch:
       positions: [B, L], from 0 within each packed sample.
       segment_ids: [B, L] 0 for padding, else the sample within the row.
       loss_mask: [B, L] True for tokens to be predicted.
+      prompt_ids: [B, P] or None. The row's question in the tokens of the adapter's own text tower, for adapters that
+        read it; such rows hold one sample.
       visual_index, visual_weight: [B, L, P] or None. Which of the adapter's V slots make the token at each marked
         position, and how much of each: images tiled as LLaVA-NeXT does are read across their tiles
         (`data/images/anyres.py`). None: the valid slots in order.
@@ -45,10 +47,15 @@ class Batch:
     loss_mask: Bool[Array, "B L"]
     visual_index: Int[Array, "B L P"] | None = None
     visual_weight: Float[Array, "B L P"] | None = None
+    prompt_ids: Int[Array, "B P"] | None = None
 
     @property
     def layout(self) -> FrameLayout:
         return FrameLayout(self.media, self.is_video, room=self.token_ids.shape[1])
+
+    @property
+    def guidance(self) -> Guidance | None:
+        return None if self.prompt_ids is None else Guidance(self.prompt_ids)
 
 
 class VideoLLM(nnx.Module):
@@ -71,12 +78,23 @@ class VideoLLM(nnx.Module):
         if config.lora is not None:
             attach({"encoder": self.encoder, "decoder": self.decoder}, config.lora, rngs=rngs)
 
-    def visual_tokens(self, frames: UInt8[Array, "B T H W 3"], layout: FrameLayout, rng=None) -> VisualTokens:
-        return self.adapter(self.encoder(frames), layout, rng=rng)
+    def see(self, frames: UInt8[Array, "B T H W 3"]) -> Features:
+        """All of the image side that does not depend on a question; to be kept for the next one."""
+        return self.adapter.see(self.encoder, frames)
+
+    def visual_tokens(
+        self,
+        features: Features,
+        layout: FrameLayout,
+        guidance: Guidance | None = None,
+        rng: jax.Array | None = None,
+    ) -> VisualTokens:
+        """What the decoder reads of frames that `see` has seen."""
+        return self.adapter(features, layout, guidance=guidance, rng=rng)
 
     def embed(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
         """Text embeddings with the visual tokens in their places."""
-        visual = self.visual_tokens(batch.frames, batch.layout, rng)
+        visual = self.visual_tokens(self.see(batch.frames), batch.layout, batch.guidance, rng)
         text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
         if batch.visual_index is not None and batch.visual_weight is not None:
             merged = merge_indexed(text, batch.media_mask, visual, batch.visual_index, batch.visual_weight)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from vlvm_jax.config import VisionConfig
+from vlvm_jax.config import TextConfig, VisionConfig
 from vlvm_jax.models.attention import attention, attention_received
 from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.stack import LayerStack
@@ -38,10 +38,13 @@ class VisionFeatures:
       patches: [B, T, N, D] patch features of the chosen layer, raster order.
       attention: [B, T, N] attention each patch receives at the chosen layer (fp32, see `attention_layer` of the
         config), or None when no adapter asked for it.
+      final: [B, T, M, D] output of the last layer there is, before the last layer norm and with the class token where
+        there is one; None unless asked for.
     """
 
     patches: Float[Array, "B T N D"]
     attention: Float[Array, "B T N"] | None = None
+    final: Float[Array, "B T M D"] | None = None
 
 
 class VisionAttention(nnx.Module):
@@ -67,7 +70,7 @@ class VisionAttention(nnx.Module):
 
 
 class VisionMLP(nnx.Module):
-    def __init__(self, config: VisionConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig | TextConfig, *, dtype, rngs: nnx.Rngs):
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
         self.activation = config.hidden_act
@@ -120,19 +123,28 @@ class VisionTower(nnx.Module):
         )
         self.post_layernorm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
-    def __call__(self, frames: UInt8[Array, "B T H W 3"]) -> VisionFeatures:
+    def __call__(self, frames: UInt8[Array, "B T H W 3"], *, final: bool = False) -> VisionFeatures:
+        """Args:
+        frames: already of the tower's `image_size`.
+        final: run the layers beyond the chosen one too, for `VisionFeatures.final`.
+        """
         config = self.config
         batch, num_frames = frames.shape[:2]
         x = self.embed(frames.reshape(-1, *frames.shape[2:]))
         x, received = self.layers(x)
+        last = None
+        if final:
+            last = x
+            if config.num_used_layers < config.num_hidden_layers:
+                last, _ = self.layers(x, start=config.num_used_layers, stop=config.num_hidden_layers)
+            last = last.reshape(batch, num_frames, *last.shape[1:])
         if config.post_norm:
             x = self.post_layernorm(x)
         skip = int(config.kind == "clip")
         patches = x[:, skip:].reshape(batch, num_frames, config.num_patches, config.hidden_size)
-        if received is None:
-            return VisionFeatures(patches)
-        received = received[config.attention_layer][:, skip:]
-        return VisionFeatures(patches, received.reshape(batch, num_frames, config.num_patches))
+        if received is not None:
+            received = received[config.attention_layer][:, skip:].reshape(batch, num_frames, config.num_patches)
+        return VisionFeatures(patches, received, last)
 
     def embed(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B M D"]:
         """Patch tokens (after a class token for CLIP) with positions added."""

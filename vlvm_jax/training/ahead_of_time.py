@@ -176,6 +176,8 @@ def abstract_step(model: ModelConfig, stage: StageConfig, partition: Partition, 
 def abstract_batch(config: Config, rows: int, frames: int, length: int, mesh: Mesh) -> Batch:
     """Shapes of a batch."""
     size = config.model.vision.image_size
+    model = Model(config.model)
+    prompt = model.bind(model.abstract()).adapter.prompt_length
 
     def shape(dtype, *dims: int) -> Any:
         return jax.ShapeDtypeStruct(dims, dtype, sharding=rules.batch_sharding(dims, mesh))
@@ -189,6 +191,7 @@ def abstract_batch(config: Config, rows: int, frames: int, length: int, mesh: Me
         positions=shape(jnp.int32, rows, length),
         segment_ids=shape(jnp.int32, rows, length),
         loss_mask=shape(jnp.bool_, rows, length),
+        prompt_ids=shape(jnp.int32, rows, prompt) if prompt else None,
     )
 
 

@@ -18,6 +18,7 @@ from jax.interpreters import partial_eval
 from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.training import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,26 +103,35 @@ def step_flops(
       batch: shapes.
     """
     plain = config.model_copy(update={"vision_remat": "none", "decoder_remat": "none"})
-    forward = forward_flops(plain, batch)
+    forward = forward_flops(plain, batch, stage.objective)
     without, with_remat = (count(*make_train(settings), batch) for settings in (plain, config))
     # The head's loss is recomputed chunk by chunk whatever the remat policy; it is in both counts.
-    chunks = stage.loss_chunks > 1
+    chunks = stage.loss_chunks > 1 and stage.objective == "text"
     head = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size * chunks
     return dataclasses.replace(forward, backward=without - forward.model - head, recomputed=with_remat - without + head)
 
 
-def forward_flops(config: ModelConfig, batch: Batch) -> StepFlops:
-    """The forward pass alone, by part, the head over every position."""
+def forward_flops(config: ModelConfig, batch: Batch, objective: str = "text") -> StepFlops:
+    """The forward pass alone, by part, the head over every position; without a decoder where the adapter learns alone.
+
+    What the adapter adds to the tower's own pass over the frames (a CLIP beside it, say) counts as the adapter's.
+    """
     model = Model(config)
     params = model.abstract()
 
-    def tower(params, frames):
-        return model.bind(params).encoder(frames)
+    def see(params, frames):
+        return model.bind(params).see(frames)
 
-    features = jax.eval_shape(tower, params, batch.frames)
-    layout = batch.layout
-    of_tower = count(tower, params, batch.frames)
-    of_adapter = count(lambda p, f, where: model.bind(p).adapter(f, where, rng=None), params, features, layout)
+    def adapter(params, features, layout, guidance):
+        return model.bind(params).adapter(features, layout, guidance=guidance)
+
+    of_tower = count(lambda params, frames: model.bind(params).encoder(frames), params, batch.frames)
+    if objective == "adapter":
+        alone = count(lambda params, batch: losses.adapter_losses(model.bind(params), batch), params, batch)
+        return StepFlops(of_tower, alone - of_tower, 0.0, 0.0, 0.0)
+    features = jax.eval_shape(see, params, batch.frames)
+    of_adapter = count(see, params, batch.frames) - of_tower
+    of_adapter += count(adapter, params, features, batch.layout, batch.guidance)
     hidden = jax.ShapeDtypeStruct((*batch.token_ids.shape, config.decoder.hidden_size), jnp.dtype(config.dtype))
 
     def decoder(params, embeddings, positions, segments):

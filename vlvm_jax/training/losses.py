@@ -1,4 +1,5 @@
-"""Next-token cross-entropy over the tokens to be learned, with the head run in chunks of the vocabulary."""
+"""What a stage learns: next-token cross-entropy over the tokens to be learned, with the head run in chunks of the
+vocabulary, or what the adapter itself has to learn."""
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,11 @@ def token_losses(
         losses, said = _chunked_losses(hidden, *_pieces(model.decoder.head(), chunks), targets)
     right = (said == targets) & learned
     return jnp.sum(losses * learned), jnp.sum(learned, dtype=jnp.float32), jnp.sum(right, dtype=jnp.float32)
+
+
+def adapter_losses(model: VideoLLM, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Sums of what the adapter learns by itself: loss, how many it is of, how many are right. No decoder is run."""
+    return model.adapter.own_losses(model.see(batch.frames), batch.layout, batch.guidance)
 
 
 def _pieces(

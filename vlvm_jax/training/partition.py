@@ -149,6 +149,8 @@ def _matches(pattern: _Pattern, path: str, splits, depths) -> bool:
     if segment is None:
         return pattern.stack is None
     stack, index = segment
+    if stack not in depths:  # within the adapter: never cut, and all of it runs
+        return pattern.stack is None
     total, used = depths[stack]
     start, stop = segment_bounds(total, splits[stack])[index]
     if start >= used:

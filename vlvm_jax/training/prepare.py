@@ -70,6 +70,19 @@ def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
             )
 
 
+def check_adapter(config: Config) -> None:
+    """Raises `InputError` for stages and evaluations whose rows the adapter cannot read, or that it cannot learn."""
+    adapter, name = adapter_of(config), config.model.adapter.name
+    for kind, parts in (("stages", config.stages), ("evals", config.evals)):
+        for part in parts:
+            where = f"config.{kind}.{part.name}"
+            if part.pack and (adapter.needs_prompt or adapter.one_clip):
+                why = "one question" if adapter.needs_prompt else "one clip"
+                raise InputError(f"{where}.pack: the adapter {name!r} reads {why} a row; set pack to False")
+            if isinstance(part, StageConfig) and part.objective == "adapter" and not adapter.has_own_losses:
+                raise InputError(f"{where}.objective: the adapter {name!r} learns nothing by itself; use 'text'")
+
+
 def check_workdir(config: Config, workdir: epath.Path) -> None:
     """Raises `InputError` when the folder holds another config's run; only the machinery may have changed."""
     if storage.is_remote(os.fspath(workdir)) and not storage.has_bucket(os.fspath(workdir)):
@@ -200,6 +213,7 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
         prompt_tokenizer=None if part.pack else data.prompt_tokenizer,
         prompt_length=data.prompt_length,
         clip_text=data.clip_text,
+        max_clips=1 if adapter.one_clip else None,
     )
 
 

@@ -35,6 +35,7 @@ from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.prepare import (
     PreparedStage,
+    check_adapter,
     check_mesh,
     check_shared,
     check_workdir,
@@ -68,6 +69,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
     config_lib.require_stages(config)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
+    check_adapter(config)
     check_workdir(config, workdir)
     with storage.Logs(os.fspath(workdir)) as logs:
         return _run(config, workdir, logs, mesh, stop, profile)

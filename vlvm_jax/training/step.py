@@ -13,7 +13,7 @@ from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.params import Model, Params, segment_of, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
-from vlvm_jax.training.losses import token_losses
+from vlvm_jax.training.losses import adapter_losses, token_losses
 from vlvm_jax.training.optimizer import make_optimizer, schedule, state_shardings
 from vlvm_jax.training.partition import Partition
 
@@ -74,6 +74,9 @@ def make_step(
 
     def sums(params, frozen, batch, key):
         bound = model.bind({**frozen, **params})
+        if stage.objective == "adapter":
+            loss, count, right = adapter_losses(bound, batch)
+            return loss, (count, right)
         hidden, _ = bound(batch, rng=key)
         loss, count, right = token_losses(bound, hidden, batch, stage.loss_chunks)
         return loss, (count, right)

@@ -127,6 +127,9 @@ class Export:
             source.vision, source.decoder, source.adapter, self.base_family,
             trained=self.trained, media=options.media, asked=options.format,
         )  # fmt: skip
+        if self.rung.family == OWN_CLASS:
+            assert source.adapter is not None
+            own_names.source_files(source.adapter.name)  # refused now, not after all tensors are written
         self.tokens: MediaTokens | None = None
         self.decoder: DecoderConfig | None = source.decoder
         self.stored_vocab = source.decoder.vocab_size if source.decoder else 0

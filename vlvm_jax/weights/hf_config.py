@@ -11,7 +11,7 @@ from typing import Any
 
 import pydantic
 
-from vlvm_jax.config import ConnectorConfig, DecoderConfig, RopeScaling, VisionConfig
+from vlvm_jax.config import ClipConfig, ConnectorConfig, DecoderConfig, RopeScaling, TextConfig, VisionConfig
 from vlvm_jax.data.files import read_json
 from vlvm_jax.errors import InputError, brief
 
@@ -85,6 +85,31 @@ def read(directory: Path) -> HFModel:
         )  # fmt: skip
     known = ", ".join((*VLM_FAMILIES, "clip", "siglip", *DECODERS))
     raise InputError(f"{where}: model_type {family!r} is not one this library knows; it knows {known}")
+
+
+def read_clip(directory: Path, where: str) -> ClipConfig:
+    """The settings of a whole CLIP, its image tower's among them.
+
+    Args:
+      where: the key that named the directory, for messages.
+
+    Raises:
+      InputError: it is not a whole CLIP, or one that cannot be run exactly.
+    """
+    path = directory / "config.json"
+    family = read_json(path).get("model_type") if path.is_file() else None
+    if family != "clip":
+        raise InputError(
+            f"{where}: {directory} is not a whole CLIP (model_type 'clip', text side and projections too); its "
+            f"config.json says {family!r}"
+        )
+    config = _class_config(directory)
+    text = config.text_config
+    settings = _settings(
+        TextConfig, f"{path}: text_config", **{name: getattr(text, name) for name in TextConfig.model_fields}
+    )
+    vision = tower(config.vision_config, str(path), statistics=pixel_statistics(directory))
+    return _settings(ClipConfig, str(path), text=settings, vision=vision, projection_dim=config.projection_dim)
 
 
 def base_family(raw: dict[str, Any] | None) -> str | None:

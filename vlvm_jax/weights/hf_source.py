@@ -18,45 +18,16 @@ from vlvm_jax.weights.tables import Layout, Rule
 Index = tuple[slice, ...]
 
 
-class HFSource:
-    """A checkpoint of one of the families of `tables`, checked in full before anything is read.
+class TensorFiles:
+    """Parameters that lie in safetensors files as their rules say.
 
     Attributes:
-      hf: what `config.json` says.
       shapes: our parameter paths with shapes and the dtypes on disk.
-      carried: tensors that have no place in the model but belong to the HF class.
-
-    Raises:
-      InputError: tensors missing, unknown or misshapen, files cut off, a config that cannot be run.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.hf: HFModel = hf_config.read(directory)
-        self.reader = SafetensorsReader(directory)
-        parts = {
-            "vision": None if self.hf.tower_source else self.hf.vision,
-            "decoder": self.hf.decoder,
-            "connector": self.hf.connector,
-            "newline": self.hf.has_newline,
-        }
-        self.layout: Layout
-        self.layout, rules = tables.best_layout(self.hf.family, self.reader.tensors, **parts)
-        bare_tower = self.hf.family in ("clip", "siglip")
-        dropped = tables.DROPPED_OF_TOWERS if bare_tower else None
-        if self.hf.family == "original" and not self.hf.has_newline:
-            dropped = tables.UNUSED_NEWLINE
-        self.carried = tables.match(
-            set(self.reader.tensors) - self._tied_heads(),
-            rules,
-            carried=None if bare_tower else tables.CARRIED,
-            dropped=dropped,
-            where=str(directory),
-        )
-        self.rules = {rule.path: rule for rule in rules}
-        wanted = model_shapes(self.hf)
-        self.shapes = {rule.path: self._checked(rule, wanted[rule.path].shape) for rule in rules}
-        self._check_tied_head(rules)
+    reader: SafetensorsReader
+    rules: Mapping[str, Rule]
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
 
     def read(self, path: str, index: Index | None = None) -> np.ndarray:
         """A parameter, or the part that `index` selects, in the dtype on disk. Reads no more than it needs."""
@@ -88,13 +59,20 @@ class HFSource:
             return self.reader.read(tensor, tuple(reversed(index))).T
         return self.reader.read(tensor, tuple(index))
 
-    def _checked(self, rule: Rule, wanted: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of a parameter; every tensor of it must have the shape that the config asks for."""
+    def checked(self, rule: Rule, wanted: tuple[int, ...], vision: VisionConfig | None) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of a parameter; every tensor of it must have the shape that the config asks for.
+
+        Args:
+          vision: of the tower whose patch embedding the rule may be.
+        """
         inner = wanted if rule.layers is None else wanted[1:]
         dtypes = set()
         for name in rule.tensors():
             info = self.reader.tensors[name]
-            expected = self._shape_on_disk(rule, inner)
+            expected = tuple(reversed(inner)) if rule.transform == "transpose" else inner
+            if rule.transform == "patches":
+                patch = vision.patch_size if vision else 0
+                expected = (inner[1], 3, patch, patch)
             if info.shape != expected:
                 raise InputError(
                     f"{info.file}: tensor {name} has shape {list(info.shape)}, but config.json asks for "
@@ -103,11 +81,45 @@ class HFSource:
             dtypes.add(info.dtype)
         return jax.ShapeDtypeStruct(wanted, np.result_type(*dtypes))
 
-    def _shape_on_disk(self, rule: Rule, inner: tuple[int, ...]) -> tuple[int, ...]:
-        if rule.transform == "patches":
-            patch = self.hf.vision.patch_size if self.hf.vision else 0
-            return (inner[1], 3, patch, patch)
-        return tuple(reversed(inner)) if rule.transform == "transpose" else inner
+
+class HFSource(TensorFiles):
+    """A checkpoint of one of the families of `tables`, checked in full before anything is read.
+
+    Attributes:
+      hf: what `config.json` says.
+      carried: tensors that have no place in the model but belong to the HF class.
+
+    Raises:
+      InputError: tensors missing, unknown or misshapen, files cut off, a config that cannot be run.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.hf: HFModel = hf_config.read(directory)
+        self.reader = SafetensorsReader(directory)
+        parts = {
+            "vision": None if self.hf.tower_source else self.hf.vision,
+            "decoder": self.hf.decoder,
+            "connector": self.hf.connector,
+            "newline": self.hf.has_newline,
+        }
+        self.layout: Layout
+        self.layout, rules = tables.best_layout(self.hf.family, self.reader.tensors, **parts)
+        bare_tower = self.hf.family in ("clip", "siglip")
+        dropped = tables.DROPPED_OF_TOWERS if bare_tower else None
+        if self.hf.family == "original" and not self.hf.has_newline:
+            dropped = tables.UNUSED_NEWLINE
+        self.carried = tables.match(
+            set(self.reader.tensors) - self._tied_heads(),
+            rules,
+            carried=None if bare_tower else tables.CARRIED,
+            dropped=dropped,
+            where=str(directory),
+        )
+        self.rules = {rule.path: rule for rule in rules}
+        wanted = model_shapes(self.hf)
+        self.shapes = {rule.path: self.checked(rule, wanted[rule.path].shape, self.hf.vision) for rule in rules}
+        self._check_tied_head(rules)
 
     def _tied_heads(self) -> set[str]:
         """Names under which a checkpoint may repeat its embeddings as a head that the config ties to them."""

@@ -14,13 +14,14 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
-from vlvm_jax.weights import side_files
-from vlvm_jax.weights.sources import Source, open_source, same_part
+from vlvm_jax.weights import clip_source, side_files
+from vlvm_jax.weights.sources import Source, Stored, open_source, same_part
 
 # What a recipe may choose freely: these change what is computed from the same parameters, and no parameter.
 _FREE_VISION = ("feature_layer", "post_norm", "position_init", "attention_layer")
 _FREE_DECODER = ("max_position_embeddings",)
 _PART_OF = {"encoder": "vision", "decoder": "decoder"}
+_PREFIXES = {"connector": "adapter/connector", "clip": clip_source.PLACE}
 
 
 class Initial:
@@ -42,8 +43,8 @@ class Initial:
         else:
             for part in InitFrom.model_fields:
                 if (text := getattr(wanted, part)) is not None:
-                    prefix = "adapter/connector" if part == "connector" else part
-                    self.sources[prefix] = open_source(text, f"config.model.init_from.{part}")
+                    opened = clip_source.open_clip if part == "clip" else open_source
+                    self.sources[_PREFIXES.get(part, part)] = opened(text, f"config.model.init_from.{part}")
         self._check()
 
     def _check(self) -> None:
@@ -54,9 +55,10 @@ class Initial:
                 free = _FREE_VISION if part == "vision" else _FREE_DECODER
                 same_part(getattr(self.model, part), getattr(source, part), part, source.name, free)
                 self._check_length(source)
-                missing = [p for p in abstract if _under(p, prefix) and p not in source.shapes and "/lora_" not in p]
-                if missing:
-                    raise InputError(f"config.model.init_from: {source.name} has no {missing[0]}")
+                self._check_whole(abstract, prefix, source)
+            elif prefix == clip_source.PLACE:
+                self._check_clip(source)
+                self._check_whole(abstract, prefix, source)
             elif source.connector is not None:
                 same_part(self.model.adapter.connector, source.connector, "adapter.connector", source.name)
         for path, source in self._taken(abstract).items():
@@ -65,6 +67,20 @@ class Initial:
                 raise InputError(
                     f"config.model.init_from: {path} is {list(have)} in {source.name}, and {list(want)} in this model"
                 )
+
+    def _check_whole(self, abstract: Mapping[str, jax.ShapeDtypeStruct], prefix: str, source: Source) -> None:
+        missing = [p for p in abstract if _under(p, prefix) and p not in source.shapes and "/lora_" not in p]
+        if missing:
+            raise InputError(f"config.model.init_from: {source.name} has no {missing[0]}")
+
+    def _check_clip(self, source: Source) -> None:
+        held = clip_source.held_clip(self.model)
+        if held is None:
+            raise InputError(
+                f"config.model.init_from.clip: the adapter {self.model.adapter.name!r} holds no CLIP; leave it out"
+            )
+        assert isinstance(source, clip_source.ClipDirectory | Stored)
+        clip_source.check_clip(held, source, _FREE_VISION)
 
     def _check_length(self, source: Source) -> None:
         have = source.decoder.max_position_embeddings if source.decoder else math.inf
@@ -105,11 +121,11 @@ class Initial:
         """
         if folder.exists() and not storage.is_remote(os.fspath(folder)):  # a bucket's may be there in part
             return
-        source, tower = self.sources.get("decoder"), self._files("encoder")
+        source, tower, clip = self.sources.get("decoder"), self._files("encoder"), self._files("clip")
         if source is not None and source.hf_files is not None:
-            side_files.copy(source, folder, None if tower == source.hf_files else tower)
+            side_files.copy(source, folder, None if tower == source.hf_files else tower, clip)
         else:
-            side_files.copy_tokenizer(epath.Path(tokenizer), folder)
+            side_files.copy_tokenizer(epath.Path(tokenizer), folder, clip)
 
     def local_files(self, part: str, where: str) -> str:
         """The folder of the Hugging Face files that belong to a part, on this machine."""
@@ -122,10 +138,20 @@ class Initial:
         return str(side_files.local(files))
 
     def _files(self, part: str) -> epath.Path | None:
+        if part == "clip":
+            return self._clip_files()
         source = self.sources.get(part)
         if source is None or source.hf_files is None:
             return None
         return side_files.of_tower(source.hf_files) if part == "encoder" else source.hf_files
+
+    def _clip_files(self) -> epath.Path | None:
+        """Those of a CLIP's own directory, or those that a run kept of one."""
+        source = self.sources.get(clip_source.PLACE, self.sources.get("adapter"))
+        if isinstance(source, clip_source.ClipDirectory):
+            return source.hf_files
+        kept = None if source is None or source.hf_files is None else source.hf_files / side_files.CLIP_FOLDER
+        return kept if kept is not None and kept.exists() else None
 
 
 def draw(model: ModelConfig, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> Params:

@@ -16,6 +16,7 @@ from vlvm_jax.weights.safetensors_files import DTYPES
 
 CARRIED_FILE = "carried.safetensors"
 TOWER_FOLDER = "encoder"  # files of a tower that comes from another checkpoint than the decoder, beside the decoder's
+CLIP_FOLDER = "clip"  # config, tokenizer and processors of a CLIP that an adapter holds
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 NAMES = (
     "config.json",
@@ -51,11 +52,12 @@ def copy_flat(files: epath.Path, folder: epath.PathLike) -> None:
     copy_into(of_tower(files), folder, PROCESSORS)
 
 
-def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None) -> None:
+def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None, clip: epath.Path | None = None) -> None:
     """Copies the files of a source, and the tensors it carries, into a new folder; outside buckets whole or not at all.
 
     Args:
       tower: where the files of the tower are, if not among the source's.
+      clip: where those of a CLIP beside it are.
     """
     in_bucket = storage.is_remote(os.fspath(folder))  # where folders cannot be renamed
     temporary = folder if in_bucket else folder.parent / f"{folder.name}.new"
@@ -67,6 +69,9 @@ def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None) -> No
     if tower is not None:
         (temporary / TOWER_FOLDER).mkdir(exist_ok=True)
         copy_into(tower, temporary / TOWER_FOLDER, ("config.json", *PROCESSORS))
+    if clip is not None:
+        (temporary / CLIP_FOLDER).mkdir(exist_ok=True)
+        copy_into(clip, temporary / CLIP_FOLDER)
     if (files / CARRIED_FILE).exists():
         (files / CARRIED_FILE).copy(temporary / CARRIED_FILE, overwrite=True)
     checkpoint = getattr(source, "checkpoint", None)  # a Hugging Face directory: its carried tensors are in its files
@@ -76,9 +81,12 @@ def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None) -> No
         temporary.rename(folder)
 
 
-def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path) -> None:
-    """`tokenizer.json` alone, of a model that was not imported."""
+def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path, clip: epath.Path | None = None) -> None:
+    """`tokenizer.json` alone, of a model that was not imported; a CLIP's files where it has one that was."""
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    if clip is not None:
+        (folder / CLIP_FOLDER).mkdir(parents=True, exist_ok=True)
+        copy_into(clip, folder / CLIP_FOLDER)
     storage.write_bytes(os.fspath(folder / "tokenizer.json"), file.read_bytes())
 
 

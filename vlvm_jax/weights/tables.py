@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from vlvm_jax.config import ConnectorConfig, DecoderConfig, VisionConfig
+from vlvm_jax.config import ClipConfig, ConnectorConfig, DecoderConfig, TextConfig, VisionConfig
 from vlvm_jax.errors import InputError
 
 Transform = Literal["same", "transpose", "patches"]
@@ -151,19 +151,31 @@ def tower_rules(config: VisionConfig) -> list[Rule]:
     else:
         rules.append(Rule("embeddings.patch_embedding.bias", "patch_embedding/bias"))
     rules.append(Rule("embeddings.position_embedding.weight", "position_embedding"))
-    layers = []
-    for name in (
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.out_proj",
-        "mlp.fc1",
-        "mlp.fc2",
-    ):
-        layers += _linear(name, bias=True)
-    layers += _norm("layer_norm1") + _norm("layer_norm2")
-    rules += [_in_stack(rule, "encoder.layers", config.num_hidden_layers) for rule in layers]
-    return [*rules, *_norm("post_layernorm")]
+    return [*rules, *_encoder_layers(config), *_norm("post_layernorm")]
+
+
+def text_tower_rules(config: TextConfig) -> list[Rule]:
+    """CLIP's text tower, names relative to it."""
+    return [
+        Rule("embeddings.token_embedding.weight", "token_embedding/embedding"),
+        Rule("embeddings.position_embedding.weight", "position_embedding"),
+        *_encoder_layers(config),
+        *_norm("final_layer_norm"),
+    ]
+
+
+def clip_rules(config: ClipConfig) -> list[Rule]:
+    """A whole CLIP, or one whose image tower is elsewhere (`vision` None); names are `CLIPModel`'s."""
+    parts = [("text_model", text_tower_rules(config.text))]
+    if config.vision is not None:
+        parts.append(("vision_model", tower_rules(config.vision)))
+    rules = [
+        dataclasses.replace(rule, tensor=f"{name}.{rule.tensor}", path=f"{name}/{rule.path}")
+        for name, part in parts
+        for rule in part
+    ]
+    projections = [*_linear("text_projection", bias=False), *_linear("visual_projection", bias=False)]
+    return [*rules, *projections, Rule("logit_scale", "logit_scale")]
 
 
 def decoder_rules(config: DecoderConfig) -> list[Rule]:
@@ -279,6 +291,16 @@ def _linear(name: str, bias: bool) -> list[Rule]:
 
 def _norm(name: str) -> list[Rule]:
     return [Rule(f"{name}.weight", f"{name}/scale"), Rule(f"{name}.bias", f"{name}/bias")]
+
+
+def _encoder_layers(config: VisionConfig | TextConfig) -> list[Rule]:
+    """The layers that towers of images and of text have alike."""
+    layers = []
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        layers += _linear(f"self_attn.{name}", bias=True)
+    layers += [rule for name in ("mlp.fc1", "mlp.fc2") for rule in _linear(name, bias=True)]
+    layers += _norm("layer_norm1") + _norm("layer_norm2")
+    return [_in_stack(rule, "encoder.layers", config.num_hidden_layers) for rule in layers]
 
 
 def _in_stack(rule: Rule, stack: str, layers: int) -> Rule:

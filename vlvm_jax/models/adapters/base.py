@@ -2,15 +2,18 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vlvm_jax.config import Settings
-from vlvm_jax.models.vision import VisionFeatures
+from vlvm_jax.config import ClipConfig, Settings
+from vlvm_jax.models.vision import VisionTower
+
+Features = Any  # what an adapter's `see` gives, a pytree whose arrays begin with [B, T]; by default `VisionFeatures`
+Losses = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +46,19 @@ class FrameLayout:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Guidance:
+    """What is asked, for adapters that look at frames with the question in mind.
+
+    Attributes:
+      prompt_ids: [B, P] one question a row, in the tokens of the adapter's own text tower, its end token included;
+        what follows the end does not count.
+    """
+
+    prompt_ids: Int[Array, "B P"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class VisualTokens:
     """What the decoder reads in place of the placeholders, in order: the valid ones of `tokens`.
 
@@ -56,9 +72,18 @@ class VisualTokens:
 
 
 class VideoAdapter(nnx.Module, abc.ABC):
-    """Frame features to visual tokens. Owns the connector, because the systems place it differently."""
+    """Frame features to visual tokens. Owns the connector, because the systems place it differently.
+
+    Attributes:
+      needs_prompt: it reads `guidance`, so that a row holds one sample (`pack: False`).
+      one_clip: a row holds one clip at most, beside any images.
+      has_own_losses: it can be trained by itself (`own_losses`).
+    """
 
     Options: ClassVar[type[Settings]]
+    needs_prompt: ClassVar[bool] = False
+    one_clip: ClassVar[bool] = False
+    has_own_losses: ClassVar[bool] = False
 
     @abc.abstractmethod
     def num_video_tokens(self, num_frames: int) -> int:
@@ -74,15 +99,43 @@ class VideoAdapter(nnx.Module, abc.ABC):
         their own, and images in tiles cannot be put together."""
         return None
 
+    @property
+    def clip_config(self) -> ClipConfig | None:
+        """Sizes of the CLIP at `adapter/clip`, `vision` None where its tower is the model's; None without one."""
+        return None
+
+    @property
+    def prompt_length(self) -> int:
+        """P of `Guidance.prompt_ids`; 0 for an adapter that reads no prompt."""
+        return 0
+
+    def see(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Features:
+        """All of the image side that does not depend on the question: what is kept of a video for the next one."""
+        return encoder(frames)
+
     @abc.abstractmethod
-    def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+    def __call__(
+        self, features: Any, layout: FrameLayout, *, guidance: Guidance | None = None, rng: jax.Array | None = None
+    ) -> VisualTokens:
         """Args:
-        features: of the tower, `patches` [B, T, N, D].
+        features: what `see` gave; by default the tower's, `patches` [B, T, N, D].
         layout: which frames belong together.
+        guidance: the rows' questions, for adapters that need them.
         rng: key for what is random in training; None in evaluation, where nothing may be.
         """
 
-    def frame_weights(self, features: VisionFeatures) -> Float[Array, "B T N"] | None:
+    def frame_weights(
+        self, features: Any, layout: FrameLayout, guidance: Guidance | None = None
+    ) -> Float[Array, "B T N"] | None:
         """How much of each patch reaches the decoder, for pictures; None where the adapter has no such notion."""
-        del features
+        del features, layout, guidance
         return None
+
+    def picked(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> dict[str, Array]:
+        """What was chosen of each row's clip, for pictures and records; empty where nothing is."""
+        del features, layout, guidance
+        return {}
+
+    def own_losses(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> Losses:
+        """Sums over the batch, fp32: the loss, how many it is of, how many are right (`StageConfig.objective`)."""
+        raise NotImplementedError(f"{type(self).__module__} has no losses of its own")

@@ -40,8 +40,8 @@ def source_files(adapter: str) -> dict[str, Path]:
     if not chosen.is_file():
         known = ", ".join(sorted(file.stem.removeprefix("adapter_") for file in folder.glob("adapter_*.py")))
         raise InputError(
-            f"config.model.adapter.name: {adapter!r} has no PyTorch code, so it cannot be exported; add "
-            f"{chosen.name} beside those of {known}"
+            f"config.model.adapter.name: {adapter!r} has no PyTorch code, so it cannot be exported; use it from here, "
+            f"or add {chosen.name} beside those of {known}"
         )
     shared = ("configuration_vlvm.py", "modeling_vlvm.py", "connector.py")
     return {name: folder / name for name in shared} | {"video_adapter.py": chosen}

@@ -1,0 +1,361 @@
+"""What adapters share that build a clip's tokens from several paths: which frames, pooled how, in which order.
+
+The rules are those of SlowFast-LLaVA's and Free Video-LLM's code (spec, sections 3.4 to 3.6). A row holds one clip at
+most, and images beside it, which pass as an image model has them: all patches through the connector.
+"""
+
+import abc
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from pydantic import NonNegativeInt, PositiveInt
+
+from vlvm_jax.config import ModelConfig, Settings
+from vlvm_jax.errors import InputError
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VideoAdapter, VisualTokens
+from vlvm_jax.models.connector import Connector
+from vlvm_jax.models.pools import GridPool, Pool, grid_pool, over_frames, part_weights
+from vlvm_jax.models.regions import Boxes, Region
+from vlvm_jax.models.vision import VisionTower
+
+Count = NonNegativeInt | Literal["all"]
+
+
+class PathOptions(Settings):
+    """A path of frames with many tokens each.
+
+    Attributes:
+      num_frames: of a clip; 0 leaves the path out, "all" takes each of its frames once.
+      pool: within each frame, or, `spatial_temporal_pool` and `temporal_global_pool`, over the path's frames too.
+      grid: rows and columns of `adaptive_2d_pool`.
+    """
+
+    num_frames: Count
+    pool: Pool = "spatial_1d_max_pool"
+    grid: tuple[PositiveInt, PositiveInt] | None = None
+
+
+class FastOptions(Settings):
+    """Many frames with few tokens: `num_frames` of a clip (0: none), each as the means of a coarse `grid`."""
+
+    num_frames: Count = "all"
+    grid: tuple[PositiveInt, PositiveInt] = (4, 4)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Picks:
+    """Frames that a path takes of each row's clip.
+
+    Attributes:
+      index: [B, S] frames of the row; any where `valid` is False.
+      valid: [B, S], the valid ones first.
+    """
+
+    index: Int[Array, "B S"]
+    valid: Bool[Array, "B S"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PathFeatures:
+    """Attributes:
+    patches: [B, T, N, D] of the tower's chosen layer.
+    fast: [B, T, F, C] tokens of every frame on the fast path, None without one.
+    """
+
+    patches: Float[Array, "B T N D"]
+    fast: Float[Array, "B T F C"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClipFrames:
+    """Where each row's clip lies: its first frame and its number of frames, [B] each; 0 frames where there is none."""
+
+    first: Int[Array, "B"]
+    count: Int[Array, "B"]
+
+
+def clip_frames(layout: FrameLayout) -> ClipFrames:
+    return ClipFrames(jnp.argmax(layout.is_video, axis=1), layout.is_video.sum(axis=1))
+
+
+def slots(wanted: Count, num_frames: int) -> int:
+    """Room for a path's frames, of clips of at most that many."""
+    return num_frames if wanted == "all" else wanted
+
+
+def uniform_picks(clip: ClipFrames, wanted: Count, num_frames: int) -> Picks:
+    """Frame floor(T j / n), j < n, of a clip of T frames: some twice where T < n. "all" takes each once."""
+    slot = jnp.arange(slots(wanted, num_frames))
+    if wanted == "all":
+        index, valid = jnp.broadcast_to(slot, (len(clip.count), len(slot))), slot < clip.count[:, None]
+    else:
+        index = clip.count[:, None] * slot // max(wanted, 1)
+        valid = jnp.broadcast_to(clip.count[:, None] > 0, index.shape)
+    return Picks(jnp.minimum(clip.first[:, None] + index, num_frames - 1), valid)
+
+
+def few_or_all(clip: ClipFrames, wanted: Count, num_frames: int) -> Picks:
+    """Uniform ones of a clip with more frames than wanted, else each of them once."""
+    whole = uniform_picks(clip, "all", num_frames)
+    if wanted == "all" or wanted >= num_frames:
+        return whole
+    some, fits = uniform_picks(clip, wanted, num_frames), clip.count[:, None] <= wanted
+    index = jnp.where(fits, whole.index[:, :wanted], some.index)
+    return Picks(index, jnp.where(fits, whole.valid[:, :wanted], some.valid))
+
+
+def best_picks(scores: Float[Array, "B T"], wanted: Count) -> Picks:
+    """The best-scoring frames in time order, ties to the earlier; frames that score -inf are never taken."""
+    num_frames = scores.shape[1]
+    best, index = jax.lax.top_k(scores, min(slots(wanted, num_frames), num_frames))
+    index = jnp.sort(jnp.where(best > -jnp.inf, index, num_frames), axis=1)
+    return Picks(jnp.minimum(index, num_frames - 1), index < num_frames)
+
+
+def take(x: Float[Array, "B T *rest"], picks: Picks) -> Float[Array, "B S *rest"]:
+    """The picked frames' share of `x`; no others are read."""
+    return jax.vmap(lambda row, index: row[index])(x, picks.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """One path of frames with many tokens each; all that is known before there are frames.
+
+    Attributes:
+      name: `prompt` or `uniform`.
+      pool: of each frame.
+      region: what is kept of each pooled frame; None for all of it.
+    """
+
+    name: str
+    num_frames: Count
+    pool: GridPool
+    region: Region | None = None
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.pool.num_tokens if self.region is None else self.region.num_tokens
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Of a clip of which the path takes that many frames."""
+        if self.pool.parts is not None:
+            num_frames = self.pool.parts if num_frames else 0
+        return num_frames * self.tokens_per_frame
+
+
+def make_path(name: str, options: PathOptions, side: int, where: str) -> Path:
+    """Args:
+    side: of the grid of tokens that the connector gives.
+    where: the key of the options, for messages.
+    """
+    return Path(name, options.num_frames, grid_pool(options.pool, side, options.grid, where=where))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What a path takes of each row's clip: which frames and, where it crops, which box of each."""
+
+    path: Path = dataclasses.field(metadata={"static": True})
+    picks: Picks
+    boxes: Boxes | None = None
+
+    def tokens(self, pooled: Float[Array, "B S K C"]) -> VisualTokens:
+        """The path's tokens: frame by frame, in raster order within each.
+
+        Args:
+          pooled: its frames.
+        """
+        if self.path.region is not None and self.boxes is not None:
+            pooled = self.path.region.crop(pooled, self.boxes)
+        valid = self.picks.valid
+        if self.path.pool.parts is not None:
+            pooled, valid = over_frames(pooled, valid, self.path.pool.parts)
+        return flat(pooled, valid)
+
+    def patch_shares(self, num_frames: int) -> Float[Array, "B T N"]:
+        """Of each patch, its share in the path's tokens; a frame's sum is the number of tokens made of it."""
+        weight = self.picks.valid.astype(jnp.float32)
+        if self.path.pool.parts is not None:
+            weight = part_weights(self.picks.valid, self.path.pool.parts).sum(1)
+        kept = jnp.ones((*weight.shape, self.path.pool.num_tokens))
+        if self.path.region is not None and self.boxes is not None:
+            kept = self.path.region.inside(self.boxes)
+        of_slots = weight[..., None] * (kept @ jnp.asarray(self.path.pool.shares()))
+        return jnp.einsum("bst,bsn->btn", jax.nn.one_hot(self.picks.index, num_frames), of_slots)
+
+    def report(self, clip: ClipFrames) -> dict[str, Array]:
+        """Frames counted from the clip's first (-1: none), and boxes as left, top, width, height in cells."""
+        name, region = self.path.name, self.path.region
+        found = {f"{name}_idx": reported(self.picks, clip)}
+        if region is not None and self.boxes is not None:
+            size = [jnp.full_like(self.boxes.left, side) for side in (region.width, region.height)]
+            found[f"{name}_boxes"] = jnp.stack([self.boxes.left, self.boxes.top, *size], axis=-1)
+        return found
+
+
+def flat(tokens: Float[Array, "B S K C"], valid: Bool[Array, "B S"]) -> VisualTokens:
+    batch, frames, each, width = tokens.shape
+    return VisualTokens(tokens.reshape(batch, frames * each, width), jnp.repeat(valid, each, axis=1))
+
+
+def reported(picks: Picks, clip: ClipFrames) -> Int[Array, "B S"]:
+    """Picked frames counted from the clip's first; -1 where there is none."""
+    return jnp.where(picks.valid, picks.index - clip.first[:, None], -1)
+
+
+class PathsAdapter(VideoAdapter):
+    """Base of the adapters made of paths. A subclass has `paths` and says which frames each takes."""
+
+    one_clip = True
+    paths: tuple[Path, ...]
+
+    def __init__(self, fast: FastOptions, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        kind, width = config.adapter.connector.kind, config.decoder.hidden_size
+        if kind == "resampler":
+            raise InputError(
+                f"config.model.adapter.connector.kind: the adapter {config.adapter.name!r} pools tokens by where they "
+                "lie, and a resampler's lie nowhere; use another connector"
+            )
+        self.connector = Connector(config.adapter.connector, config.vision, width, dtype=dtype, rngs=rngs)
+        self.side = round(self.connector.num_tokens**0.5)
+        self.fast_frames: Count = fast.num_frames
+        where = "config.model.adapter.options.fast_path"
+        self.fast_pool = grid_pool("adaptive_2d_pool", self.side, fast.grid, where=where)
+
+    def set_paths(self, *paths: Path) -> None:
+        """Raises `InputError` when nothing would be left of a clip."""
+        self.paths = tuple(path for path in paths if path.num_frames != 0)
+        if not self.paths and self.fast_frames == 0:
+            raise InputError(
+                "config.model.adapter.options: no path takes any frames; give one of them num_frames above 0"
+            )
+
+    # --- what subclasses say -----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def choose(self, features: Any, layout: FrameLayout, guidance: Guidance | None) -> list[Chosen]:
+        """What each of `paths` takes."""
+
+    def frames_taken(self, path: Path, num_frames: int) -> int:
+        """How many frames a path takes of a clip of `num_frames` > 0; by default the uniform rule's."""
+        return num_frames if path.num_frames == "all" else path.num_frames
+
+    def fast_picks(self, features: Any, layout: FrameLayout, guidance: Guidance | None) -> Picks:
+        """Frames of the fast path: evenly many where the clip has more than it takes, else each once."""
+        del features, guidance
+        return few_or_all(clip_frames(layout), self.fast_frames, layout.media.shape[1])
+
+    # --- how many tokens ---------------------------------------------------------------------------------------------
+
+    def num_video_tokens(self, num_frames: int) -> int:
+        if num_frames == 0:
+            return 0
+        fast = num_frames if self.fast_frames == "all" else min(self.fast_frames, num_frames)
+        slow = sum(path.num_tokens(self.frames_taken(path, num_frames)) for path in self.paths)
+        return slow + fast * self.fast_pool.num_tokens
+
+    def num_image_tokens(self) -> int:
+        return self.connector.num_tokens
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    def see(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Any:
+        return self.path_features(encoder(frames).patches)
+
+    def path_features(self, patches: Float[Array, "B T N D"]) -> PathFeatures:
+        fast = None if self.fast_frames == 0 else self.fast_pool(self.connector(patches))
+        return PathFeatures(patches, fast)
+
+    def __call__(
+        self, features: Any, layout: FrameLayout, *, guidance: Guidance | None = None, rng: jax.Array | None = None
+    ) -> VisualTokens:
+        """The paths of a row's clip one after the other, the fast one last; images where they stand among the media.
+
+        Only frames that a path takes pass the connector for it.
+        """
+        del rng
+        parts = []
+        for chosen in self.choose(features, layout, guidance):
+            taken = self.connector(take(features.patches, chosen.picks))
+            parts.append(chosen.tokens(chosen.path.pool(taken)))
+        if features.fast is not None:
+            picks = self.fast_picks(features, layout, guidance)
+            parts.append(flat(take(features.fast, picks), picks.valid))
+        clip = VisualTokens(
+            jnp.concatenate([part.tokens for part in parts], axis=1),
+            jnp.concatenate([part.valid for part in parts], axis=1),
+        )
+        return self._among_images(clip, features.patches, layout)
+
+    def _among_images(self, clip: VisualTokens, patches: Float[Array, "B T N D"], layout: FrameLayout) -> VisualTokens:
+        """The clip's tokens between those of the images before it and after it.
+
+        Only as many images pass the connector as the row has room for.
+        """
+        num_frames = layout.media.shape[1]
+        each = self.connector.num_tokens
+        most = num_frames if layout.room is None else min(num_frames, layout.room // each)
+        if most == 0:
+            return clip
+        is_image = layout.mask & ~layout.is_video
+        picks = best_picks(jnp.where(is_image, 0.0, -jnp.inf), most)
+        images = flat(self.connector(take(patches, picks)), picks.valid)
+        first = jnp.where(layout.is_video.any(axis=1), jnp.argmax(layout.is_video, axis=1), num_frames)
+        before = (is_image & (jnp.arange(num_frames) < first[:, None])).sum(axis=1)[:, None] * each
+        # Image slots before the clip, the clip's, the other image slots.
+        length = clip.tokens.shape[1]
+        slot = jnp.arange(most * each + length)
+        of_clip = most * each + slot - before
+        source = jnp.where(slot < before, slot, jnp.where(slot < before + length, of_clip, slot - length))
+        tokens = jnp.concatenate([images.tokens, clip.tokens], axis=1)
+        valid = jnp.concatenate([images.valid, clip.valid], axis=1)
+        return VisualTokens(
+            jnp.take_along_axis(tokens, source[..., None], axis=1), jnp.take_along_axis(valid, source, axis=1)
+        )
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    def frame_weights(
+        self, features: Any, layout: FrameLayout, guidance: Guidance | None = None
+    ) -> Float[Array, "B T N"]:
+        """Of each token that the connector gives of a frame, its share in the sequence: a frame's sum is the number of
+        tokens that it has there."""
+        num_frames = layout.media.shape[1]
+        of_images = (layout.mask & ~layout.is_video).astype(jnp.float32)
+        weights = jnp.repeat(of_images[:, :, None], self.connector.num_tokens, axis=2)
+        for chosen in self.choose(features, layout, guidance):
+            weights += chosen.patch_shares(num_frames)
+        if self.fast_frames != 0:
+            fast = Path("fast", self.fast_frames, self.fast_pool)
+            weights += Chosen(fast, self.fast_picks(features, layout, guidance)).patch_shares(num_frames)
+        return weights
+
+    def picked(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> dict[str, Array]:
+        """What each path takes of each row's clip.
+
+        Returns:
+          `<path>_idx` [B, S]: frames counted from the clip's first, -1 for none; `<path>_boxes` [B, S, 4] where that
+          path crops: left, top, width, height in cells of its view; `<path>_tokens` [B]. `fast_idx` and `fast_tokens`
+          likewise.
+        """
+        clip = clip_frames(layout)
+        found: dict[str, Array] = {}
+        chosen = self.choose(features, layout, guidance)
+        if self.fast_frames != 0:
+            fast = Path("fast", self.fast_frames, self.fast_pool)
+            chosen.append(Chosen(fast, self.fast_picks(features, layout, guidance)))
+        for one in chosen:
+            found |= one.report(clip)
+            frames = one.picks.valid.sum(axis=1)
+            if one.path.pool.parts is not None:
+                frames = jnp.where(frames > 0, one.path.pool.parts, 0)
+            found[f"{one.path.name}_tokens"] = frames * one.path.tokens_per_frame
+        return found
