@@ -28,7 +28,7 @@ from vlvm_jax.data.skipped import SkipLog
 from vlvm_jax.data.sources.records import MediaKind, Record, Turn, evenly
 from vlvm_jax.data.stream import WHOLE, Part, PartOf
 from vlvm_jax.data.text import answers, conversation, prompts, templates
-from vlvm_jax.data.text.conversation import Expansion
+from vlvm_jax.data.text.conversation import Expansion, Prompt, Template
 from vlvm_jax.data.text.scoring import ClipText, scored_text, scoring_tokenizer
 from vlvm_jax.data.tuning import Loading
 from vlvm_jax.errors import InputError
@@ -193,7 +193,7 @@ class SampleLoader:
         clips = sum(kind == "video" for kind, _ in record.media)
         if spec.max_clips is not None and clips > spec.max_clips:
             raise BadSampleError("too_many_clips", f"{record.source}: {clips} clips; the model takes {spec.max_clips}")
-        media = self._media(record, index)
+        media = self.media(record, index)
         tokens = self.encode(record, [medium.expansion for medium in media])
         num_frames = sum(len(medium.frames) for medium in media)
         if num_frames > spec.frames:
@@ -202,16 +202,10 @@ class SampleLoader:
 
     def encode(self, record: Record, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
         """Token ids of a record whose media become these, or `BadSampleError` for more than fit."""
-        spec, kinds = self.spec, self._kinds(record)
+        spec = self.spec
         turns = [_rendered(turn, spec.prompt_template) for turn in record.turns]
-        if self.processor is not None:
-            tokens = self.processor.encode(turns, expansions, kinds, loss_on=spec.loss_on, system=record.system)
-        else:
-            template = templates.get_template(spec.chat_template, self.tokenizer)
-            tokens = conversation.encode(
-                turns, expansions, self.tokenizer, template,
-                loss_on=spec.loss_on, kinds=kinds, system=record.system,
-            )  # fmt: skip
+        prompt = self.template.conversation(turns, self._kinds(record), system=record.system)
+        tokens = self.tokenize(prompt, expansions)
         if len(tokens.ids) > spec.length:
             visual = int(tokens.media_mask.sum())
             raise BadSampleError(
@@ -219,6 +213,19 @@ class SampleLoader:
                 f"{record.source}: {visual} visual + {len(tokens.ids) - visual} text tokens > length {spec.length}",
             )
         return tokens
+
+    @property
+    def template(self) -> Template:
+        """How conversations are written."""
+        if self.processor is not None:
+            return self.processor.template
+        return templates.get_template(self.spec.chat_template, self.tokenizer)
+
+    def tokenize(self, prompt: Prompt, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
+        """Token ids of a prompt that the template wrote, whose media become these."""
+        if self.processor is not None:
+            return self.processor.tokenize(prompt, expansions, loss_on=self.spec.loss_on)
+        return conversation.tokenize(prompt, expansions, self.tokenizer, loss_on=self.spec.loss_on)
 
     def _kinds(self, record: Record) -> list[MediaKind]:
         """What the media are shown as."""
@@ -258,7 +265,8 @@ class SampleLoader:
         note = prompts.time_instruction(times, duration) if self.spec.time_instruction else ""
         return Expansion((self.spec.video_tokens[len(times)],), note=note)
 
-    def _media(self, record: Record, index: int) -> list[Medium]:
+    def media(self, record: Record, index: int = 0) -> list[Medium]:
+        """A record's images and clips, decoded; or `BadSampleError`."""
         kinds, chosen = self._kinds(record), self._frame_choice(record, index)
         shown = list(zip(kinds, record.media, strict=True))
         if self.processor is None:
@@ -290,7 +298,7 @@ class SampleLoader:
         """A clip's frames, without a processor."""
         clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._square))
         expansion = self._clip_expansion(clip.times, clip.duration)
-        return Medium("video", self._controlled(clip.frames, index), expansion)
+        return Medium("video", self._controlled(clip.frames, index), expansion, times=clip.times)
 
     def _picture(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Image.Image:
         """An image at its own size, or a clip as a grid of its frames."""

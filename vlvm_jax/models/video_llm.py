@@ -35,6 +35,7 @@ class Batch:
       visual_index, visual_weight: [B, L, P] or None. Which of the adapter's V slots make the token at each marked
         position, and how much of each: images tiled as LLaVA-NeXT does are read across their tiles
         (`data/images/anyres.py`). None: the valid slots in order.
+      prompt_ids: [B, P] of what is asked, for adapters that need it (`Guidance`); None for all others.
     """
 
     frames: UInt8[Array, "B T H W 3"]
@@ -79,22 +80,24 @@ class VideoLLM(nnx.Module):
             attach({"encoder": self.encoder, "decoder": self.decoder}, config.lora, rngs=rngs)
 
     def see(self, frames: UInt8[Array, "B T H W 3"]) -> Features:
-        """All of the image side that does not depend on a question; to be kept for the next one."""
+        """All of the image side that does not depend on a question, and can be kept for the next one.
+
+        Every array in it has the leading axes B T, so that features of clips can be put side by side.
+        """
         return self.adapter.see(self.encoder, frames)
 
     def visual_tokens(
-        self,
-        features: Features,
-        layout: FrameLayout,
-        guidance: Guidance | None = None,
-        rng: jax.Array | None = None,
+        self, features: Features, layout: FrameLayout, guidance: Guidance | None = None, rng=None
     ) -> VisualTokens:
-        """What the decoder reads of frames that `see` has seen."""
+        """What the decoder reads of what `see` gave."""
         return self.adapter(features, layout, guidance=guidance, rng=rng)
 
-    def embed(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
+    def embed(
+        self, batch: Batch, rng: jax.Array | None = None, features: Features | None = None
+    ) -> Float[Array, "B L C"]:
         """Text embeddings with the visual tokens in their places."""
-        visual = self.visual_tokens(self.see(batch.frames), batch.layout, batch.guidance, rng)
+        features = self.see(batch.frames) if features is None else features
+        visual = self.visual_tokens(features, batch.layout, batch.guidance, rng)
         text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
         if batch.visual_index is not None and batch.visual_weight is not None:
             merged = merge_indexed(text, batch.media_mask, visual, batch.visual_index, batch.visual_weight)
@@ -103,14 +106,21 @@ class VideoLLM(nnx.Module):
         return constrain(merged, "batch", "length", None)
 
     def __call__(
-        self, batch: Batch, *, cache: KVCache | None = None, rng: jax.Array | None = None
+        self,
+        batch: Batch,
+        *,
+        cache: KVCache | None = None,
+        features: Features | None = None,
+        rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "B L C"], KVCache | None]:
         """Final hidden states of every position (apply `decoder.logits`), and the filled cache if one was given.
 
         Args:
           cache: an empty one, to be filled.
+          features: of `see`; then the batch's frames are not looked at and may be of no size.
         """
-        return self.decoder(self.embed(batch, rng), batch.positions, batch.segment_ids, cache, prefill=True)
+        embedded = self.embed(batch, rng, features)
+        return self.decoder(embedded, batch.positions, batch.segment_ids, cache, prefill=True)
 
 
 def merge(text: Float[Array, "B L C"], media_mask: Bool[Array, "B L"], visual: VisualTokens) -> Float[Array, "B L C"]:

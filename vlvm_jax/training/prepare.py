@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
-from vlvm_jax.config import Config, EvalConfig, StageConfig
+from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
 from vlvm_jax.data import packing, pipeline
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
@@ -185,13 +185,20 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
 
     Packed rows of images and text are not guided by a question, so there samples have no `prompt_ids`.
     """
-    adapter = adapter_of(config)
-    data = config.data
+    return spec_of(config.model, config.data, part, control)
+
+
+def spec_of(
+    model: ModelConfig, data: DataConfig, part: StageConfig | EvalConfig, control: str | None = None
+) -> SampleSpec:
+    """How records become samples for a model."""
+    unbound = Model(model)
+    adapter = unbound.bind(unbound.abstract()).adapter
     return SampleSpec(
         length=part.length,
         frames=part.frames,
         frames_per_video=part.frames_per_video,
-        image_size=config.model.vision.image_size,
+        image_size=model.vision.image_size,
         image_tokens=adapter.num_image_tokens(),
         video_tokens=tuple(adapter.num_video_tokens(n) for n in range(part.frames_per_video + 1)),
         tokenizer=data.tokenizer,
@@ -208,7 +215,7 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
         cache_bytes=data.cache_mb << 20,
         short_video=data.short_video,
         frame_fit=data.frame_fit,
-        image_mean=config.model.vision.image_mean,
+        image_mean=model.vision.image_mean,
         clips=data.clips,
         prompt_tokenizer=None if part.pack else data.prompt_tokenizer,
         prompt_length=data.prompt_length,
