@@ -5,7 +5,6 @@ content; a folder is complete or absent (it is built under another name and rena
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -17,7 +16,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import av
 import numpy as np
 import pydantic
 from etils import epath
@@ -27,7 +25,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vlvm_jax import storage
 from vlvm_jax.config import Settings
-from vlvm_jax.data.embedded import scenes, searches
+from vlvm_jax.data.embedded import files, scenes, searches, stories, story_files
+from vlvm_jax.data.embedded.files import Split, conversation, write_mp4
 from vlvm_jax.data.workers import pool
 
 _INFO = "dataset.json"  # the last file that is written
@@ -45,12 +44,16 @@ class ShapesOptions(Settings):
     `*_searches`, `*_singles` and `train_sheets` count what `embedded.searches` draws, of `search_size` pixels: clips of
     `search_frames` frames, of which a rare thing shows in `search_shown` and a small one fills a cell of `search_cells`
     x `search_cells`; and records of up to `sheet_images` of the singles.
+
+    What `embedded.stories` draws: `*_stories` clips of three to six events, `heldout_long_stories` of nine to sixteen;
+    `train_story_texts`, stories of any length as text with questions; `train_long_texts`, texts of six to sixteen
+    events with one question each; `train_events`, single events as images and as words.
     """
 
-    train_images: PositiveInt = 12000
-    train_videos: PositiveInt = 4000
-    heldout_images: PositiveInt = 200
-    heldout_videos: PositiveInt = 240
+    train_images: NonNegativeInt = 12000
+    train_videos: NonNegativeInt = 4000
+    heldout_images: NonNegativeInt = 200
+    heldout_videos: NonNegativeInt = 240
     size: PositiveInt = 48
     num_frames: PositiveInt = 16
     fps: PositiveInt = 8
@@ -66,6 +69,12 @@ class ShapesOptions(Settings):
     search_shown: PositiveInt = 2
     search_cells: int = Field(default=6, ge=4)
     sheet_images: int = Field(default=8, ge=2)
+    train_stories: NonNegativeInt = 0
+    heldout_stories: NonNegativeInt = 0
+    heldout_long_stories: NonNegativeInt = 0
+    train_story_texts: NonNegativeInt = 0
+    train_long_texts: NonNegativeInt = 0
+    train_events: NonNegativeInt = 0
 
     @pydantic.model_validator(mode="after")
     def _check(self):
@@ -91,30 +100,27 @@ class ShapesOptions(Settings):
         return any(split.count for split in _search_splits(self))
 
     @property
+    def has_stories(self) -> bool:
+        return any(split.count for split in _story_splits(self))
+
+    @property
     def made_of(self) -> dict[str, Any]:
-        """The options that decide the content: those of searches only where there are some."""
-        new = {"sheet_images", *(name for name in type(self).model_fields if "search" in name or "single" in name)}
-        new |= {"train_sheets"}
-        return self.model_dump(mode="json", exclude=set() if self.has_searches else new)
+        """The options that decide the content: those of searches and of stories only where there are some."""
+        names = set(type(self).model_fields)
+        of_stories = {name for name in names if "stor" in name or name in ("train_long_texts", "train_events")}
+        of_searches = {name for name in names if "search" in name or "single" in name or "sheet" in name}
+        left_out = (set() if self.has_searches else of_searches) | (set() if self.has_stories else of_stories)
+        return self.model_dump(mode="json", exclude=left_out)
 
     @property
     def hash(self) -> str:
         """Of the options and of the code that draws, asks and writes: a change of either is another data set."""
-        modules = (scenes.__file__, __file__, *([searches.__file__] if self.has_searches else []))
-        code = "".join(Path(module).read_text() for module in modules)
+        modules = [scenes, files]
+        modules += [searches] if self.has_searches else []
+        modules += [stories, story_files] if self.has_stories else []
+        code = "".join(Path(str(path)).read_text() for path in (*(m.__file__ for m in modules), __file__))
         text = json.dumps({"code": code, **self.made_of}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """One annotation file: its scenes, and which of what is asked goes in. `number` seeds what is drawn."""
-
-    number: int
-    name: str
-    kinds: tuple[str, ...]
-    count: int
-    held_out: bool
 
 
 def default_root() -> epath.Path:
@@ -138,14 +144,14 @@ def exists(options: ShapesOptions, root: epath.PathLike | None = None) -> bool:
 
 
 def splits(options: ShapesOptions) -> list[Split]:
-    """Those of scenes, and those of searches that are asked for."""
-    return [
+    """Those of which some are asked for."""
+    of_scenes = [
         Split(0, "train_images", ("image",), options.train_images, held_out=False),
         Split(1, "train_videos", options.kinds, options.train_videos, held_out=False),
         Split(2, "heldout_images", ("image",), options.heldout_images, held_out=True),
         Split(3, "heldout_videos", options.kinds, options.heldout_videos, held_out=True),
-        *(split for split in _search_splits(options) if split.count),
     ]
+    return [split for split in (*of_scenes, *_search_splits(options), *_story_splits(options)) if split.count]
 
 
 def _search_splits(options: ShapesOptions) -> list[Split]:
@@ -155,6 +161,18 @@ def _search_splits(options: ShapesOptions) -> list[Split]:
         Split(_SINGLES, "train_singles", ("single",), options.train_singles, held_out=False),
         Split(7, "heldout_singles", ("single",), options.heldout_singles, held_out=True),
         Split(8, "train_sheets", ("sheet",), options.train_sheets, held_out=False),
+    ]
+
+
+def _story_splits(options: ShapesOptions) -> list[Split]:
+    return [
+        Split(9, "train_stories", ("story",), options.train_stories, held_out=False),
+        Split(10, "heldout_stories", ("story",), options.heldout_stories, held_out=True),
+        Split(11, "heldout_long_stories", ("long_story",), options.heldout_long_stories, held_out=True),
+        Split(12, "train_story_texts", ("story_text",), options.train_story_texts, held_out=False),
+        Split(13, "train_long_texts", ("long_text",), options.train_long_texts, held_out=False),
+        Split(14, "train_events", ("event",), options.train_events, held_out=False),
+        Split(15, "train_event_words", ("words",), options.train_events, held_out=False),
     ]
 
 
@@ -170,9 +188,10 @@ def ensure(
     One in a bucket is made in the user's cache folder and copied.
 
     Writes `<split>.json` (conversations), `<split>_captions.json`, `media/<split>/*.png|mp4`, `tokenizer.json` and
-    `dataset.json` (options, counts, content hash of the annotations). Of searches also `<split>_pairs.json` of single
-    images, each with one text that goes with it as question and as answer, for towers that compare images with texts;
-    and `prompt_tokenizer.json`, which puts the start and end around a text that such a tower needs.
+    `dataset.json` (options, counts, content hash of the annotations). Texts for pages are `<split>.jsonl`. Of searches
+    also `<split>_pairs.json` of single images, each with one text that goes with it as question and as answer, for
+    towers that compare images with texts; and `prompt_tokenizer.json`, which puts the start and end around a text that
+    such a tower needs.
 
     Args:
       workers: processes that render; 0 renders in this one. The result does not depend on it.
@@ -241,6 +260,11 @@ def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[
             progress(done, total)
     digest = hashlib.sha256()
     for name, made in records.items():
+        if "context" in made[0]:
+            text = "".join(json.dumps(record) + "\n" for record in made)
+            digest.update(text.encode())
+            (path / f"{name}.jsonl").write_text(text)
+            continue
         for part, suffix in _PARTS.items():
             if part not in made[0]:
                 continue
@@ -277,6 +301,9 @@ def _write_chunk(task: tuple) -> list[dict]:
     options, path, split, start, stop = task
     writers = {"single": _write_single, "sheet": _sheet, **dict.fromkeys(searches.KINDS, _write_search)}
     write = writers.get(split.kinds[0], _write_one)
+    if split.kinds[0] in story_files.WRITERS:
+        write = functools.partial(story_files.write, size=options.size, fps=options.fps, seed=options.seed)
+        return [write(Path(path), split, index) for index in range(start, stop)]
     return [write(options, Path(path), split, index) for index in range(start, stop)]
 
 
@@ -372,28 +399,6 @@ def _sheet(options: ShapesOptions, path: Path, split: Split, index: int) -> dict
         "types": [f"sheet_{singles[chosen[0]].trait}"],
         "caption": conversation([(scenes.CAPTION_PROMPTS["image"], captions)], count),
     }
-
-
-def conversation(turns: list[tuple[str, str]], media: int = 1) -> list[dict[str, str]]:
-    """Question-answer pairs as LLaVA turns, the placeholders in the first."""
-    said = []
-    for number, (question, answer) in enumerate(turns):
-        said.append({"from": "human", "value": question if number else "<image>\n" * media + question})
-        said.append({"from": "gpt", "value": answer})
-    return said
-
-
-def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
-    """H.264, yuv420p; uint8 frames [T, H, W, 3] with even H and W."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
 
 
 def tokenizer() -> Tokenizer:

@@ -1,9 +1,9 @@
 """Stories of the embedded data set: one thing after another, shown as a clip, written as a text, and asked about.
 
-An event is a coloured shape at a place, three words; a story is a list of events whose things all differ. As a clip
+An event is a coloured shape in a column, three words; a story is a list of events whose things all differ. As a clip
 every event is shown for a few frames; as a text it is its words, which pages can be drawn from
 (`vlvm_jax/data/text_images.py`). Questions are about the same things either way, so that what is learned of long texts
-can serve long clips. Nothing here touches files.
+can serve long clips. All words are those of `scenes`. Nothing here touches files.
 """
 
 import dataclasses
@@ -15,19 +15,17 @@ import numpy as np
 
 from vlvm_jax.data.embedded import scenes
 
-PLACES = {"top": (0, 1), "left": (1, 0), "center": (1, 1), "right": (1, 2), "bottom": (2, 1)}
-NUMBERS = ("none", "one", "two", "three", "four")
 THINGS = tuple(itertools.product(scenes.COLORS, scenes.SHAPES))
-TYPES = ("after", "before", "first", "last", "where", "order", "count")
-HOLD = (2, 3)  # frames an event is shown for
-WHAT = {"image": "what is there ?", "video": "what happens ?"}
+MOST = len(THINGS)  # events of a story
+TYPES = ("after", "before", "first", "order", "count", "column")
+HOLD = (2, 3)  # frames an event is shown for, at least and at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
     color: str
     shape: str
-    place: str
+    column: str
 
     @property
     def thing(self) -> str:
@@ -35,7 +33,7 @@ class Event:
 
     @property
     def words(self) -> str:
-        return f"{self.thing} {self.place}"
+        return f"{self.thing} {self.column}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +55,12 @@ def is_held_out(story: Story) -> bool:
 
 
 def draw_story(rng: np.random.Generator, shortest: int, longest: int, *, held_out: bool) -> Story:
-    """A random story of `shortest` to `longest` events, 16 at most, from the asked side of the split."""
+    """A random story of `shortest` to `longest` events, `MOST` at most, from the asked side of the split."""
     while True:
         count = int(rng.integers(shortest, longest + 1))
         chosen = [THINGS[i] for i in rng.permutation(len(THINGS))[:count]]
-        places = rng.choice(list(PLACES), count)
-        events = tuple(Event(color, shape, str(place)) for (color, shape), place in zip(chosen, places, strict=True))
+        columns = rng.choice(scenes.COLUMNS, count)
+        events = tuple(Event(*thing, str(column)) for thing, column in zip(chosen, columns, strict=True))
         story = Story(events, tuple(rng.integers(HOLD[0], HOLD[1] + 1, count).tolist()), int(rng.integers(2**31)))
         if is_held_out(story) == held_out:
             return story
@@ -70,12 +68,11 @@ def draw_story(rng: np.random.Generator, shortest: int, longest: int, *, held_ou
 
 def render(story: Story, size: int) -> np.ndarray:
     """uint8 [sum of holds, size, size, 3]."""
-    shown = [
-        scenes.Scene("image", (scenes.Thing(event.shape, event.color, PLACES[event.place], (0.0, 0.0)),), 0)
-        for event in story.events
-    ]
-    scenes_with_background = [dataclasses.replace(scene, background=story.background) for scene in shown]
-    stills = [scenes.render(scene, 1, size)[0] for scene in scenes_with_background]
+    stills = []
+    for event in story.events:
+        cell = (1, scenes.COLUMNS.index(event.column))
+        thing = scenes.Thing(event.shape, event.color, cell, (0.0, 0.0))
+        stills.append(scenes.render(scenes.Scene("image", (thing,), story.background), 1, size)[0])
     return np.repeat(np.stack(stills), story.holds, axis=0)
 
 
@@ -86,18 +83,16 @@ def questions(story: Story, rng: np.random.Generator, types: Sequence[str] = TYP
 
 
 def _question(story: Story, kind: str, rng: np.random.Generator) -> scenes.Question | None:
-    events = story.events
+    events, numbers = story.events, ("empty", *scenes.NUMBERS)
     if kind == "first":
         return scenes.Question(kind, "what first ?", events[0].thing)
-    if kind == "last":
-        return scenes.Question(kind, "what last ?", events[-1].thing)
-    if kind == "where":
+    if kind == "column":
         event = events[rng.integers(len(events))]
-        return scenes.Question(kind, f"where {event.thing} ?", event.place)
+        return scenes.Question(kind, f"{event.thing} column ?", event.column)
     if kind == "count":
         shape = str(rng.choice(scenes.SHAPES))
         number = sum(event.shape == shape for event in events)
-        return scenes.Question(kind, f"how many {shape} ?", NUMBERS[number])
+        return scenes.Question(kind, f"how many {shape} ?", numbers[number]) if number < len(numbers) else None
     if len(events) < 2:
         return None
     if kind in ("after", "before"):
@@ -109,9 +104,3 @@ def _question(story: Story, kind: str, rng: np.random.Generator) -> scenes.Quest
     pair = [events[early].thing, events[late].thing]
     mention = pair if rng.integers(2) else pair[::-1]
     return scenes.Question("order", f"{mention[0]} or {mention[1]} first ?", pair[0])
-
-
-def vocabulary() -> list[str]:
-    """Every word that a story, a question or an answer can hold, sorted."""
-    said = ["after before what first last where how many or ?", *WHAT.values()]
-    return sorted({*scenes.CHAT_WORDS, *scenes.COLORS, *scenes.SHAPES, *PLACES, *NUMBERS, *" ".join(said).split()})
