@@ -47,6 +47,14 @@ def complete(config: dict) -> ConfigDict:
     model: Any = full.model
     if "init_from" not in model:
         model.init_from = config_dict.placeholder(str)
+    unset: Any = (
+        (full.answers, "frames", int),
+        (full.answers, "system", str),
+        (full.data, "prompt_tokenizer", str),
+    )
+    for settings, key, kind in unset:
+        if key not in settings:
+            settings[key] = config_dict.placeholder(kind)
     return full
 
 

@@ -405,15 +405,18 @@ class AnswerConfig(Settings):
     """How a question about a clip is put when answers are generated.
 
     `frames` are taken of the clip; None: as many as the last stage takes. `prompt_template` is the name of a template
-    in `data.text.answers`, a file ending in .txt, or text, with `{question}` and `{options}`. `system` are instructions
-    before it, None those of the chat template. The answer has to begin with `prefix`, and has at most `max_new_tokens`
-    tokens after it.
+    in `data.text.answers`, a file ending in .txt, or text, with `{question}` and `{options}`; `append_question_mark`
+    puts one after every question, also after one that has it (IG-VLM). `system` are instructions before it, None those
+    of the chat template. The answer has to begin with `prefix`, where there are options with `options_prefix`, and has
+    at most `max_new_tokens` tokens after it.
     """
 
     frames: PositiveInt | None = None
     prompt_template: str = "question"
+    append_question_mark: bool = False
     system: str | None = None
     prefix: str = ""
+    options_prefix: str = ""
     max_new_tokens: PositiveInt = 128
 
 

@@ -9,7 +9,13 @@ from vlvm_jax.data import pipeline
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import InputError
 from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.training.prepare import num_steps, prepare_stage, sample_spec, with_embedded_data
+from vlvm_jax.training.prepare import (
+    num_steps,
+    prepare_stage,
+    sample_spec,
+    with_checkpoint_files,
+    with_embedded_data,
+)
 
 
 def stage(**values):
@@ -63,3 +69,81 @@ def test_every_embedded_record_fits_the_rows_of_the_tiny_recipes(recipe):
         records = pipeline.split_turns(mixture.read_mixture(held_out.data, 0))
         loader = pipeline.SampleLoader(records, sample_spec(config, held_out))
         pipeline.check_lengths(loader, held_out.name, 0.0, probe=len(records))
+
+
+# --- samples guided by their question ----------------------------------------------------------------------------
+
+
+SCORING = {"prompt_tokenizer": "{embedded}/prompt_tokenizer.json", "prompt_length": 8}
+SEARCHES = {"train_searches": 8, "heldout_searches": 8, "train_singles": 8}
+
+
+@pytest.fixture
+def guided(embedded):
+    """The tiny recipe with a stage over searches, whose samples carry the question for CLIP."""
+    config = ftfv.get_config("tiny")
+    config.data.embedded = {**recipes.DATA, **SEARCHES}
+    config.data.update(SCORING)
+    for held_out in config.evals:
+        held_out.pack = False
+    return config
+
+
+def built(config):
+    return with_embedded_data(build(Config, config), StopSignal())
+
+
+def test_clips_of_guided_stages_have_rows_of_their_own(guided):
+    with pytest.raises(InputError) as caught:
+        prepare_stage(built(guided), built(guided).stages[-1])
+    assert str(caught.value) == (
+        f"config.stages.{guided.stages[-1].name}.pack: with config.data.prompt_tokenizer a question guides what is "
+        "seen of its clip, and a row holds one question; set pack to False"
+    )
+    guided.stages[-1].pack = False
+    config = built(guided)
+    prepared = prepare_stage(config, config.stages[-1])
+    sample = pipeline.SampleLoader(prepared.records, prepared.spec)(0)
+    assert sample["prompt_ids"].shape == (8,) and sample["prompt_ids"][0] == 2  # <s>
+
+
+def test_packed_images_are_not_guided(guided):
+    config = built(guided)
+    prepared = prepare_stage(config, config.stages[0])
+    assert config.stages[0].pack and prepared.spec.prompt_tokenizer is None
+
+
+def test_evaluations_are_guided_in_rows_of_their_own(guided):
+    guided.evals[0].pack = True
+    with pytest.raises(InputError, match=r"videos: data\.prompt_tokenizer has a question guide .* set pack to False"):
+        built(guided)
+
+
+def test_where_the_scoring_tokenizer_lies(guided, tmp_path):
+    class Files:
+        def local_files(self, part, where):
+            assert where == "config.data.prompt_tokenizer: '{clip}'"
+            return str(tmp_path / part)
+
+    (tmp_path / "clip").mkdir()
+    guided.data.prompt_tokenizer = "{clip}"
+    found = with_checkpoint_files(build(Config, guided), Files()).data.prompt_tokenizer
+    assert found == str(tmp_path / "clip")
+    guided.data.prompt_tokenizer = str(tmp_path / "nowhere")
+    with pytest.raises(
+        InputError, match=r"config\.data\.prompt_tokenizer: .* neither a directory that exists nor a hub"
+    ):
+        with_checkpoint_files(build(Config, guided), Files())
+    (tmp_path / "own.json").write_text("{}")
+    guided.data.prompt_tokenizer = str(tmp_path / "own.json")
+    assert with_checkpoint_files(build(Config, guided), Files()).data.prompt_tokenizer == str(tmp_path / "own.json")
+
+
+def test_settings_of_the_pixels_reach_the_samples(guided):
+    guided.data.update({"frame_fit": "squash", "clips": "grid", "short_video": "identity"})
+    guided.data.update({"frame_sampling": "segment_start", "clip_text": "question_and_options"})
+    config = built(guided)
+    spec = sample_spec(config, config.evals[0])
+    assert (spec.frame_fit, spec.clips, spec.short_video) == ("squash", "grid", "identity")
+    assert (spec.frame_sampling, spec.clip_text, spec.prompt_length) == ("segment_start", "question_and_options", 8)
+    assert spec.image_mean == config.model.vision.image_mean

@@ -259,7 +259,7 @@ class SampleLoader:
         if kind == "image":
             return video.image_size(path)
         first = video.decode_frames(path, 1, folder_fps=self.spec.folder_fps).frames[0]
-        return grid.size(*first.shape[:2], self.spec.frames_per_video)
+        return grid.size(first.shape[0], first.shape[1], self.spec.frames_per_video)
 
     def _clip_expansion(self, times: Sequence[float], duration: float | None) -> Expansion:
         note = prompts.time_instruction(times, duration) if self.spec.time_instruction else ""

@@ -83,3 +83,9 @@ def test_a_whole_prompt_for_vicuna():
     assert prompt.text.startswith("<s>USER: <video>\n")
     assert prompt.text.endswith("\nQuestion: who runs?\nASSISTANT:\n") and prompt.kinds == ("video",)
     assert (prompt.text + answers.PREFIXES["open"]).endswith("ASSISTANT:\nAnswer: In the video,")
+
+
+def test_a_question_mark_more():
+    assert render_question("who?", (), "question", append_question_mark=True) == "who??"
+    text = render_question("who", ("a", "b"), "image_grid", append_question_mark=True)
+    assert "\nQuestion: who?\nOptions: A: a B: b\n" in text

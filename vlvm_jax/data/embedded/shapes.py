@@ -361,7 +361,7 @@ def _searched(split: Split, index: int, media: dict, search: searches.Search, co
 
 def _write_single(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
     """An image of a thing, or of none. What goes with it as a text takes turns too."""
-    single = _single(options, split.number, split.held_out, index)
+    single = _single(options.seed, split.number, split.held_out, options.search_cells, index)
     name = f"media/{split.name}/{index:06d}.png"
     Image.fromarray(searches.render(single, options.search_size)[0]).save(path / name, compress_level=1)
     texts = searches.names(single)
@@ -370,21 +370,22 @@ def _write_single(options: ShapesOptions, path: Path, split: Split, index: int) 
     return {**made, "pair": conversation([(text, text)])}
 
 
-def _single(options: ShapesOptions, number: int, held_out: bool, index: int) -> searches.Search:
-    rng = np.random.default_rng([options.seed, number, index])
-    return searches.draw_single(rng, *_turn(index), cells=options.search_cells, held_out=held_out)
+def _single(seed: int, number: int, held_out: bool, cells: int, index: int) -> searches.Search:
+    rng = np.random.default_rng([seed, number, index])
+    return searches.draw_single(rng, *_turn(index), cells=cells, held_out=held_out)
 
 
 @functools.lru_cache(maxsize=1)
-def _singles(options: ShapesOptions) -> list[searches.Search]:
+def _singles(seed: int, cells: int, count: int) -> list[searches.Search]:
     """What the images of training show."""
-    return [_single(options, _SINGLES, False, index) for index in range(options.train_singles)]
+    return [_single(seed, _SINGLES, False, cells, index) for index in range(count)]
 
 
 def _sheet(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
     """A record of several single images, of which no new files are made."""
     del path
-    rng, singles = np.random.default_rng([options.seed, split.number, index]), _singles(options)
+    rng = np.random.default_rng([options.seed, split.number, index])
+    singles = _singles(options.seed, options.search_cells, options.train_singles)
     chosen = searches.draw_sheet(rng, singles, options.sheet_images)
     shown = [chosen[i] for i in rng.permutation(len(chosen))]
     made = _searched(

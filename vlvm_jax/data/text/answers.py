@@ -75,13 +75,14 @@ def read_template(template: str, where: str) -> str:
     return text
 
 
-def render_question(question: str, options: Sequence[str], template: str) -> str:
+def render_question(question: str, options: Sequence[str], template: str, *, append_question_mark: bool = False) -> str:
     """What the user says: a template with the question and its options in it.
 
     Args:
       options: without their letters; none for an open-ended question.
-      template: a name in `TEMPLATES`, or a text with `{question}`. Options are left out where the template has no place
-        for them and another of its name has one: `key_frames` takes them as `key_frames_options` does.
+      template: a name in `TEMPLATES`, or a text with `{question}`. A name that has no place for options stands for the
+        one that has, where there are some: `key_frames` takes them as `key_frames_options` does.
+      append_question_mark: one follows every question, also one that ends in it, as in IG-VLM's code.
 
     Raises:
       InputError: the template has no place for options and there are some, or it has one and there are none.
@@ -97,7 +98,7 @@ def render_question(question: str, options: Sequence[str], template: str) -> str
             f"{question!r} has {'none' if not options else len(options)}; give a template "
             f"{'without' if not options else 'with'} {{options}}"
         )
-    values = {"question": question, "options": listed(options, inline=template in INLINE)}
+    values = {"question": question + "?" * append_question_mark, "options": listed(options, inline=template in INLINE)}
     return re.sub(r"\{(question|options)\}", lambda slot: values[slot.group(1)], text)
 
 
