@@ -41,8 +41,8 @@ def randomize(model, seed: int = 0):
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.from_numpy(rng.standard_normal(parameter.shape)).float()
-            if parameter.ndim == 1:
+            noise = torch.from_numpy(np.asarray(rng.standard_normal(parameter.shape))).float()
+            if parameter.ndim <= 1:
                 parameter.copy_(0.2 * noise + ("norm" in name and name.endswith("weight")))
             else:
                 parameter.copy_(noise if "embed_tokens" in name else noise / np.sqrt(parameter[0].numel()))
