@@ -82,13 +82,15 @@ SYNTHESIZE = """Make samples of page images from long texts with a question and 
 usage: python -m vlvm_jax.data synthesize --source=FILE [--source=FILE ...] --out=DIR|gs://BUCKET/DIR [flags]
 
   --source          a JSON list or JSONL of {context, question, answer}, or LongAlpaca, LongQLoRA, BookSum or Natural
-                    Questions as they are published; --layout names the layout where the first record does not.
+                    Questions as they are published.
+  --layout          triplets, long_alpaca, long_qlora, booksum, natural_questions; default auto, by the first record.
   --out             a new folder, or one that an interrupted run of the same command left: then only what is missing is
                     made.
   --format          llava (default): data.json and a folder of PNGs a sample; array_record: shards with the pages in
                     them; triplets: triplets.jsonl of the texts that passed the filters, whose pages training draws
                     itself (format text_pages of a mixture's entry).
   --shown_as        images (default) before the question; video: the frames of a clip; text: no pages, the text itself.
+  --preset          filters of a base model as released: minicpm, sparrow (Sparrow's MiniCPM) or idefics3; default none.
   --tokenizer       of the base model, a directory; needed where tokens are limited.
   --max_images, --tokens_per_image, --max_total_tokens, --max_question_words   instead of the preset's.
   --limit           the first texts only.
