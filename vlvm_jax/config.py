@@ -259,8 +259,8 @@ class MixtureEntry(Settings):
         "array_record", "parquet", "tfds", "mixture", "text_pages",
     ] = "auto"  # fmt: skip
     media_root: str | None = None
-    fields: Any = Field(default_factory=dict)
-    pages: Any = Field(default_factory=dict)
+    fields: Any = Field(default_factory=FrozenDict)
+    pages: Any = Field(default_factory=FrozenDict)
     media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
     types: tuple[str, ...] = ()
     fraction: float = Field(default=1.0, gt=0, le=1)

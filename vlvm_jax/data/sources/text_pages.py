@@ -120,7 +120,8 @@ def _nowhere(_number: int, name: Name) -> str:
 def _path(file: str, layout: Layout, options: TextPages, start: int, end: int) -> str:
     """Of the clip of a text's pages; only what differs from the defaults is in it."""
     told = options.model_dump(exclude_defaults=True, exclude={"shown_as", "max_pages"}) | {"layout": layout}
-    return f"{file}?{urllib.parse.quote(json.dumps(told, sort_keys=True), safe='')}.text_pages#{start}-{end}"
+    query = urllib.parse.urlencode(sorted(told.items()), quote_via=urllib.parse.quote, safe="")
+    return f"{file}?{query}.text_pages#{start}-{end}"
 
 
 def stored(path: str) -> PageFiles | bytes | None:
@@ -137,7 +138,7 @@ def stored(path: str) -> PageFiles | bytes | None:
         return _pages(path)
     pages, number = _pages(path.removesuffix(f"/{match['page']}")), int(match["page"])
     if number >= len(pages):
-        raise ValueError(f"{path}: there is no such page among {len(pages)}")
+        raise ValueError(f"there is no such page among {len(pages)}")
     return pages[number]
 
 
@@ -145,7 +146,7 @@ def stored(path: str) -> PageFiles | bytes | None:
 def _pages(path: str) -> PageFiles:
     match = _PAGE.fullmatch(path)
     assert match is not None
-    options = TextPages(**json.loads(urllib.parse.unquote(match["options"])))
+    options = TextPages.model_validate(dict(urllib.parse.parse_qsl(match["options"])))
     assert options.layout != "auto"
     triplet = triplets.read_span(match["file"], int(match["start"]), int(match["end"]), options.layout, options)
     return PageFiles(triplet.context, options)
