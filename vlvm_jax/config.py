@@ -286,6 +286,7 @@ class MixtureEntry(Settings):
     `path` may hold `{a,b}` and `*`; of a TFDS data set it is FOLDER@SPLIT. `format` is that of the records
     (`data.sources`) or of the files; "auto" is what the first record and the names say. `media_root` is the folder of
     the media, by default the file's own. `fields` names the columns of tables: `{"video": "clip", "question": "text"}`.
+    `pages` says how `text_pages` are drawn from long texts (`data.sources.text_pages.TextPages`).
 
     `media` keeps only image, video or text records, `types` only those with a question of one of these types.
     `fraction` takes that share of what is kept, `count` that many, drawn with the stage's seed; `repeat` takes what is
@@ -298,10 +299,11 @@ class MixtureEntry(Settings):
     path: str
     format: Literal[
         "auto", "llava", "messages", "videochat2", "video_chatgpt", "vcgbench", "vcgbench_consistency", "qa",
-        "array_record", "parquet", "tfds", "mixture",
+        "array_record", "parquet", "tfds", "mixture", "text_pages",
     ] = "auto"  # fmt: skip
     media_root: str | None = None
-    fields: Any = Field(default_factory=dict)
+    fields: Any = Field(default_factory=FrozenDict)
+    pages: Any = Field(default_factory=FrozenDict)
     media: tuple[Literal["image", "video", "text"], ...] = ("image", "video", "text")
     types: tuple[str, ...] = ()
     fraction: float = Field(default=1.0, gt=0, le=1)
@@ -316,8 +318,17 @@ class MixtureEntry(Settings):
             raise ValueError("fields must name a column for each key, as {'video': 'clip'}")
         return FrozenDict(fields)
 
+    @pydantic.field_validator("pages", mode="after")
+    @classmethod
+    def _freeze_pages(cls, pages):
+        if not isinstance(pages, Mapping):
+            raise ValueError("pages must be options by name, as {'chunk_size': 115}")
+        return FrozenDict(pages)
+
     @pydantic.model_validator(mode="after")
     def _check(self):
+        if self.pages and self.format != "text_pages":
+            raise ValueError("pages are drawn from texts: give format 'text_pages'")
         if self.weight is not None and self.repeat > 1:
             raise ValueError("weight already says how often; drop repeat")
         if self.count is not None and self.fraction < 1:

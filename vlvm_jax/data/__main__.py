@@ -3,6 +3,8 @@
 usage: python -m vlvm_jax.data check FILE...          what is in it, and what training would drop and why
        python -m vlvm_jax.data prepare SOURCE...      any source to ArrayRecord shards with the media in them
        python -m vlvm_jax.data verify DIR             whether prepared shards are as they were written
+       python -m vlvm_jax.data synthesize --source=F  long texts to samples of page images (T2Vid)
+       python -m vlvm_jax.data diversity --data=F     a picture of how the instructions of sources spread
 
 `python -m vlvm_jax.data COMMAND --help` tells about one. What sources there are: docs/your_data.md.
 
@@ -72,6 +74,52 @@ usage: python -m vlvm_jax.data verify DIR|gs://BUCKET/DIR
 Delete the files that it names and run the same `prepare` again: it makes them anew.
 
 Exit codes: 0 whole, 2 damaged or unfinished (one line says what), 1 a fault of ours.
+"""
+
+
+SYNTHESIZE = """Make samples of page images from long texts with a question and its answer (T2Vid).
+
+usage: python -m vlvm_jax.data synthesize --source=FILE [--source=FILE ...] --out=DIR|gs://BUCKET/DIR [flags]
+
+  --source          a JSON list or JSONL of {context, question, answer}, or LongAlpaca, LongQLoRA, BookSum or Natural
+                    Questions as they are published.
+  --layout          triplets, long_alpaca, long_qlora, booksum, natural_questions; default auto, by the first record.
+  --out             a new folder, or one that an interrupted run of the same command left: then only what is missing is
+                    made.
+  --format          llava (default): data.json and a folder of PNGs a sample; array_record: shards with the pages in
+                    them; triplets: triplets.jsonl of the texts that passed the filters, whose pages training draws
+                    itself (format text_pages of a mixture's entry).
+  --shown_as        images (default) before the question; video: the frames of a clip; text: no pages, the text itself.
+  --preset          filters of a base model as released: minicpm, sparrow (Sparrow's MiniCPM) or idefics3; default none.
+  --tokenizer       of the base model, a directory; needed where tokens are limited.
+  --max_images, --tokens_per_image, --max_total_tokens, --max_question_words   instead of the preset's.
+  --limit           the first texts only.
+  --per_part        texts made at a time; a shard's with array_record (default 128).
+  --name            shards are called NAME-00000-of-00016.array_record (default: pages).
+  --workers         processes (default: one a core); 0 works in this one. The samples do not depend on it.
+
+Pages (docs/t2vid.md): --chunk_size=115 --chunk_mode=fixed|sentence|n_parts --parts=128 --page_size=448 --font=FILE
+--chunk_tokenizer=nltk_no_punkt|nltk|whitespace --font_size=20 --margin=20 --vertical_align=center|top
+--line_advance=line_bbox|font_metrics --overflow=clip|shrink|new_page --layout_engine=raqm|basic
+--max_missing_glyphs=0.01. Texts: --rewrite_long_answer=true|false --min_words=N.
+
+Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted (run it again), 1 a fault of ours.
+"""
+
+DIVERSITY = """A picture of how the instructions of sources spread: one point a sample, one colour a source.
+
+usage: python -m vlvm_jax.data diversity --data=SOURCE --data=SOURCE ... --out=FILE.png [flags]
+
+  --data            a source (docs/your_data.md); of each sample the first question counts.
+  --out             the picture; the points go into a CSV file beside it.
+  --samples         of each source at most, drawn by the seed (default 5000).
+  --seed            of the draw and the projection (default 0).
+  --embed           sentence (a sentence-transformers model), tfidf, or auto (default): the first that is installed.
+  --model           of sentence-transformers (default all-mpnet-base-v2).
+  --project         tsne (default; scikit-learn), or umap (umap-learn).
+  --media_root, --format   of the sources.
+
+Needs the extra `diversity`. Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
 """
 
 
@@ -266,10 +314,128 @@ def _verify(arguments: list[str]) -> None:
     say(f"{count} shards are whole")
 
 
+def _define_synthesize() -> None:
+    from vlvm_jax.data.sources.text_pages import TextPages
+
+    flags.DEFINE_multi_string("source", [], "Files of texts.")
+    flags.DEFINE_string("out", None, "Folder.")
+    flags.DEFINE_string("format", "llava", "Of what is written.")
+    flags.DEFINE_string("name", "pages", "Of the shards.")
+    flags.DEFINE_string("preset", None, "Filters.")
+    flags.DEFINE_string("tokenizer", None, "Of the base model.")
+    for name in _LIMITS:
+        flags.DEFINE_integer(name, None, "Filter.", lower_bound=1)
+    flags.DEFINE_integer("limit", None, "Texts.", lower_bound=1)
+    flags.DEFINE_integer("per_part", None, "Texts.", lower_bound=1)
+    flags.DEFINE_integer("workers", None, "Processes.", lower_bound=0)
+    for name in TextPages.model_fields.keys() - {"max_pages"}:
+        flags.DEFINE_string(name, None, "Of the pages or texts.")
+
+
+_LIMITS = ("max_images", "tokens_per_image", "max_total_tokens", "max_question_words")
+
+
+def _synthesize(arguments: list[str]) -> None:
+    f = flags.FLAGS
+    if arguments or not f.source or not f.out:
+        raise InputError("expected `synthesize --source=FILE --out=DIR`; see --help")
+    import time
+
+    from vlvm_jax import __version__
+    from vlvm_jax.config import build
+    from vlvm_jax.data import text_filters
+    from vlvm_jax.data.sources.text_pages import TextPages
+    from vlvm_jax.data.tools import synthesize
+    from vlvm_jax.data.workers import stoppable
+    from vlvm_jax.training.progress import Meter
+
+    if f.format not in synthesize.FORMATS:
+        raise InputError(f"--format={f.format}: there are {', '.join(synthesize.FORMATS)}")
+    given = {name: f[name].value for name in TextPages.model_fields.keys() - {"max_pages"}}
+    job = synthesize.Job(
+        sources=tuple(f.source),
+        output=f.out.rstrip("/"),
+        format=f.format,
+        name=f.name,
+        options=build(TextPages, {name: value for name, value in given.items() if value is not None}, "flags"),
+        limits=text_filters.filters(f.preset, **{name: f[name].value for name in _LIMITS}),
+        tokenizer=f.tokenizer,
+        limit=f.limit,
+        per_part=f.per_part,
+    )
+    with stoppable(f"finished parts stay in {job.output}"):
+        plan = synthesize.make_plan(job)
+        started = time.monotonic()
+        with Meter("synthesize", plan.texts) as meter:
+            drawn = synthesize.run(plan, _workers(), meter.update)
+        rate = drawn / max(time.monotonic() - started, 1e-9)
+        report = synthesize.finish(plan, __version__)
+    _tell_pages(report, job, rate if drawn and job.format != "triplets" else None)
+
+
+def _tell_pages(report: Any, job: Any, rate: float | None) -> None:
+    from rich.table import Table
+
+    from vlvm_jax.data.tools.synthesize import DROPPED
+    from vlvm_jax.training.progress import console, say
+
+    counts = report.counts
+    table = Table(title=report.path, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("kept", f"{counts['kept']:,}")
+    for cause, count in sorted(report.dropped.items()):
+        table.add_row(f"dropped: {cause}", f"{count:,}")
+    table.add_row("pages", f"{counts['pages']:,}")
+    table.add_row("overflowed", f"{counts['overflowed']:,}")
+    if rate is not None:
+        table.add_row("pages/s", f"{rate:,.1f}")
+    console.print(table)
+    if report.dropped:
+        say(f"what was dropped is listed in {job.output}/{DROPPED}")
+    if counts["boxes"]:
+        say(f"warning: the font lacks {counts['boxes']:,} characters of the texts kept, which are drawn as boxes")
+
+
+def _define_diversity() -> None:
+    _define_shared()
+    flags.DEFINE_multi_string("data", [], "Sources.")
+    flags.DEFINE_string("out", None, "Picture.")
+    flags.DEFINE_integer("samples", 5000, "Of each source.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of draw and projection.", lower_bound=0)
+    flags.DEFINE_enum("embed", "auto", ["auto", "sentence", "tfidf"], "How.")
+    flags.DEFINE_string("model", "all-mpnet-base-v2", "Of sentence-transformers.")
+    flags.DEFINE_enum("project", "tsne", ["tsne", "umap"], "How.")
+
+
+def _diversity(arguments: list[str]) -> None:
+    f = flags.FLAGS
+    if arguments or not f.data or not f.out:
+        raise InputError("expected `diversity --data=SOURCE --out=FILE.png`; see --help")
+    from vlvm_jax.data.tools import diversity, prepare
+    from vlvm_jax.training.progress import say
+
+    names = diversity.short_names(f.data)
+    found = {
+        name: diversity.questions(prepare.open_records([path], f.media_root, f.format), f.samples, f.seed)
+        for name, path in zip(names, f.data, strict=True)
+    }
+    texts = [text for one in found.values() for text in one]
+    how, vectors = diversity.embed(texts, f.embed, f.model)
+    say(f"{len(texts)} instructions of {len(found)} sources, embedded by {how}, projected by {f.project}")
+    points = diversity.project(vectors, f.project, f.seed)
+    picture = _written(f.out)
+    diversity.write_csv(picture.with_suffix(".csv"), found, points)
+    diversity.draw(picture, found, points, f"{how}, {f.project}")
+    say(f"{picture}, {picture.with_suffix('.csv')}")
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[], None], Callable[[list[str]], None]]] = {
     "check": (CHECK, _define_check, _check),
     "prepare": (PREPARE, _define_prepare, _prepare),
     "verify": (VERIFY, lambda: None, _verify),
+    "synthesize": (SYNTHESIZE, _define_synthesize, _synthesize),
+    "diversity": (DIVERSITY, _define_diversity, _diversity),
 }
 
 

@@ -8,13 +8,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 from vlvm_jax import memory
 from vlvm_jax.errors import Interrupted
 
 SPAWN = multiprocessing.get_context("spawn")  # forking a process in which jax runs threads can deadlock
+MadeT = TypeVar("MadeT")
 _CLIPS = itertools.count(1)
 
 
@@ -52,6 +54,61 @@ def _begin(begin: Callable[..., None] | None, arguments: tuple) -> None:
     follow_parent()
     if begin is not None:
         begin(*arguments)
+
+
+def made(
+    make: Callable[[int, Callable[[], None]], MadeT],
+    todo: Sequence[int],
+    workers: int,
+    progress: Callable[[int], None],
+) -> Generator[MadeT, None, None]:
+    """The parts of a piece of work as they are finished, whichever is first.
+
+    Args:
+      make: makes the part of this number, and calls its second argument after each record. Travels to workers.
+      workers: processes; 0 works in this one.
+      progress: called with the records that are done, a few times a second; what it raises ends the work.
+
+    Raises:
+      Interrupted: a worker process died.
+    """
+    if not workers or not todo:
+        ticks = itertools.count(1)
+        for index in todo:
+            yield make(index, lambda: progress(next(ticks)))
+        return
+    count, stop = SPAWN.Value("q", 0), SPAWN.Event()
+    with pool(min(workers, len(todo)), _share, (count, stop)) as processes:
+        try:
+            left = {processes.submit(_work, make, index) for index in todo}
+            while left:
+                finished, left = concurrent.futures.wait(left, 0.2, concurrent.futures.FIRST_COMPLETED)
+                progress(count.value)
+                for future in finished:
+                    yield future.result()
+        finally:
+            stop.set()
+
+
+_shared: tuple[Any, Any] | None = None  # in a worker: how many records are done, and whether to stop
+
+
+def _share(count: Any, stop: Any) -> None:
+    global _shared
+    _shared = count, stop
+
+
+def _work(make: Callable[[int, Callable[[], None]], MadeT], index: int) -> MadeT:
+    assert _shared is not None
+    count, stop = _shared
+
+    def tick() -> None:
+        with count.get_lock():
+            count.value += 1
+        if stop.is_set():
+            raise Interrupted("stopped")
+
+    return make(index, tick)
 
 
 def follow_parent() -> None:

@@ -17,8 +17,8 @@ def data(tmp_path, *arguments: str):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no command ''; there are check, prepare, verify"),
-        (["mend"], "no command 'mend'; there are check, prepare, verify"),
+        ([], "no command ''; there are check, prepare, verify, synthesize, diversity"),
+        (["mend"], "no command 'mend'; there are check, prepare, verify, synthesize, diversity"),
         (["check"], "expected `check FILE...`"),
         (["check", "gone.json"], "gone.json: no such"),
         (["check", "x.json", "--size=3"], "Unknown command line flag 'size'"),

@@ -115,11 +115,11 @@ def _objects(path: str) -> Iterator[tuple[str, Any]]:
     if path.endswith(".jsonl"):
         for line in text.split("\n"):
             if line.strip():
-                yield line, _loaded(line)
+                yield line, loaded(line)
         return
     try:
         if re.match(r"\s*\[", text):
-            yield from _items(text)
+            yield from ((text[start:end], value) for start, end, value in items(text))
             return
         found = type(json.loads(text)).__name__
     except (ValueError, RecursionError) as error:
@@ -127,15 +127,16 @@ def _objects(path: str) -> Iterator[tuple[str, Any]]:
     raise InputError(f"{path}: expected a JSON list of records, found {found}")
 
 
-def _loaded(line: str) -> Any:
+def loaded(line: str | bytes) -> Any:
+    """The value of a line of JSON; of one that is none, the error."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         return ValueError(str(error))
 
 
-def _items(text: str) -> Iterator[tuple[str, Any]]:
-    """Text and value of the items of a JSON list, one at a time."""
+def items(text: str) -> Iterator[tuple[int, int, Any]]:
+    """Where the items of a JSON list begin and end, and their values, one at a time."""
     decoder, space = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
 
     def after(position: int) -> int:
@@ -145,7 +146,7 @@ def _items(text: str) -> Iterator[tuple[str, Any]]:
     at = after(text.index("[") + 1)
     while not text.startswith("]", at):
         value, end = decoder.raw_decode(text, at)
-        yield text[at:end], value
+        yield at, end, value
         at = after(end)
         if text.startswith(",", at):
             at = after(at + 1)

@@ -7,12 +7,12 @@ A path of a medium is one string:
     FILE.array_record#RECORD/M         medium M of a record in a shard (`shards`)
     FILE.parquet#ROW/COLUMN[/I]        a row's bytes in a column, or item I of a list there
     FOLDER@SPLIT.tfds#EXAMPLE/FIELD[/I]  the same in a TFDS data set, in the ArrayRecord format
+    FILE?OPTIONS.text_pages#START-END[/I]  a text's pages or page I, drawn when they are read (`text_pages`)
 
 Readers are opened once per process, when they are first needed.
 """
 
 import functools
-import importlib
 import io
 import os
 import re
@@ -21,9 +21,11 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from vlvm_jax import storage
-from vlvm_jax.data.sources import shards
+from vlvm_jax.data.extras import need
+from vlvm_jax.data.sources import shards, text_pages
 from vlvm_jax.data.sources.records import LISTED, STILLS
 from vlvm_jax.data.sources.shards import StoredMedium
+from vlvm_jax.data.text_images import PageFiles
 from vlvm_jax.errors import InputError, brief
 
 _STORED = re.compile(r"(?P<file>.+\.(?P<kind>array_record|parquet|tfds))#(?P<row>\d+)/(?P<place>[^/]+(/\d+)*)")
@@ -62,7 +64,8 @@ def frame_names(path: str) -> list[str] | None:
         return path.split(LISTED)
     stored = _stored(path)
     if stored is not None:
-        return [f"{path}/{number}" for number in range(len(stored))] if isinstance(stored, list) else None
+        many = isinstance(stored, list | PageFiles)
+        return [f"{path}/{number}" for number in range(len(stored))] if many else None
     if not storage.is_dir(path):
         return None
     names = [name for name in storage.names(path) if name.lower().endswith(STILLS)]
@@ -84,6 +87,8 @@ def _by_number(name: str) -> list[str | int]:
 
 def _stored(path: str) -> Any:
     """What a container holds under a path: bytes, or a list of them; None where the path is of no container."""
+    if (drawn := text_pages.stored(path)) is not None:
+        return drawn
     match = _STORED.fullmatch(path)
     if match is None:
         return None
@@ -102,20 +107,6 @@ def _stored(path: str) -> Any:
     except (LookupError, TypeError) as error:
         raise ValueError(f"{path}: there is no such thing ({brief(error)})") from None
     return value["bytes"] if isinstance(value, dict) and "bytes" in value else value
-
-
-def need(module: str, extra: str) -> Any:
-    """A module that comes with an extra of this package.
-
-    Raises:
-      InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(
-            f"{module} is not installed, which reads this data; run: pip install 'vlvm_jax[{extra}]'"
-        ) from None
 
 
 # --- ArrayRecord shards ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where records come from: one annotation file, shards, a table, or a mixture of these, local or `gs://`."""
+"""Where records come from: annotations, shards, a table, texts, or a mixture of these, local or `gs://`."""
 
 import bisect
 import dataclasses
@@ -20,6 +20,7 @@ from vlvm_jax.data.sources import formats, shards
 from vlvm_jax.data.sources.annotations import read_annotations
 from vlvm_jax.data.sources.records import KINDS, Record, Source, short
 from vlvm_jax.data.sources.stores import Columns, ParquetFile, Shard, TfdsSplit
+from vlvm_jax.data.sources.text_pages import TextPagesFile
 from vlvm_jax.errors import InputError, brief
 
 Kind = Literal["array_record", "parquet", "tfds", "mixture", "annotations"]
@@ -199,6 +200,8 @@ def _files(path: str) -> list[str]:
 
 
 def _open(path: str, entry: MixtureEntry, seed: Sequence[int]) -> Source:
+    if entry.format == "text_pages":
+        return TextPagesFile.open(path, entry.pages)
     root = entry.media_root or storage.parent(path)
     if not storage.is_remote(root):
         root = str(Path(root).expanduser())

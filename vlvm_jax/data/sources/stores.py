@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from vlvm_jax.data.extras import need
 from vlvm_jax.data.sources import containers, formats, records, shards
 from vlvm_jax.data.sources.records import KINDS, MEDIA_KINDS, Name, Record, Source
 from vlvm_jax.data.sources.shards import ShardInfo
@@ -251,7 +252,7 @@ class TfdsSplit(Source):
         features = builder.info.features
         columns = columns.resolved(tuple(features), path)
         kinds = [kind for kind in MEDIA_KINDS if columns.column(kind, tuple(features))]
-        text = containers.need("tensorflow_datasets", "tfds").features.Text
+        text = need("tensorflow_datasets", "tfds").features.Text
         paths = [name for name, one in features.items() if isinstance(getattr(one, "feature", one), text)]
         info = builder.info.splits[split]
         digest = hashlib.sha256(repr((builder.info.full_name, split, info.shard_lengths, info.num_bytes)).encode())

@@ -4,18 +4,16 @@
 makes one of them, wherever it runs; `finish` writes `dropped.jsonl` and the manifest once all are there.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,8 @@ from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import AS_THEY_ARE, Target
-from vlvm_jax.data.workers import SPAWN, pool
-from vlvm_jax.errors import InputError, Interrupted
+from vlvm_jax.data.workers import made
+from vlvm_jax.errors import InputError
 
 PLAN = "plan.json"
 DROPPED = "dropped.jsonl"
@@ -230,7 +228,7 @@ def run_local(plan: Plan, workers: int, max_bad_share: float, progress: Callable
       InputError: too many records were dropped, or another process works in the folder.
       Interrupted: a worker process died.
     """
-    with _alone(plan.job.output):
+    with alone(plan.job.output):
         there = {index: info for index in range(plan.shards) if (info := whole(plan, index)) is not None}
         todo = [index for index in range(plan.shards) if index not in there]
         done = sum(len(plan.members(index)) for index in there)
@@ -240,13 +238,14 @@ def run_local(plan: Plan, workers: int, max_bad_share: float, progress: Callable
         started = done
         note = f"{len(there)} of {plan.shards} shards were there" if there else ""
         progress(done, note)
-        for info in _made(plan, todo, workers, lambda ticks: progress(started + ticks, note)):
+        make = functools.partial(write_shard, plan)
+        for info in made(make, todo, workers, lambda ticks: progress(started + ticks, note)):
             dropped.update(info.dropped)
             check_dropped(plan, dropped, max_bad_share)
 
 
 @contextlib.contextmanager
-def _alone(output: str) -> Iterator[None]:
+def alone(output: str) -> Iterator[None]:
     """Keeps a local folder for this process, and in the end clears what any left half written."""
     if storage.is_remote(output):
         yield
@@ -264,49 +263,6 @@ def _alone(output: str) -> Iterator[None]:
         for partial in folder.glob(f".*{storage.PARTIAL}"):
             partial.unlink(missing_ok=True)
         os.close(descriptor)
-
-
-def _made(
-    plan: Plan, todo: Sequence[int], workers: int, progress: Callable[[int], None]
-) -> Generator[ShardInfo, None, None]:
-    """The shards as they are finished; `progress` hears of records."""
-    if not workers or not todo:
-        ticks = itertools.count(1)
-        for index in todo:
-            yield write_shard(plan, index, lambda: progress(next(ticks)))
-        return
-    count, stop = SPAWN.Value("q", 0), SPAWN.Event()
-    with pool(min(workers, len(todo)), _start_worker, (count, stop)) as processes:
-        try:
-            left = {processes.submit(_work, plan, index) for index in todo}
-            while left:
-                finished, left = concurrent.futures.wait(left, 0.2, concurrent.futures.FIRST_COMPLETED)
-                progress(count.value)
-                for future in finished:
-                    yield future.result()
-        finally:
-            stop.set()
-
-
-_shared: tuple[Any, Any] | None = None  # in a worker: how many records are done, and whether to stop
-
-
-def _start_worker(count: Any, stop: Any) -> None:
-    global _shared
-    _shared = count, stop
-
-
-def _work(plan: Plan, index: int) -> ShardInfo:
-    assert _shared is not None
-    count, stop = _shared
-
-    def tick() -> None:
-        with count.get_lock():
-            count.value += 1
-        if stop.is_set():
-            raise Interrupted("stopped")
-
-    return write_shard(plan, index, tick)
 
 
 def whole(plan: Plan, index: int) -> ShardInfo | None:
