@@ -21,7 +21,7 @@ from vlvm_jax.evaluation.scoring import MATCHES, Mark, normalise, parse_slowfast
         ("1, 2", "1 2"),
         ("It's", "its"),
         ("rock-climbing", "rock climbing"),
-        ("ＡＢＣ", "abc"),
+        ("\uff21\uff22\uff23", "abc"),
         ("STRASSE", "strasse"),
         ("$5", "5"),
         ("someone", "someone"),

@@ -36,10 +36,11 @@ def normalise(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _NUMBER.sub(lambda found: _NUMBERS[found[0]], text)
-    text = _GROUPED.sub("", text).replace("'", "").replace("’", "")
+    text = _GROUPED.sub("", text).replace("'", "").replace("\u2019", "")
     points = {found.start() for found in _POINT.finditer(text)}
     text = "".join(
-        " " if unicodedata.category(char)[0] in "PS" and place not in points else char for place, char in enumerate(text)
+        " " if unicodedata.category(char)[0] in "PS" and place not in points else char
+        for place, char in enumerate(text)
     )
     return " ".join(_ARTICLE.sub(" ", text).split()) or " ".join(text.split())
 
@@ -104,9 +105,9 @@ _AT_START = re.compile(r"\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])[.:)](?![A-Za-z])|
 def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     """The letter that a reply states beyond doubt, None for any other.
 
-    In this order: a lone letter; a letter in brackets, or followed by a full stop, a colon or a bracket, at the start; a
-    letter right behind "answer is", "option:" or the like, the same one behind all of these; a reply that is the text of
-    exactly one option, normalised. Letters beyond the last option do not count.
+    In this order: a lone letter; a letter in brackets, or followed by a full stop, a colon or a bracket, at the start;
+    a letter right behind "answer is", "option:" or the like, the same one behind all of these; a reply that is the text
+    of exactly one option, normalised. Letters beyond the last option do not count.
 
     Args:
       options: texts, A's first; without them the letters are A to E and no text is compared.
