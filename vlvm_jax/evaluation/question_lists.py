@@ -51,6 +51,7 @@ class Question:
       prompt: what is asked in place of `text` and options, where the list says so.
       span: seconds from and to which the clip counts.
       missing: no file of the media folder has the clip's name.
+      paired: the first or second of two questions of one record, whose ids end in /1 and /2.
       carried: what a prediction repeats of the record, in the format's own keys.
     """
 
@@ -65,6 +66,7 @@ class Question:
     prompt: str = ""
     span: tuple[float, float] | None = None
     missing: bool = False
+    paired: bool = False
     carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -190,7 +192,9 @@ def _vcgbench(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[
         raise InputError(f"{where}: 'question' must be a text or a list of two, found {short(asked)}")
     for number, text in enumerate(asked, start=1):
         text = _text({"question": text}, "question", where)
-        question = _about_clip(raw, where, clips, "video_name", text=text, answer=answer, type="consistency")
+        question = _about_clip(
+            raw, where, clips, "video_name", text=text, answer=answer, type="consistency", paired=True
+        )
         yield dataclasses.replace(question, id=f"{question.id}/{number}")
 
 
