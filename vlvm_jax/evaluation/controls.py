@@ -20,6 +20,7 @@ from vlvm_jax.evaluation.question_lists import Question
 
 Control = Literal["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
 CONTROLS: tuple[Control, ...] = ("blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question")
+SWAPPING: tuple[Control, ...] = ("shuffled_prompt", "shuffled_question")  # a question for another
 
 
 def others(questions: Sequence[Question], seed: int = 0) -> dict[str, Question]:
