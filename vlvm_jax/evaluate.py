@@ -66,7 +66,7 @@ def main() -> None:
     from vlvm_jax.config import Config, build
     from vlvm_jax.evaluation import benchmark
     from vlvm_jax.evaluation.results import Rules
-    from vlvm_jax.inference.answering import Decoding
+    from vlvm_jax.inference.requests import Decoding
     from vlvm_jax.training.interrupt import StopSignal
 
     options = benchmark.Options(

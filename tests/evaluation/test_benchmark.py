@@ -11,7 +11,7 @@ from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.evaluation import benchmark
 from vlvm_jax.evaluation.benchmark import Options
 from vlvm_jax.evaluation.results import Rules
-from vlvm_jax.inference.answering import Decoding
+from vlvm_jax.inference.requests import Decoding
 from vlvm_jax.training.interrupt import StopSignal
 
 TRUE = {"a": "red", "b": "blue", "c": "green", "d": "red"}

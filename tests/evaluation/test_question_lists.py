@@ -267,3 +267,14 @@ def test_flags_that_do_not_fit(tmp_path, media):
         question_lists.read(path, media, name="t2vid")
     with pytest.raises(InputError, match=r"--questions=.*: no such file"):
         question_lists.read(f"{path}x", media)
+
+
+def test_llava_questions_keep_the_places_of_their_media(tmp_path, media):
+    turns = [{"from": "human", "value": "is <image> as <image>?"}, {"from": "gpt", "value": "no"}]
+    record = {"image": ["p.png", "p.png"], "conversations": turns}
+    (question,) = question_lists.read(write(tmp_path, "held.json", [record]), media).questions
+    assert question.asked == "is <image> as <image>?"
+    assert "<image>" not in question.text
+    with pytest.raises(InputError, match=r"held.json: record 0: a system turn"):
+        system = [{"from": "system", "value": "be brief"}, *turns]
+        question_lists.read(write(tmp_path, "held.json", [record | {"conversations": system}]), media)

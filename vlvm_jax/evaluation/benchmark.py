@@ -21,7 +21,8 @@ from vlvm_jax.evaluation.predictions import Predictions
 from vlvm_jax.evaluation.question_lists import Format, Question, QuestionList
 from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.inference import answering
-from vlvm_jax.inference.answering import Answering, Decoding
+from vlvm_jax.inference.answering import Answering
+from vlvm_jax.inference.requests import Decoding
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import environment
 from vlvm_jax.training.progress import Meter, say

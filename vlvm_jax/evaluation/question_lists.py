@@ -281,16 +281,17 @@ def _llava(path: str, clips: ClipFiles) -> list[Question]:
 
 
 def _of_record(record: Record, name: str, clips: ClipFiles) -> Question:
-    """Of a record with one exchange; raises `InputError` where that is more than a question after its media."""
+    """Of a record with one exchange; where its media do not all come first, `prompt` says where they stand."""
+    if record.system:
+        raise InputError(f"{record.source}: a system turn, which questions are asked without here; leave it out")
     turn = record.turns[0]
     text = turn.question.replace(PLACEHOLDER, "").strip()
-    if record.system or not turn.question.rstrip().endswith(text):
-        what = "a system turn" if record.system else "a placeholder within the question"
-        raise InputError(f"{record.source}: {what}; what is asked here is a question after its media")
+    in_front = turn.question.strip().endswith(text)
     missing = any(path in clips.missing for _, path in record.media)
     return Question(
-        name, record.source, record.media, text, turn.answer, type=turn.type or "all", span=record.span, missing=missing
-    )
+        name, record.source, record.media, text, turn.answer, type=turn.type or "all", span=record.span,
+        missing=missing, prompt="" if in_front else turn.question.strip(),
+    )  # fmt: skip
 
 
 def _about_clip(raw: Mapping[str, Any], where: str, clips: ClipFiles, key: str, **more: Any) -> Question:

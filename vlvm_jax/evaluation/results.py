@@ -44,7 +44,7 @@ def judged(question: Question, line: Line | None) -> dict[str, bool]:
     return {name: said is not None and match(said, question.answer) for name, match in MATCHES.items()}
 
 
-def letters_of(question: Question, said: str | None) -> dict[Parser, str | None]:
+def letters_of(question: Question, said: str | None) -> dict[str, str | None]:
     """The letter that each parser reads."""
     return {name: None if said is None else parse(said, question.options) for name, parse in PARSERS.items()}
 
@@ -100,7 +100,7 @@ def summarise(
     Args:
       lines: predictions by control, None for none, and id.
     """
-    missing = [_line(question, lines[None]) | {"source": question.source} for question in questions]
+    missing = [{**_line(question, lines[None]), "source": question.source} for question in questions]
     return {
         "rules": dataclasses.asdict(rules),
         **accuracy(questions, lines[None], rules),
@@ -124,8 +124,9 @@ def scored(questions: Sequence[Question], lines: Mapping[str, Line]) -> list[dic
     for question in questions:
         line = dict(_line(question, lines)) | {"right": judged(question, lines.get(question.id))}
         if question.letter:
-            letters = letters_of(question, line["pred"])
-            line |= {"orig_pred": line["pred"], "pred": letters["strict"] or _UNPARSED, "letters": letters}
+            said = _line(question, lines)["pred"]
+            letters = letters_of(question, said)
+            line |= {"orig_pred": said, "pred": letters["strict"] or _UNPARSED, "letters": letters}
         pair, _, number = question.id.rpartition("/") if question.paired else ("", "", "")
         if number == "2":
             first = found.pop()

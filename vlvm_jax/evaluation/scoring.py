@@ -59,7 +59,7 @@ def _contains(said: str, true: str) -> bool:
     return bool(wanted) and f" {wanted} " in f" {normalise(said)} "
 
 
-MATCHES: Mapping[Match, Callable[[str, str], bool]] = {
+MATCHES: Mapping[str, Callable[[str, str], bool]] = {
     "exact": _exact,
     "normalised": _normalised,
     "contains": _contains,
@@ -130,7 +130,7 @@ def _letter(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group).upper()
 
 
-PARSERS: Mapping[Parser, Callable[[str, Sequence[str]], str | None]] = {
+PARSERS: Mapping[str, Callable[[str, Sequence[str]], str | None]] = {
     "strict": parse_strict,
     "slowfast_released": parse_slowfast,
     "t2vid_released": parse_t2vid,
