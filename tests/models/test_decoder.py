@@ -162,13 +162,17 @@ def test_cut_decoder_gives_the_same(model):
 
 
 class Layer(nnx.Module):
-    """x -> tanh(x W + shift) + given; also returns the mean of x."""
+    """x -> tanh(x W + shift), of which it gives the mean; or plus its own of `given`, where it writes that mean."""
 
     def __init__(self, rngs):
         self.kernel = nnx.Param(rngs.params.normal((4, 4)))
 
-    def __call__(self, x, shift, given=None):
-        return jnp.tanh(x @ self.kernel[...] + shift) + (0 if given is None else given), x.mean()
+    def __call__(self, x, shift, shared=None):
+        out = jnp.tanh(x @ self.kernel[...] + shift)
+        if shared is None:
+            return out, x.mean()
+        given, number = shared
+        return out + given[number], given.at[number].set(x.mean())
 
 
 def stack(**kwargs) -> LayerStack:
@@ -181,15 +185,21 @@ def test_stack_runs_its_first_layers_in_order(used, splits):
     kernels = np.concatenate([segment.kernel[...] for segment in layers.segments])
     assert kernels.shape == (4, 4, 4)
     assert np.abs(kernels - kernels[:1])[1:].max(axis=(1, 2)).min() > 0.1
-    given = np.arange(used) * 0.1
+    given = np.arange(4, dtype=np.float32) * 0.1
     x = expected = np.linspace(-1, 1, 12).reshape(3, 4).astype(np.float32)
     means = []
-    for kernel, extra in zip(kernels, given, strict=False):
+    plain, of_plain = nnx.jit(lambda m, x: m(x, 0.5))(layers, x)
+    alone, of_alone = x, []
+    for kernel, extra in zip(kernels[:used], given, strict=False):
         means.append(expected.mean())
+        of_alone.append(alone.mean())
         expected = np.tanh(expected @ kernel + 0.5) + extra
-    found, out = nnx.jit(lambda m, x, given: m(x, 0.5, layer_inputs=given))(layers, x, given)
+        alone = np.tanh(alone @ kernel + 0.5)
+    found, state = nnx.jit(lambda m, x, given: m(x, 0.5, state=given))(layers, x, given)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(out, means, atol=1e-5)
+    np.testing.assert_allclose(state, [*means, *given[used:]], atol=1e-5)
+    np.testing.assert_allclose(plain, alone, atol=1e-5)
+    np.testing.assert_allclose(of_plain, of_alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("splits", [(0,), (4,), (2, 2), (3, 1), (5,)])

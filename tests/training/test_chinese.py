@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from configs import red_villm
 from vlvm_jax.config import Config, build
 from vlvm_jax.data.pipeline import SampleLoader
-from vlvm_jax.inference.decode import Greedy
+from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
@@ -98,7 +98,8 @@ def test_it_says_what_it_has_learned(config, tokenizer, loader, tmp_path):
     abstract = jax.eval_shape(params_lib.join, Model(config.model).abstract())
     trained = stages.initial_params(config, epath.Path(tmp_path) / "run" / "video", abstract, None, mesh)
     end = tokenizer[0].token_to_id("<|im_end|>")
-    greedy = Greedy(Model(config.model), max_new_tokens=64, end_ids=(end,))
+    model = Model(config.model)
+    greedy = jax.jit(lambda params, batch: decoding.generate(model.bind(params), batch, 64, (end,)))
     for index, (_, answer) in enumerate(SAID.values()):
         tokens, count = greedy(params_lib.split(trained, {}), prompt(loader.load(index)))
         said = tokens[0, : int(count[0])].tolist()

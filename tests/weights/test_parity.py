@@ -23,7 +23,7 @@ from flax import nnx
 
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.data.images import anyres
-from vlvm_jax.inference.decode import Greedy
+from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
@@ -109,7 +109,7 @@ class Pair:
         self.model = Model(config)
         self.params = params_lib.split(load(source), {})
         self.adapter = self.model.bind(self.model.abstract()).adapter
-        self.greedy = Greedy(self.model, max_new_tokens=NEW)
+        self.greedy = jax.jit(lambda params, batch: decoding.generate(self.model.bind(params), batch, NEW))
         self.forward = jax.jit(self._forward)
 
     def _forward(self, params: Params, batch: Batch):

@@ -125,7 +125,7 @@ def ours(run: Path, clips: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.
     import jax
     import jax.numpy as jnp
 
-    from vlvm_jax.inference.decode import Greedy
+    from vlvm_jax.models import decoding
     from vlvm_jax.models import params as params_lib
     from vlvm_jax.models.params import Model
     from vlvm_jax.models.video_llm import Batch
@@ -137,7 +137,7 @@ def ours(run: Path, clips: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.
     wanted = {p: jax.ShapeDtypeStruct(a.shape, np.float32, sharding=device) for p, a in source.shapes.items()}
     params = params_lib.split(source.load(wanted), {})
     model = Model(source.config.model)
-    greedy = Greedy(model, max_new_tokens=12)
+    greedy = jax.jit(lambda params, batch: decoding.generate(model.bind(params), batch, 12))
 
     @jax.jit
     def forward(params, batch):

@@ -21,12 +21,14 @@ class Medium:
       frames: of a clip in time order; of an image the image itself, or the tiles it is cut into.
       expansion: what its placeholder becomes.
       layout: where its visual tokens come from, when that is not simply its frames' tokens in order.
+      times: of a clip's frames, in seconds; empty for an image.
     """
 
     kind: MediaKind
     frames: UInt8[np.ndarray, "n S S 3"]
     expansion: Expansion
     layout: Layout | None = None
+    times: tuple[float, ...] = ()
 
 
 def assemble(tokens: Tokens, media: Sequence[Medium], image_size: int, *, slots: int = 0, taps: int = 0) -> Sample:

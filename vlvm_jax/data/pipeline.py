@@ -27,7 +27,7 @@ from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
 from vlvm_jax.data.sources.records import MediaKind, Record, evenly
 from vlvm_jax.data.stream import WHOLE, Part, PartOf
 from vlvm_jax.data.text import conversation, prompts, templates
-from vlvm_jax.data.text.conversation import Expansion
+from vlvm_jax.data.text.conversation import Expansion, Prompt, Template
 from vlvm_jax.data.tuning import Loading
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
@@ -168,7 +168,7 @@ class SampleLoader:
 
     def _load(self, record: Record, index: int) -> Sample:
         spec = self.spec
-        media = self._media(record, index)
+        media = self.media(record, index)
         tokens = self.encode(record, [medium.expansion for medium in media])
         num_frames = sum(len(medium.frames) for medium in media)
         if num_frames > spec.frames:
@@ -179,14 +179,7 @@ class SampleLoader:
         """Token ids of a record whose media become these, or `BadSampleError` for more than fit."""
         spec = self.spec
         kinds: list[MediaKind] = [kind for kind, _ in record.media]
-        if self.processor is not None:
-            tokens = self.processor.encode(record.turns, expansions, kinds, loss_on=spec.loss_on, system=record.system)
-        else:
-            template = templates.get_template(spec.chat_template, self.tokenizer)
-            tokens = conversation.encode(
-                record.turns, expansions, self.tokenizer, template,
-                loss_on=spec.loss_on, kinds=kinds, system=record.system,
-            )  # fmt: skip
+        tokens = self.tokenize(self.template.conversation(record.turns, kinds, system=record.system), expansions)
         if len(tokens.ids) > spec.length:
             visual = int(tokens.media_mask.sum())
             raise BadSampleError(
@@ -194,6 +187,19 @@ class SampleLoader:
                 f"{record.source}: {visual} visual + {len(tokens.ids) - visual} text tokens > length {spec.length}",
             )
         return tokens
+
+    @property
+    def template(self) -> Template:
+        """How conversations are written."""
+        if self.processor is not None:
+            return self.processor.template
+        return templates.get_template(self.spec.chat_template, self.tokenizer)
+
+    def tokenize(self, prompt: Prompt, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
+        """Token ids of a prompt that the template wrote, whose media become these."""
+        if self.processor is not None:
+            return self.processor.tokenize(prompt, expansions, loss_on=self.spec.loss_on)
+        return conversation.tokenize(prompt, expansions, self.tokenizer, loss_on=self.spec.loss_on)
 
     def largest(self, record: Record) -> list[int | Expansion]:
         """What the record's media become at most; of their files only the sizes of images to be cut are read.
@@ -222,7 +228,8 @@ class SampleLoader:
         note = prompts.time_instruction(times, duration) if self.spec.time_instruction else ""
         return Expansion((self.spec.video_tokens[len(times)],), note=note)
 
-    def _media(self, record: Record, index: int) -> list[Medium]:
+    def media(self, record: Record, index: int = 0) -> list[Medium]:
+        """A record's images and clips, decoded; or `BadSampleError`."""
         spec, processor = self.spec, self.processor
         chosen = self._frame_choice(record, index)
         if processor is None:
@@ -230,12 +237,12 @@ class SampleLoader:
             for kind, path in record.media:
                 if kind == "image":
                     read = functools.partial(video.read_image, path, spec.image_size)
-                    frames, expansion = self._cache.get(path, read), Expansion((spec.image_tokens,))
+                    frames, expansion, times = self._cache.get(path, read), Expansion((spec.image_tokens,)), ()
                 else:
                     clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._scaled))
                     frames = self._controlled(clip.frames, index)
-                    expansion = self._clip_expansion(clip.times, clip.duration)
-                media.append(Medium(kind, frames, expansion))
+                    expansion, times = self._clip_expansion(clip.times, clip.duration), clip.times
+                media.append(Medium(kind, frames, expansion, times=times))
             return media
         pictures = [video.open_image(path) for kind, path in record.media if kind == "image"]
         images = iter(processor.images(pictures))

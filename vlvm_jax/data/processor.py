@@ -25,7 +25,7 @@ from vlvm_jax.data.images.image_rules import (
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.sources.records import MediaKind, Turn
 from vlvm_jax.data.text import conversation, prompts, templates
-from vlvm_jax.data.text.conversation import Expansion, Message, Template, Tokens
+from vlvm_jax.data.text.conversation import Expansion, Message, Prompt, Template, Tokens
 from vlvm_jax.data.text.hf_template import HFTemplate
 from vlvm_jax.data.video import Clip
 from vlvm_jax.errors import InputError, brief
@@ -221,7 +221,7 @@ class Processor:
     def clip(self, clip: Clip) -> Medium:
         """A clip whose frames are ready."""
         expansion, layout = self.clip_plan(len(clip.frames), clip.times, clip.duration)
-        return Medium("video", clip.frames, expansion, layout)
+        return Medium("video", clip.frames, expansion, layout, clip.times)
 
     # --- what a medium's placeholder becomes ---------------------------------------------------------------------
 
@@ -348,7 +348,10 @@ class Processor:
         system: str = "",
     ) -> Tokens:
         """Token ids of a conversation whose i-th placeholder is a medium of `kinds[i]` and becomes `expansions[i]`."""
-        prompt = self.template.conversation(turns, kinds, system=system)
+        return self.tokenize(self.template.conversation(turns, kinds, system=system), expansions, loss_on=loss_on)
+
+    def tokenize(self, prompt: Prompt, expansions: Sequence[int | Expansion], *, loss_on: str = "answer") -> Tokens:
+        """Token ids of a prompt that the template wrote, whose i-th placeholder becomes `expansions[i]`."""
         return self._known(conversation.tokenize(prompt, expansions, self._backend, loss_on=loss_on))
 
     def _known(self, tokens: Tokens) -> Tokens:
@@ -391,8 +394,7 @@ class Processor:
         clips = [clip if isinstance(clip, Clip) else self._untimed(clip) for clip in videos]
         waiting = {"image": iter(self.images(pictures)), "video": map(self.clip, clips)}
         media = [next(waiting[kind]) for kind in shown.kinds]
-        tokens = self._known(conversation.tokenize(shown, [m.expansion for m in media], self._backend))
-        return self.assemble(tokens, media)
+        return self.assemble(self.tokenize(shown, [m.expansion for m in media]), media)
 
     def _untimed(self, frames: Sequence[Picture]) -> Clip:
         return Clip(self.frames(frames), tuple(number / _UNKNOWN_RATE for number in range(len(frames))))

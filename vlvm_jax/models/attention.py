@@ -81,8 +81,8 @@ def attention(
     Softmax runs in fp32 whatever the inputs' dtype. Rows that may see nothing give finite values, never NaN.
 
     Args:
-      mask: `SelfMask` for causal self-attention; None for full self-attention (a tower); an array for anything else
-        (a cache), which XLA runs.
+      mask: `SelfMask` for causal self-attention; None for full self-attention (a tower); an array for anything else,
+        which XLA runs. Over a cache: `cached_attention`.
     """
     kernel = kernel_here(query.dtype)
     if kernel == "splash" and not isinstance(mask, jax.Array):
@@ -91,6 +91,30 @@ def attention(
     visible = mask.visible if isinstance(mask, SelfMask) else mask
     fused = kernel == "cudnn" and query.shape[1] > 1 and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
     return jax.nn.dot_product_attention(query, key, value, mask=visible, implementation="cudnn" if fused else "xla")
+
+
+def cached_attention(
+    query: Float[Array, "B Q H F"],
+    key: Float[Array, "B G S F"],
+    value: Float[Array, "B G S F"],
+    mask: Bool[Array, "B 1 Q S"],
+) -> Float[Array, "B Q H F"]:
+    """The same over a cache, which is read as it lies: one batched product a head, nothing of it is moved.
+
+    With one query a row no fused kernel has anything to gain: the time is that of reading the cache once.
+    """
+    batch, length, heads, width = query.shape
+    groups, slots = key.shape[1:3]
+    shared = heads // groups
+    of_group = query.reshape(batch, length, groups, shared, width).transpose(0, 2, 3, 1, 4)
+    of_group = of_group.reshape(batch, groups, shared * length, width)
+    logits = jnp.einsum("bgqf,bgsf->bgqs", of_group, key.astype(query.dtype), preferred_element_type=jnp.float32)
+    logits = logits.reshape(batch, groups, shared, length, slots) * width**-0.5
+    logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype).reshape(batch, groups, shared * length, slots)
+    out = jnp.einsum("bgqs,bgsf->bgqf", weights, value.astype(query.dtype))
+    out = out.reshape(batch, groups, shared, length, width).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, heads, width)
 
 
 def splash_attention(

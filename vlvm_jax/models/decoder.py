@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vlvm_jax.config import DecoderConfig, RopeScaling
-from vlvm_jax.models.attention import SelfMask, attention, causal_mask, segment_mask
+from vlvm_jax.models.attention import SelfMask, attention, cached_attention, causal_mask, segment_mask
 from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.stack import LayerStack
 from vlvm_jax.models.vision import ACTIVATIONS
@@ -24,14 +24,14 @@ class KVCache:
     """Keys and values of what the decoder has read, for S slots.
 
     Attributes:
-      key, value: [layers, B, S, G, F].
+      key, value: [layers, B, G, S, F], as the products of attention read them.
       positions: [B, S] position of each slot.
       segments: [B, S] segment of each slot, 0 where nothing is stored.
       index: the next free slot, one scalar for the whole batch.
     """
 
-    key: Float[Array, "layers B S G F"]
-    value: Float[Array, "layers B S G F"]
+    key: Float[Array, "layers B G S F"]
+    value: Float[Array, "layers B G S F"]
     positions: Int[Array, "B S"]
     segments: Int[Array, "B S"]
     index: Int[Array, ""]
@@ -39,8 +39,8 @@ class KVCache:
 
 # Logical axes of its fields.
 CACHE_AXES = {
-    "key": (None, "batch", None, "heads", None),
-    "value": (None, "batch", None, "heads", None),
+    "key": (None, "batch", "heads", None, None),
+    "value": (None, "batch", "heads", None, None),
     "positions": ("batch", None),
     "segments": ("batch", None),
     "index": (),
@@ -48,7 +48,7 @@ CACHE_AXES = {
 
 
 def init_cache(config: DecoderConfig, batch: int, slots: int, dtype=jnp.float32) -> KVCache:
-    shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+    shape = (config.num_hidden_layers, batch, config.num_key_value_heads, slots, config.head_dim)
     return KVCache(
         key=constrain(jnp.zeros(shape, dtype), *CACHE_AXES["key"]),
         value=constrain(jnp.zeros(shape, dtype), *CACHE_AXES["value"]),
@@ -102,24 +102,34 @@ class DecoderAttention(nnx.Module):
         self.v_proj = linear(width, config.num_key_value_heads * head, bias)
         self.o_proj = linear(config.num_attention_heads * head, width, config.attention_out_bias)
 
-    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: SelfMask | Bool[Array, "B 1 L S"], index, layer_cache):
+    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: SelfMask | Bool[Array, "B 1 L S"], index, cache):
         """Attends within `x`, or within the cache after writing `x`'s keys and values at slot `index`.
 
         Which of the two, the mask says: a `SelfMask` is over `x` alone.
+
+        Args:
+          cache: None, or keys and values of all layers with the number of this one; they come back with `x` written.
         """
         batch, length, _ = x.shape
         head = self.config.head_dim
         q = apply_rotary(self.q_proj(x).reshape(batch, length, -1, head), cos, sin)
         k = apply_rotary(self.k_proj(x).reshape(batch, length, -1, head), cos, sin)
         v = self.v_proj(x).reshape(batch, length, -1, head)
-        if layer_cache is not None:
-            write = jax.lax.dynamic_update_slice_in_dim
-            new = zip(layer_cache, (k, v), strict=True)
-            layer_cache = tuple(write(old, x.astype(old.dtype), index, axis=1) for old, x in new)
-            if not isinstance(mask, SelfMask):
-                k, v = layer_cache
-        out = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask)
-        return self.o_proj(out.reshape(batch, length, -1)), layer_cache
+        kept = None
+        if cache is not None:
+            held, number = cache
+            place = (number, 0, 0, index, 0)
+            new = (part.swapaxes(1, 2)[None] for part in (k, v))
+            kept = tuple(
+                jax.lax.dynamic_update_slice(old, part.astype(old.dtype), place)
+                for old, part in zip(held, new, strict=True)
+            )
+        if kept is None or isinstance(mask, SelfMask):
+            out = attention(q, k, v, mask)
+        else:
+            of_layer = (jax.lax.dynamic_index_in_dim(part, number, keepdims=False) for part in kept)
+            out = cached_attention(q, *of_layer, mask)
+        return self.o_proj(out.reshape(batch, length, -1)), kept
 
 
 class DecoderMLP(nnx.Module):
@@ -146,11 +156,11 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = norm()
         self.mlp = DecoderMLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask, index, layer_cache=None):
-        out, layer_cache = self.self_attn(self.input_layernorm(x), cos, sin, mask, index, layer_cache)
+    def __call__(self, x: Float[Array, "B L C"], cos, sin, mask, index, cache=None):
+        out, cache = self.self_attn(self.input_layernorm(x), cos, sin, mask, index, cache)
         x = x + out
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return constrain(x, "batch", "length", None), layer_cache
+        return constrain(x, "batch", "length", None), cache
 
 
 _INIT = nnx.initializers.lecun_normal()
@@ -212,7 +222,7 @@ class Decoder(nnx.Module):
             mask = causal_mask(segment_ids, positions, self.dtype)
         else:
             mask = segment_mask(segment_ids, key_segments, positions, key_positions)
-        x, (key, value) = self.layers(embeddings, cos, sin, mask, cache.index, layer_inputs=(cache.key, cache.value))
+        x, (key, value) = self.layers(embeddings, cos, sin, mask, cache.index, state=(cache.key, cache.value))
         cache = KVCache(key, value, key_positions, key_segments, cache.index + positions.shape[1])
         return self.norm(x), cache
 

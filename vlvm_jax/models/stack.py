@@ -61,16 +61,17 @@ class LayerStack(nnx.Module):
 
         self.segments = nnx.List([create(stop - start) for start, stop in self.bounds])
 
-    def __call__(self, x: jax.Array, *args, layer_inputs=None):
-        """Runs the layers: `x, out = layer(x, *args, layer_input)`.
+    def __call__(self, x: jax.Array, *args, state=None):
+        """Runs the layers: `x, out = layer(x, *args, None)`, or `x, state = layer(x, *args, (state, number))`.
 
         Args:
           x: the carry, same shape in and out of every layer.
           *args: passed to every layer unchanged.
-          layer_inputs: pytree with a leading layer axis of length `num_used` (a KV cache, say), or None.
+          state: pytree that all layers share (a KV cache, say), of which each reads and writes what is its own by its
+            number. It is carried along, so that writes happen in place: a scan's inputs and outputs would be copied.
 
         Returns:
-          The final carry and the per-layer outputs stacked on a leading axis.
+          The final carry, and the per-layer outputs stacked on a leading axis or the final state.
         """
         outputs = []
         for segment, (start, stop) in zip(self.segments, self.bounds, strict=True):
@@ -82,15 +83,22 @@ class LayerStack(nnx.Module):
                 params = jax.tree.map(lambda p, n=stop - start: p[:n], params)
 
             def body(carry, inputs, graphdef=graphdef):
-                layer_params, layer_input = inputs
-                carry = checkpoint_name(carry, LAYER_INPUT)
-                return nnx.merge(graphdef, layer_params)(carry, *args, layer_input)
+                layer_params, number = inputs
+                x, state = carry
+                x = checkpoint_name(x, LAYER_INPUT)
+                layer = nnx.merge(graphdef, layer_params)
+                if state is None:
+                    x, out = layer(x, *args, None)
+                    return (x, None), out
+                return layer(x, *args, (state, number)), None
 
             if (policy := REMAT_POLICIES[self.remat]) is not None:
                 body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-            inputs = jax.tree.map(lambda v, a=start, b=stop: v[a:b], layer_inputs)
-            x, out = jax.lax.scan(body, x, (params, inputs))
+            numbers = None if state is None else jnp.arange(start, stop)
+            (x, state), out = jax.lax.scan(body, (x, state), (params, numbers))
             outputs.append(out)
+        if state is not None:
+            return x, state
         return x, jax.tree.map(lambda first, *rest: jnp.concatenate([first, *rest]) if rest else first, *outputs)
 
 

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.models.adapters import build_adapter
-from vlvm_jax.models.adapters.base import FrameLayout, VisualTokens
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VisualTokens
 from vlvm_jax.models.decoder import Decoder, KVCache
 from vlvm_jax.models.lora import attach
-from vlvm_jax.models.vision import VisionTower
+from vlvm_jax.models.vision import VisionFeatures, VisionTower
 from vlvm_jax.parallel.rules import constrain
 
 
@@ -33,6 +33,7 @@ class Batch:
       visual_index, visual_weight: [B, L, P] or None. Which of the adapter's V slots make the token at each marked
         position, and how much of each: images tiled as LLaVA-NeXT does are read across their tiles
         (`data/images/anyres.py`). None: the valid slots in order.
+      prompt_ids: [B, P] of what is asked, for adapters that need it (`Guidance`); None for all others.
     """
 
     frames: UInt8[Array, "B T H W 3"]
@@ -45,10 +46,15 @@ class Batch:
     loss_mask: Bool[Array, "B L"]
     visual_index: Int[Array, "B L P"] | None = None
     visual_weight: Float[Array, "B L P"] | None = None
+    prompt_ids: Int[Array, "B P"] | None = None
 
     @property
     def layout(self) -> FrameLayout:
         return FrameLayout(self.media, self.is_video, room=self.token_ids.shape[1])
+
+    @property
+    def guidance(self) -> Guidance | None:
+        return None if self.prompt_ids is None else Guidance(self.prompt_ids)
 
 
 class VideoLLM(nnx.Module):
@@ -71,12 +77,25 @@ class VideoLLM(nnx.Module):
         if config.lora is not None:
             attach({"encoder": self.encoder, "decoder": self.decoder}, config.lora, rngs=rngs)
 
-    def visual_tokens(self, frames: UInt8[Array, "B T H W 3"], layout: FrameLayout, rng=None) -> VisualTokens:
-        return self.adapter(self.encoder(frames), layout, rng=rng)
+    def see(self, frames: UInt8[Array, "B T H W 3"]) -> VisionFeatures:
+        """All of the image side that depends on nothing but the frames, and can be kept for the next question.
 
-    def embed(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
+        Every array in it has the leading axes B T, so that features of clips can be put side by side.
+        """
+        return self.encoder(frames)
+
+    def visual_tokens(
+        self, features: VisionFeatures, layout: FrameLayout, guidance: Guidance | None = None, rng=None
+    ) -> VisualTokens:
+        """What the decoder reads of what `see` gave."""
+        return self.adapter(features, layout, guidance=guidance, rng=rng)
+
+    def embed(
+        self, batch: Batch, rng: jax.Array | None = None, features: VisionFeatures | None = None
+    ) -> Float[Array, "B L C"]:
         """Text embeddings with the visual tokens in their places."""
-        visual = self.visual_tokens(batch.frames, batch.layout, rng)
+        features = self.see(batch.frames) if features is None else features
+        visual = self.visual_tokens(features, batch.layout, batch.guidance, rng)
         text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
         if batch.visual_index is not None and batch.visual_weight is not None:
             merged = merge_indexed(text, batch.media_mask, visual, batch.visual_index, batch.visual_weight)
@@ -85,14 +104,21 @@ class VideoLLM(nnx.Module):
         return constrain(merged, "batch", "length", None)
 
     def __call__(
-        self, batch: Batch, *, cache: KVCache | None = None, rng: jax.Array | None = None
+        self,
+        batch: Batch,
+        *,
+        cache: KVCache | None = None,
+        features: VisionFeatures | None = None,
+        rng: jax.Array | None = None,
     ) -> tuple[Float[Array, "B L C"], KVCache | None]:
         """Final hidden states of every position (apply `decoder.logits`), and the filled cache if one was given.
 
         Args:
           cache: an empty one, to be filled.
+          features: of `see`; then the batch's frames are not looked at and may be of no size.
         """
-        return self.decoder(self.embed(batch, rng), batch.positions, batch.segment_ids, cache, prefill=True)
+        embedded = self.embed(batch, rng, features)
+        return self.decoder(embedded, batch.positions, batch.segment_ids, cache, prefill=True)
 
 
 def merge(text: Float[Array, "B L C"], media_mask: Bool[Array, "B L"], visual: VisualTokens) -> Float[Array, "B L C"]:

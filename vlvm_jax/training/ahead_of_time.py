@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vlvm_jax.config import Config, DecoderConfig, MeshConfig, ModelConfig, StageConfig
-from vlvm_jax.inference import decode
+from vlvm_jax.models import decoding
 from vlvm_jax.models.decoder import CACHE_AXES, KVCache, init_cache
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.models.video_llm import Batch
@@ -131,10 +131,10 @@ def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Progr
     slots = stage.length + NEW_TOKENS
 
     def prefill(params, batch):
-        return decode.prefill(model.bind(params), batch, slots)
+        return decoding.prefill(model.bind(params), batch, slots)
 
     def step(params, token, positions, cache):
-        return decode.decode_step(model.bind(params), token, positions, cache)
+        return decoding.decode_step(model.bind(params), token, positions, cache)
 
     if name == "prefill":
         function, arguments = jax.jit(prefill), (params, batch)

@@ -18,7 +18,7 @@ from flax import nnx
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.data.images import anyres
 from vlvm_jax.errors import InputError
-from vlvm_jax.inference.decode import Greedy
+from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
@@ -98,7 +98,7 @@ def _compare(export: "Export", folder: Path) -> Report:
     with torch.no_grad():
         reference = theirs(**inputs).logits[0].numpy()[:, : ours.shape[1]]
         answer = theirs.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None)
-    tokens, _ = Greedy(model, max_new_tokens=ANSWER_TOKENS)(params, batch)
+    tokens, _ = jax.jit(lambda params, batch: decoding.generate(model.bind(params), batch, ANSWER_TOKENS))(params, batch)
     same = bool((np.asarray(tokens)[0] == answer[0, -ANSWER_TOKENS:].numpy()).all())
     return Report(sample.what, _difference(ours, reference), same, versions)
 

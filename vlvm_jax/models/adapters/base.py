@@ -55,10 +55,23 @@ class VisualTokens:
     valid: Bool[Array, "B V"]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """What is asked, for adapters that look at it before they choose.
+
+    Attributes:
+      prompt_ids: [B, P] token ids of the raw question for the scoring text encoder, padded.
+    """
+
+    prompt_ids: Int[Array, "B P"]
+
+
 class VideoAdapter(nnx.Module, abc.ABC):
     """Frame features to visual tokens. Owns the connector, because the systems place it differently."""
 
     Options: ClassVar[type[Settings]]
+    needs_prompt: bool = False  # whether it asks for `guidance`
 
     @abc.abstractmethod
     def num_video_tokens(self, num_frames: int) -> int:
@@ -75,10 +88,18 @@ class VideoAdapter(nnx.Module, abc.ABC):
         return None
 
     @abc.abstractmethod
-    def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+    def __call__(
+        self,
+        features: VisionFeatures,
+        layout: FrameLayout,
+        *,
+        guidance: Guidance | None = None,
+        rng: jax.Array | None = None,
+    ) -> VisualTokens:
         """Args:
         features: of the tower, `patches` [B, T, N, D].
         layout: which frames belong together.
+        guidance: what is asked, for an adapter that `needs_prompt`; others do not look at it.
         rng: key for what is random in training; None in evaluation, where nothing may be.
         """
 

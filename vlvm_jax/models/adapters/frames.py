@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 
 from vlvm_jax.config import ModelConfig, Settings
 from vlvm_jax.errors import InputError
-from vlvm_jax.models.adapters.base import FrameLayout, VideoAdapter, VisualTokens
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VideoAdapter, VisualTokens
 from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
 
@@ -64,7 +64,14 @@ class Adapter(VideoAdapter):
     def slots_per_frame(self) -> int:
         return self.num_patches + (self.image_newline is not None)
 
-    def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+    def __call__(
+        self,
+        features: VisionFeatures,
+        layout: FrameLayout,
+        *,
+        guidance: Guidance | None = None,
+        rng: jax.Array | None = None,
+    ) -> VisualTokens:
         """Slots of a frame: N for its tokens, of which a pooled one fills the first K, then one for the newline."""
         tokens = self.connector(features.patches)
         kept = jnp.full(layout.media.shape, self.num_patches)

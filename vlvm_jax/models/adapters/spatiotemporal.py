@@ -21,7 +21,7 @@ from pydantic import PositiveInt
 
 from vlvm_jax.config import ModelConfig, Settings
 from vlvm_jax.errors import InputError
-from vlvm_jax.models.adapters.base import FrameLayout, VideoAdapter, VisualTokens
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VideoAdapter, VisualTokens
 from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.resampler import Resampler, line_positions
@@ -111,7 +111,14 @@ class Adapter(VideoAdapter):
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+    def __call__(
+        self,
+        features: VisionFeatures,
+        layout: FrameLayout,
+        *,
+        guidance: Guidance | None = None,
+        rng: jax.Array | None = None,
+    ) -> VisualTokens:
         """The tokens of a row's media one after the other, packed to the front."""
         media = self._media(layout)
         of_space, of_time = pool(features.patches, media.frames)

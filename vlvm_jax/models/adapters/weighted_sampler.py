@@ -15,7 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 from vlvm_jax.config import ModelConfig, Settings
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import samplers
-from vlvm_jax.models.adapters.base import FrameLayout, VideoAdapter, VisualTokens
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VideoAdapter, VisualTokens
 from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
 
@@ -82,7 +82,14 @@ class Adapter(VideoAdapter):
     def slots_per_frame(self) -> int:
         return self.num_tokens if self.options.apply_to_images else self.num_patches
 
-    def __call__(self, features: VisionFeatures, layout: FrameLayout, *, rng: jax.Array | None = None) -> VisualTokens:
+    def __call__(
+        self,
+        features: VisionFeatures,
+        layout: FrameLayout,
+        *,
+        guidance: Guidance | None = None,
+        rng: jax.Array | None = None,
+    ) -> VisualTokens:
         whole, sampled = self._tokens(features, rng)
         if self.temporal_embedding is not None:
             index = jnp.minimum(layout.index_in_medium, self.options.max_frames - 1)
