@@ -59,10 +59,14 @@ _DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "rele
 _CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
 
 
+def _required(flag: flags.FlagHolder) -> str:
+    if not flag.value:
+        raise InputError(f"--{flag.name} is required; see --help")
+    return flag.value
+
+
 def main() -> None:
-    for flag in (_CHECKPOINT, _QUESTIONS, _MEDIA, _OUTPUT):
-        if not flag.value:
-            raise InputError(f"--{flag.name} is required; see --help")
+    checkpoint, questions, media, output = map(_required, (_CHECKPOINT, _QUESTIONS, _MEDIA, _OUTPUT))
     from vlvm_jax.config import Config, build
     from vlvm_jax.evaluation import benchmark
     from vlvm_jax.evaluation.results import Rules
@@ -70,8 +74,8 @@ def main() -> None:
     from vlvm_jax.training.interrupt import StopSignal
 
     options = benchmark.Options(
-        checkpoint=_CHECKPOINT.value, questions=_QUESTIONS.value, answers=_ANSWERS.value, media=_MEDIA.value,
-        output=_OUTPUT.value, format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
+        checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=media, output=output,
+        format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
         decoding=Decoding(
             max_new_tokens=_MAX_NEW_TOKENS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value,

@@ -129,9 +129,7 @@ def test_features_seen_before_give_the_same(params):
     model = MODEL.bind(params)
     features = model.see(row.frames)
     blind = dataclasses.replace(row, frames=row.frames[..., :0, :0, :])
-    np.testing.assert_array_equal(
-        decoding.prefill(model, blind, 16, features)[0], decoding.prefill(model, row, 16)[0]
-    )
+    np.testing.assert_array_equal(decoding.prefill(model, blind, 16, features)[0], decoding.prefill(model, row, 16)[0])
 
 
 def reference_nucleus(logits: np.ndarray, top_p: float) -> np.ndarray:
@@ -175,9 +173,7 @@ def test_what_is_drawn_has_the_distribution():
 
 def test_a_row_draws_the_same_whatever_its_neighbours(params):
     keys = jax.vmap(jax.random.PRNGKey)(jnp.arange(2))
-    draw = jax.jit(
-        lambda params, batch, sampling: decoding.generate(MODEL.bind(params), batch, NEW, (), sampling)[0]
-    )
+    draw = jax.jit(lambda params, batch, sampling: decoding.generate(MODEL.bind(params), batch, NEW, (), sampling)[0])
     rows = batch((14, 9), 16)
     both = draw(params, rows, Sampling(jnp.float32(1.0), jnp.float32(0.95), keys))
     assert both[0].tolist() != greedy()(params, rows)[0][0].tolist()

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.controls import SWAPPING, Control
 from vlvm_jax.evaluation.predictions import Predictions
 from vlvm_jax.evaluation.question_lists import Question
-from vlvm_jax.inference.requests import Answer, Request
+from vlvm_jax.inference.answering import Answering
+from vlvm_jax.inference.requests import Answer, Decoding, Request
 from vlvm_jax.training.interrupt import StopSignal
 
-Answers = Callable[[Sequence[Request]], Iterator[Answer]]
 _SAID = ("finish", "prompt_tokens", "visual_tokens", "new_tokens")  # of an answer, for its prediction
+_BATCHES = 4  # asked at once: what their answers are sorted into by length, and what a kill may cost
 
 
 def request(question: Question, control: Control | None, other: Question | None, prefix: str) -> Request:
@@ -37,39 +39,56 @@ def request(question: Question, control: Control | None, other: Question | None,
 
 
 def ask(
-    answers: Answers,
+    model: Answering,
+    decoding: Decoding,
     questions: Sequence[Question],
     predictions: Predictions,
     *,
     control: Control | None = None,
     others: Mapping[str, Question] | None = None,
     prefix: str = "",
-    chunk: int = 64,
     stop: StopSignal,
     on_answer: Callable[[], None] = lambda: None,
 ) -> None:
     """Answers what `predictions` has no answer to, clip by clip, so that what is kept of one serves all its questions.
 
-    A question whose media cannot be used gets a prediction of None with the cause, and is tried again by the next run.
+    A question whose media cannot be used, or whose prompt cannot (`refused`: it is longer than the context, say), gets
+    a prediction of None with the cause, and is tried again by the next run.
 
     Args:
-      chunk: requests handed over at once.
+      model: as the control has it, see `controls.controlled`.
 
     Raises:
+      InputError: the model refuses questions before it has answered any of some batches: no single one is at fault.
       Interrupted: asked to stop; everything answered is written.
     """
     todo = [question for question in questions if not predictions.answered(question.id)]
-    for missing in (question for question in todo if question.missing):
-        cause = BadSampleError("missing", missing.media[0][1])
-        predictions.add(_line(missing, control, others, {"pred": None, "cause": cause.cause, "detail": cause.detail}))
+
+    def write(question: Question, said: Mapping[str, Any]) -> None:
+        other = {"other": others[question.id].id} if others and control in SWAPPING else {}
+        line = {"id": question.id, "question": question.text, "answer": question.answer}
+        predictions.add({**line, **question.carried, **other, **said})
         on_answer()
+
+    for missing in (question for question in todo if question.missing):
+        write(missing, _nothing(BadSampleError("missing", missing.media[0][1])))
     by_id = {question.id: question for question in _by_clip(todo) if not question.missing}
     requests = [request(q, control, (others or {}).get(q.id), prefix) for q in by_id.values()]
-    for start in range(0, len(requests), chunk):
-        for name, said in _each(answers, requests[start : start + chunk]):
-            predictions.add(_line(by_id[name], control, others, said))
-            on_answer()
+    answered = any(predictions.answered(question.id) for question in questions)
+    size = _BATCHES * model.rows
+    for start in range(0, len(requests), size):
+        refused: dict[str, InputError] = {}
+        for name, said in _each(model, requests[start : start + size], decoding):
+            if isinstance(said, InputError):
+                refused[name] = said
+                continue
+            answered |= isinstance(said, Answer)
+            write(by_id[name], _something(said) if isinstance(said, Answer) else _nothing(said))
             stop.check("what is answered is kept")
+        for name, error in refused.items():
+            if not answered:
+                raise error
+            write(by_id[name], _nothing(BadSampleError("refused", str(error))))
 
 
 def _by_clip(questions: Iterable[Question]) -> list[Question]:
@@ -80,38 +99,38 @@ def _by_clip(questions: Iterable[Question]) -> list[Question]:
     return [question for group in groups.values() for question in group]
 
 
-def _each(answers: Answers, requests: Sequence[Request]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What came of each request, by id. After one that cannot be used, the others are asked one by one."""
+def _each(
+    model: Answering, requests: Sequence[Request], decoding: Decoding
+) -> Iterator[tuple[str, Answer | BadSampleError | InputError]]:
+    """What came of each request, by id. After one that is refused, the others are asked one by one."""
     left = {one.id: one for one in requests}
+    bad: list[tuple[str, BadSampleError]] = []
     try:
-        for answer in answers(requests):
+        for answer in model.answer(requests, decoding, on_bad=lambda one, error: bad.append((one.id, error))):
             del left[answer.id]
-            yield answer.id, {"pred": answer.text} | {key: getattr(answer, key) for key in _SAID} | _picked(answer)
-    except BadSampleError as error:
+            yield answer.id, answer
+    except InputError as error:
         if len(requests) == 1:
-            yield requests[0].id, {"pred": None, "cause": error.cause, "detail": error.detail}
+            yield requests[0].id, error
             return
+        for name, _ in bad:
+            del left[name]
+        yield from bad
         for one in left.values():
-            yield from _each(answers, [one])
+            yield from _each(model, [one], decoding)
+    else:
+        yield from bad
 
 
-def _picked(answer: Answer) -> dict[str, Any]:
-    """Which frames and regions the model saw, where its adapter chooses."""
-    if answer.picked is None:
-        return {}
-    return {"picked": json.loads(json.dumps(answer.picked, default=lambda value: np.asarray(value).tolist()))}
+def _something(answer: Answer) -> dict[str, Any]:
+    """A prediction's part of an answer; `picked` where the adapter chooses frames and regions."""
+    picked = {} if answer.picked is None else {"picked": json.loads(json.dumps(answer.picked, default=_plain))}
+    return {"pred": answer.text, **{key: getattr(answer, key) for key in _SAID}, **picked}
 
 
-def _line(
-    question: Question, control: Control | None, others: Mapping[str, Question] | None, said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A prediction, with the keys of the format of its list."""
-    other = {"other": others[question.id].id} if others and control in SWAPPING else {}
-    return {
-        "id": question.id,
-        "question": question.text,
-        "answer": question.answer,
-        **question.carried,
-        **other,
-        **said,
-    }
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist()
+
+
+def _nothing(error: BadSampleError) -> dict[str, Any]:
+    return {"pred": None, "cause": error.cause, "detail": error.detail}

@@ -20,7 +20,7 @@ from vlvm_jax.evaluation.controls import SWAPPING, Control
 from vlvm_jax.evaluation.predictions import Predictions
 from vlvm_jax.evaluation.question_lists import Format, Question, QuestionList
 from vlvm_jax.evaluation.results import Rules
-from vlvm_jax.inference import answering
+from vlvm_jax.inference import loading
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Decoding
 from vlvm_jax.training.interrupt import StopSignal
@@ -36,7 +36,7 @@ class Options:
     """What the command was given.
 
     Attributes:
-      checkpoint: a hub id or directory, as `inference.answering.load` takes it.
+      checkpoint: a hub id or directory, as `inference.loading.load` takes it.
       questions, answers, format: see `question_lists.read`.
       media: folder of the clips.
       output: folder, local or gs://, for everything that is written.
@@ -117,17 +117,16 @@ def _answered(
                 meter.update(done)
                 logs.check()
 
-            for control, found in files.items():
-                if model is not None:
-                    asking.ask(
-                        lambda requests, model=model: model.answer(requests, options.decoding), questions, found,
-                        control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
-                    )  # fmt: skip
+            for control in rounds if model is not None else ():
+                asking.ask(
+                    controls.controlled(model, control), options.decoding, questions, files[control],
+                    control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
+                )  # fmt: skip
         return {control: found.by_id for control, found in files.items()}
 
 
 def _load(options: Options, config: Config | None) -> Answering:
-    return answering.load(options.checkpoint, config=config, frames=options.frames)
+    return loading.load(options.checkpoint, config=config, frames=options.frames, rows=options.batch_size)
 
 
 def predictions_name(control: Control | None) -> str:

@@ -9,18 +9,54 @@ shuffled_question another question is asked: how often its answer passes for the
 The first two are those of training's evals.
 """
 
+import dataclasses
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from vlvm_jax.data.media import Medium
+from vlvm_jax.data.sources.records import Record
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.inference.answering import Answering
+from vlvm_jax.inference.prompts import Prompts
+from vlvm_jax.inference.requests import Request
 
 Control = Literal["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
 CONTROLS: tuple[Control, ...] = ("blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question")
 SWAPPING: tuple[Control, ...] = ("shuffled_prompt", "shuffled_question")  # a question for another
+
+
+def controlled(model: Answering, control: Control | None) -> Answering:
+    """The same model, compiled once, given what a control makes of its clips.
+
+    Raises:
+      InputError: the control is about guidance, and the model's adapter has none.
+    """
+    if control == "shuffled_prompt" and not model.engine.model.needs_prompt:
+        name = model.engine.model.config.adapter.name
+        raise InputError(
+            f"--control=shuffled_prompt: the question does not guide the adapter {name!r}; leave the control out "
+            "(shuffled_question asks another question)"
+        )
+    if control not in ("blank_video", "shuffled_frames"):
+        return model
+    spec = dataclasses.replace(model.prompts.spec, control=control)
+    prompts = _ByClip(spec, model.prompts.longest)
+    return Answering(
+        model.engine, prompts, rows=model.rows, cache_bytes=model.cache_bytes, encode_prompt=model.encode_prompt
+    )
+
+
+class _ByClip(Prompts):
+    """Shuffles the frames of each clip in its own way."""
+
+    def media(self, request: Request) -> list[Medium]:
+        record = Record(request.id, request.id, request.media, (), span=request.span)
+        return self.loader.media(record, zlib.crc32(repr(request.media).encode()))
 
 
 def others(questions: Sequence[Question], seed: int = 0) -> dict[str, Question]:
