@@ -2,14 +2,11 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-from etils import epath
 
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
@@ -181,13 +178,7 @@ def _files_hash(checkpoint: str) -> str:
     Raises:
       InputError: there is no such checkpoint.
     """
-    folder = epath.Path(open_source(checkpoint, "--checkpoint").name)
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        state = path.stat()
-        if not state.is_directory:
-            found.update(f"{path.relative_to(folder).as_posix()} {state.length} {state.mtime}\n".encode())
-    return found.hexdigest()[:16]
+    return storage.fingerprint(open_source(checkpoint, "--checkpoint").name)[:16]
 
 
 def _write(folder: str, name: str, text: str) -> None:
