@@ -127,8 +127,8 @@ class DecoderAttention(nnx.Module):
         if kept is None or isinstance(mask, SelfMask):
             out = attention(q, k, v, mask)
         else:
-            of_layer = (jax.lax.dynamic_index_in_dim(part, number, keepdims=False) for part in kept)
-            out = cached_attention(q, *of_layer, mask)
+            keys, values = (jax.lax.dynamic_index_in_dim(part, number, keepdims=False) for part in kept)
+            out = cached_attention(q, keys, values, mask)
         return self.o_proj(out.reshape(batch, length, -1)), kept
 
 

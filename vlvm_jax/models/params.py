@@ -44,6 +44,11 @@ class Model:
         flat = [(path, variable.replace(params[name])) for name, (path, variable) in self._variables.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the adapter looks at what is asked, see `Guidance`."""
+        return self.bind(self.abstract()).adapter.needs_prompt
+
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the segmented parameters, fp32."""
         return {

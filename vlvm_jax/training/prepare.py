@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
-from vlvm_jax.config import Config, EvalConfig, StageConfig
+from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
@@ -162,13 +162,20 @@ def adapter_of(config: Config) -> VideoAdapter:
 
 
 def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
-    adapter = adapter_of(config)
-    data = config.data
+    return spec_of(config.model, config.data, part, control)
+
+
+def spec_of(
+    model: ModelConfig, data: DataConfig, part: StageConfig | EvalConfig, control: str | None = None
+) -> SampleSpec:
+    """How records become samples for a model."""
+    unbound = Model(model)
+    adapter = unbound.bind(unbound.abstract()).adapter
     return SampleSpec(
         length=part.length,
         frames=part.frames,
         frames_per_video=part.frames_per_video,
-        image_size=config.model.vision.image_size,
+        image_size=model.vision.image_size,
         image_tokens=adapter.num_image_tokens(),
         video_tokens=tuple(adapter.num_video_tokens(n) for n in range(part.frames_per_video + 1)),
         tokenizer=data.tokenizer,

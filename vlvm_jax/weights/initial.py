@@ -82,6 +82,11 @@ class Initial:
             if _under(path, prefix) and path in source.shapes
         }
 
+    def missing(self, paths: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
+        """Those that no source has, and that would start fresh."""
+        taken = self._taken(paths)
+        return [path for path in paths if path not in taken]
+
     def params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, seed: int) -> Params:
         """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time."""
         on_mesh = {

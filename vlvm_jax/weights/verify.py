@@ -98,7 +98,9 @@ def _compare(export: "Export", folder: Path) -> Report:
     with torch.no_grad():
         reference = theirs(**inputs).logits[0].numpy()[:, : ours.shape[1]]
         answer = theirs.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None)
-    tokens, _ = jax.jit(lambda params, batch: decoding.generate(model.bind(params), batch, ANSWER_TOKENS))(params, batch)
+    tokens, _ = jax.jit(lambda params, batch: decoding.generate(model.bind(params), batch, ANSWER_TOKENS))(
+        params, batch
+    )
     same = bool((np.asarray(tokens)[0] == answer[0, -ANSWER_TOKENS:].numpy()).all())
     return Report(sample.what, _difference(ours, reference), same, versions)
 

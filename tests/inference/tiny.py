@@ -1,0 +1,49 @@
+"""Tiny checkpoints with weights, tokenizer, template and processors: everything that answers need."""
+
+import json
+
+import hf
+import hf_checkpoints
+import numpy as np
+import transformers
+from media_files import moving, write_clip
+from PIL import Image
+
+LONGEST = 512
+
+
+def checkpoint(folder, family: str, tokenizer: str = "byte_level", *, eos: bool = False, size: int = 32):
+    """A directory in Hugging Face format with random weights, in fp32.
+
+    Args:
+      eos: whether generation may end; a random model's end token would come at random.
+    """
+    hf_checkpoints.checkpoint(folder, family, tokenizer, size=size)
+    words = hf_checkpoints.TOKENIZERS[tokenizer]()
+    config = hf_checkpoints.model_config(family, size, 8)
+    config.text_config.max_position_embeddings = LONGEST
+    config.text_config.pad_token_id = None
+    image = words.convert_tokens_to_ids("<image>")
+    for name in ("image_token_index", "image_token_id"):
+        if hasattr(config, name):
+            setattr(config, name, image)
+    for name in ("video_token_index", "video_token_id"):
+        if hasattr(config, name):
+            setattr(config, name, words.convert_tokens_to_ids("<video>"))
+    name = type(config).__name__.removesuffix("Config")
+    model = hf.randomize(getattr(transformers, f"{name}ForConditionalGeneration")(config))
+    model.tie_weights()
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} if eos else {}))
+    return folder
+
+
+def clip(path, frames: int = 12, size=(48, 32), seed: int = 0):
+    write_clip(path, moving(frames, size, seed))
+    return str(path)
+
+
+def picture(path, height: int = 50, width: int = 70):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)

@@ -1,0 +1,263 @@
+"""Ask a model about a video or images.
+
+usage: python -m vlvm_jax.generate --checkpoint=DIR (--video=FILE | --image=FILE ...)
+                                   (--prompt=TEXT | --questions=FILE | --interactive) [--flag=value ...]
+
+  --checkpoint      a training run, an import, a directory in the Hugging Face format, or a hub id.
+  --video           a clip, or a folder of its frames.
+  --image           may be given several times.
+
+  --prompt          one question. Its answer is written as it comes.
+  --questions       a file of many: one a line, or a JSON list of strings or of {"id": ..., "question": ...}.
+  --interactive     a conversation, one question a line; /clear forgets what was said, /quit ends.
+
+  --config          a recipe (configs/x.py:preset): its model and data settings in place of the checkpoint's.
+  --frames          of the clip (default: as the run or recipe has it, else 8).
+  --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
+  --prefix          how answers begin; not repeated in the output.
+  --max_new_tokens  of an answer (default 128).
+  --temperature     0 (default) takes the likeliest token; above it, tokens are drawn.
+  --top_p           drawn from the fewest tokens that have this probability together (default 1).
+  --stop            a string that ends answers; may be given several times.
+  --seed            of what is drawn (default 0).
+  --dtype           float32 or bfloat16 (default: the model's).
+
+  --json            a line of JSON for each answer: text, tokens, seconds.
+  --show=FILE.png   the frames that were taken, with their times and the adapter's weights.
+
+Uses all devices there are. Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import config_flags
+
+from vlvm_jax import cli
+from vlvm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from vlvm_jax.inference.answering import Answer, Answering, Decoding, Request
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
+_VIDEO = flags.DEFINE_string("video", None, "A clip.")
+_IMAGE = flags.DEFINE_multi_string("image", [], "An image.")
+_PROMPT = flags.DEFINE_string("prompt", None, "A question.")
+_QUESTIONS = flags.DEFINE_string("questions", None, "A file of questions.")
+_INTERACTIVE = flags.DEFINE_bool("interactive", False, "A conversation.")
+_FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1)
+_CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
+_PREFIX = flags.DEFINE_string("prefix", "", "How answers begin.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of the tokens that are drawn from.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Ends answers.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
+_JSON = flags.DEFINE_bool("json", False, "JSON lines.")
+_SHOW = flags.DEFINE_string("show", None, "A PNG to write.")
+
+
+def main() -> None:
+    from vlvm_jax import memory
+    from vlvm_jax.config import Config, build
+    from vlvm_jax.data.faults import BadSampleError
+
+    _check_flags()
+    decoding, asked = _decoding(), _questions()
+    media = _media()
+    config = None if _CONFIG.value is None else build(Config, _CONFIG.value)
+    memory.give_back_large()
+    try:
+        _probe(media)
+        _run(config, media, asked, decoding)
+    except BadSampleError as error:
+        what = "no such file" if error.cause == "missing" else f"cannot be used ({error.cause})"
+        raise InputError(f"{'--video' if _VIDEO.value else '--image'}: {error.detail}: {what}") from None
+
+
+def _run(config, media, asked, decoding: "Decoding") -> None:
+    from vlvm_jax.inference.answering import Request
+    from vlvm_jax.inference.loading import load
+
+    answering = load(
+        _CHECKPOINT.value, config=config, frames=_FRAMES.value, chat_template=_CHAT_TEMPLATE.value, dtype=_DTYPE.value
+    )
+    if asked is None:
+        _chat(answering, media, decoding)
+        return
+    requests = [Request(name, media, question, _PREFIX.value) for name, question in asked]
+    if len(requests) == 1 and not _JSON.value:
+        answers = [_stream(answering, requests[0], decoding)]
+    else:
+        answers = _answer_all(answering, requests, decoding)
+    if _SHOW.value is not None:
+        _show(answering, requests[0], answers[0])
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def _check_flags() -> None:
+    modes = {"--prompt": _PROMPT.value is not None, "--questions": _QUESTIONS.value is not None}
+    modes["--interactive"] = _INTERACTIVE.value
+    given = [name for name, used in modes.items() if used]
+    if len(given) != 1:
+        raise InputError(f"give exactly one of {', '.join(modes)}; found {' and '.join(given) or 'none'}; see --help")
+    if (_VIDEO.value is None) == (not _IMAGE.value):
+        raise InputError("give --video=FILE or --image=FILE, one of the two; see --help")
+    if _INTERACTIVE.value and (_JSON.value or _SHOW.value):
+        raise InputError(f"--interactive excludes {'--json' if _JSON.value else '--show'}")
+    if _CHECKPOINT.value is None and _CONFIG.value is None:
+        raise InputError("--checkpoint is required: a run, an import, a Hugging Face directory or a hub id")
+    if _PROMPT.value is not None and not _PROMPT.value.strip():
+        raise InputError("--prompt is empty; ask something")
+    if _SHOW.value is not None and not _SHOW.value.lower().endswith(".png"):
+        raise InputError(f"--show={_SHOW.value}: expected a file name that ends in .png")
+
+
+def _decoding() -> "Decoding":
+    from vlvm_jax.inference.requests import Decoding
+
+    try:
+        return Decoding(
+            _MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"--{error}") from None
+
+
+def _media():
+    from vlvm_jax.data.sources.records import MediaKind
+
+    kind: MediaKind = "video" if _VIDEO.value is not None else "image"
+    return tuple((kind, path) for path in ([_VIDEO.value] if kind == "video" else _IMAGE.value))
+
+
+def _questions() -> list[tuple[str, str]] | None:
+    """(id, question) of each; None for a conversation."""
+    if _INTERACTIVE.value:
+        return None
+    if _PROMPT.value is not None:
+        return [("--prompt", _PROMPT.value)]
+    path = Path(_QUESTIONS.value)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file") from None
+    found = _listed(text, str(path)) if text.lstrip().startswith("[") else _lines(text)
+    if not found:
+        raise InputError(f"--questions={path}: no question in it; write one a line, or a JSON list")
+    for name, question in found:
+        if not question.strip():
+            raise InputError(f"--questions={path}: question {name} is empty")
+    return found
+
+
+def _lines(text: str) -> list[tuple[str, str]]:
+    return [(str(number), line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _listed(text: str, path: str) -> list[tuple[str, str]]:
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--questions={path}: begins as a JSON list, but is none ({error})") from None
+    found = []
+    for number, entry in enumerate(entries, 1):
+        entry = {"question": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
+            raise InputError(f'--questions={path}: entry {number} is neither a string nor {{"question": ...}}')
+        found.append((str(entry.get("id", number)), entry["question"]))
+    return found
+
+
+def _probe(media) -> None:
+    """Opens every file before the model is loaded, which may take minutes."""
+    from vlvm_jax.data import video
+
+    for kind, path in media:
+        if kind == "image":
+            video.image_size(path)
+        else:
+            video.decode_clip(path, 1, lambda pixels: pixels)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _stream(answering: "Answering", request: "Request", decoding: "Decoding") -> "Answer":
+    """Writes an answer as it comes."""
+    pieces = answering.stream(request, decoding)
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print(flush=True)
+            return end.value
+
+
+def _answer_all(answering: "Answering", requests: list["Request"], decoding: "Decoding") -> list["Answer"]:
+    answers = []
+    for request, answer in zip(requests, answering.answer(requests, decoding), strict=True):
+        answers.append(answer)
+        if _JSON.value:
+            values = {"question": request.question, **dataclasses.asdict(answer)}
+            print(json.dumps(values, ensure_ascii=False), flush=True)
+        else:
+            print(f"{request.question}\n  {answer.text}", flush=True)
+    return answers
+
+
+def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
+    from vlvm_jax.data.sources.records import Turn
+    from vlvm_jax.inference.requests import Request, conversation
+
+    earlier: tuple[Turn, ...] = ()
+    for question in _lines_asked():
+        if question == "/quit":
+            return
+        if question == "/clear":
+            earlier = ()
+            continue
+        request = Request("chat", media, conversation(earlier, question), _PREFIX.value)
+        try:
+            answer = _stream(answering, request, decoding)
+        except InputError as error:
+            print(f"{error} (/clear forgets what was said)", flush=True)
+            continue
+        earlier = (*earlier, Turn(question, f"{_PREFIX.value} {answer.text}".strip()))
+
+
+def _lines_asked() -> Iterator[str]:
+    """What a person, or a pipe, asks."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:
+    from vlvm_jax.inference import picture
+
+    path = Path(_SHOW.value)
+    png = picture.contact_sheet(answering, request, answer)
+    try:
+        path.write_bytes(png)
+    except OSError as error:
+        raise InputError(f"--show={path}: cannot be written ({error.strerror})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__ or ""))

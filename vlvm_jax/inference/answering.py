@@ -1,0 +1,268 @@
+"""Answers: requests in, batches of fixed shapes through the model, text out. Clips are seen once and kept."""
+
+import dataclasses
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlvm_jax import storage
+from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.media import Medium, Sample
+from vlvm_jax.inference.engine import Engine, length_bucket, power_bucket
+from vlvm_jax.inference.prompts import Prompts, padded
+from vlvm_jax.inference.requests import Answer, Decoding, Request
+from vlvm_jax.inference.text import AnswerText
+from vlvm_jax.models.decoding import Limits, Sampling
+from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.models.vision import VisionFeatures
+
+__all__ = ["Answer", "Answering", "Decoding", "Request", "Seen"]
+
+GREEDY = Decoding()
+ROWS = 8  # questions in a batch
+CACHE_BYTES = 2 << 30  # of seen media
+_WINDOW = 8  # batches' worth of questions that are sorted by length together
+_LEAST_ROOM = 16  # tokens that a cache has room for beside the prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The media of a request, decoded and seen.
+
+    Attributes:
+      media: decoded.
+      frames: T, with padding.
+      features: [1, T, ...] on the devices.
+      seconds: that it took.
+    """
+
+    media: tuple[Medium, ...]
+    frames: int
+    features: VisionFeatures
+    seconds: float
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in jax.tree.leaves(self.features)) + sum(m.frames.nbytes for m in self.media)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A request that is ready for a batch, and which batches it can be in."""
+
+    request: Request
+    sample: Sample
+    seen: Seen
+    seconds_vision: float
+    bucket: tuple[int, int]  # T, L
+
+
+class Answering:
+    """Answers questions over images and clips with one model.
+
+    Args:
+      rows: questions in a batch at most.
+      cache_bytes: of decoded frames and their features that are kept for the next question; what was not used longest
+        goes first.
+      encode_prompt: token ids of a question for the adapter's scoring encoder; needed if the adapter `needs_prompt`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Prompts,
+        *,
+        rows: int = ROWS,
+        cache_bytes: int = CACHE_BYTES,
+        encode_prompt: Callable[[str], np.ndarray] | None = None,
+    ):
+        self.engine, self.prompts, self.rows, self.cache_bytes = engine, prompts, rows, cache_bytes
+        self.encode_prompt = encode_prompt
+        self._kept: OrderedDict[tuple, Seen] = OrderedDict()
+
+    def answer(
+        self,
+        requests: Sequence[Request],
+        decoding: Decoding = GREEDY,
+        *,
+        on_bad: Callable[[Request, BadSampleError], None] | None = None,
+    ) -> Iterator[Answer]:
+        """Answers in the order of the requests. Questions of like length share a batch, within a window of many.
+
+        Args:
+          on_bad: told of requests whose media cannot be used, which get no answer; without it the first one raises.
+
+        Raises:
+          InputError: a request that cannot be answered: an empty question, more tokens than the context.
+          BadSampleError: media that cannot be used, without `on_bad`.
+        """
+        size = self.rows * _WINDOW
+        for start in range(0, len(requests), size):
+            waiting: dict[tuple, list[tuple[int, _Row]]] = {}
+            found: dict[int, Answer] = {}
+            for number, request in enumerate(requests[start : start + size]):
+                try:
+                    row = self._prepare(request)
+                except BadSampleError as error:
+                    if on_bad is None:
+                        raise
+                    on_bad(request, error)
+                    continue
+                batch = waiting.setdefault(row.bucket, [])
+                batch.append((number, row))
+                if len(batch) == self.rows:
+                    found |= self._answers(waiting.pop(row.bucket), decoding)
+            for batch in waiting.values():
+                found |= self._answers(batch, decoding)
+            yield from (found[number] for number in sorted(found))
+
+    def stream(self, request: Request, decoding: Decoding = GREEDY) -> Generator[str, None, Answer]:
+        """The answer's text in pieces, as they come; joined they are its `text`. The generator returns the `Answer`.
+
+        Raises:
+          InputError, BadSampleError: as `answer`.
+        """
+        batch = self._run([self._prepare(request)], decoding)
+        while True:
+            try:
+                (piece,) = next(batch)
+            except StopIteration as end:
+                return end.value[0]
+            if piece:
+                yield piece
+
+    def see(self, request: Request, order: tuple[int, ...] | None = None) -> Seen:
+        """A request's media, from what is kept if they were seen before.
+
+        Args:
+          order: in which the prompt shows them; default: as they stand.
+
+        Raises:
+          BadSampleError: one of them cannot be used.
+        """
+        order = tuple(range(len(request.media))) if order is None else order
+        key = (request.media, order, request.span, *(_stamp(path) for _, path in request.media))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        start = time.perf_counter()
+        media = self.prompts.media(request)
+        size = self.prompts.spec.image_size
+        shown = [media[number].frames for number in order] or [np.zeros((1, size, size, 3), np.uint8)]
+        frames = np.concatenate(shown)
+        clips = any(medium.kind == "video" for medium in media)
+        count = power_bucket(len(frames), self.prompts.spec.frames_per_video if clips else 1)
+        features = self.engine.see(padded(frames, count)[None])
+        seen = Seen(tuple(media), count, features, time.perf_counter() - start)
+        self._kept[key] = seen
+        while sum(kept.nbytes for kept in self._kept.values()) > self.cache_bytes and len(self._kept) > 1:
+            self._kept.popitem(last=False)
+        return seen
+
+    # --- a batch -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, request: Request) -> _Row:
+        prompt = self.prompts.prompt(request)
+        start = time.perf_counter()
+        seen = self.see(request, tuple(marker.medium for marker in prompt.markers))
+        seconds = time.perf_counter() - start
+        sample = self.prompts.sample(request, prompt, seen.media)
+        del sample["frames"]
+        length = length_bucket(len(sample["token_ids"]), self.prompts.longest)
+        return _Row(request, sample, seen, seconds, (seen.frames, length))
+
+    def _answers(self, batch: Sequence[tuple[int, _Row]], decoding: Decoding) -> dict[int, Answer]:
+        running = self._run([row for _, row in batch], decoding)
+        while True:
+            try:
+                next(running)
+            except StopIteration as end:
+                return {number: answer for (number, _), answer in zip(batch, end.value, strict=True)}
+
+    def _run(self, rows: Sequence[_Row], decoding: Decoding) -> Generator[list[str], None, list[Answer]]:
+        """Yields what each row can show, time after time; returns the answers."""
+        start = time.perf_counter()
+        texts = [AnswerText(self.prompts.decode, self.prompts.end_ids, decoding.stop) for _ in rows]
+        count = power_bucket(len(rows))
+        limits, sampling = self._limits(rows, count, decoding), self._sampling(rows, count, decoding)
+        seen = [row.seen.features for row in rows]
+        features = self.engine.beside(seen + seen[:1] * (count - len(rows)))
+        room = power_bucket(decoding.max_new_tokens, _LEAST_ROOM)
+        progress = self.engine.begin(features, self._batch(rows, count), room, limits, sampling)
+        del features
+        tokens = np.asarray(progress.token)[:, None]
+        prefill, start = time.perf_counter() - start, time.perf_counter()
+        while True:
+            yield [text.push(said[said >= 0].tolist()) for text, said in zip(texts, tokens, strict=False)]
+            stopped = np.array([*(text.finish is not None for text in texts), *[True] * (count - len(rows))])
+            if (stopped | np.asarray(progress.done)).all():
+                break
+            progress, tokens = self.engine.go_on(progress, limits, sampling, stopped)
+        yield [text.close() for text in texts]
+        seconds = prefill, time.perf_counter() - start
+        return [self._answer(row, text, *seconds) for row, text in zip(rows, texts, strict=True)]
+
+    def _answer(self, row: _Row, text: AnswerText, prefill: float, decode: float) -> Answer:
+        assert text.finish is not None
+        prompt, visual = len(row.sample["token_ids"]), int(row.sample["media_mask"].sum())
+        return Answer(
+            row.request.id, text.text, text.finish, prompt, visual, text.new_tokens, row.seconds_vision, prefill, decode
+        )
+
+    def _limits(self, rows: Sequence[_Row], count: int, decoding: Decoding) -> Limits:
+        room = [self.prompts.longest - len(row.sample["token_ids"]) for row in rows]
+        most = np.minimum(np.pad(room, (0, count - len(rows))), decoding.max_new_tokens)
+        return Limits(np.asarray(self.prompts.end_ids, np.int32), most.astype(np.int32))  # type: ignore[arg-type]
+
+    def _sampling(self, rows: Sequence[_Row], count: int, decoding: Decoding) -> Sampling | None:
+        """A key for each row, from the seed and the request's id alone."""
+        if not decoding.temperature:
+            return None
+        keys = np.zeros((count, 2), np.uint32)
+        for number, row in enumerate(rows):
+            keys[number] = decoding.seed, zlib.crc32(row.request.id.encode())
+        values: Any = np.float32(decoding.temperature), np.float32(decoding.top_p), keys
+        return Sampling(*values)
+
+    def _batch(self, rows: Sequence[_Row], count: int) -> Batch:
+        """Of numpy arrays, without frames; rows behind the last are empty."""
+        frames, length = rows[0].bucket
+        filled = [_fields(row.sample, frames, length) for row in rows]
+        if self.engine.model.needs_prompt:
+            assert self.encode_prompt is not None, "the adapter needs to see what is asked"
+            for fields, row in zip(filled, rows, strict=True):
+                asked = row.request.scoring_text or row.request.turns[-1].question
+                fields["prompt_ids"] = self.encode_prompt(asked)
+        filled += [{name: np.zeros_like(value) for name, value in filled[0].items()}] * (count - len(rows))
+        return Batch(**{name: np.stack([fields[name] for fields in filled]) for name in filled[0]})  # type: ignore[arg-type]
+
+
+def _fields(sample: Sample, frames: int, length: int) -> dict[str, np.ndarray]:
+    """A row of a batch."""
+    count = len(sample["token_ids"])
+    fields = {
+        "frames": np.zeros((frames, 0, 0, 3), np.uint8),
+        "media": padded(sample["media"], frames),
+        "is_video": padded(sample["is_video"], frames),
+        "positions": padded(np.arange(count, dtype=np.int32), length),
+        "segment_ids": padded(np.ones(count, np.int32), length),
+        "loss_mask": np.zeros(length, bool),
+    }
+    for name in ("token_ids", "media_mask", "visual_index", "visual_weight"):
+        if name in sample:
+            fields[name] = padded(sample[name], length)
+    return fields
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Tells a file that has changed from what was seen of it; what lies elsewhere is taken not to change."""
+    if storage.is_remote(path) or not Path(path).exists():
+        return None
+    found = Path(path).stat()
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,169 @@
+"""A model on its devices, as compiled functions of fixed shapes: see, begin, go on.
+
+One mesh, one set of shardings, whatever the devices: a CPU is a mesh of one.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vlvm_jax.models import decoding
+from vlvm_jax.models.decoder import CACHE_AXES, KVCache
+from vlvm_jax.models.decoding import Limits, Progress, Sampling
+from vlvm_jax.models.params import Model, Params
+from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.models.vision import VisionFeatures
+from vlvm_jax.parallel import rules
+
+CHUNK = 16  # tokens between two looks of the host
+_FEWEST = 32  # positions of a bucket
+
+
+class Engine:
+    """Args:
+    params: segmented for `model`, in their shardings on `mesh`.
+    chunk: tokens that are said in one go.
+
+    Attributes:
+      traced: how often each function was traced, and so compiled, by its name and the shapes of its bucket.
+    """
+
+    def __init__(self, model: Model, params: Params, mesh: Mesh, chunk: int = CHUNK):
+        self.model, self.params, self.mesh, self.chunk = model, params, mesh, chunk
+        self.traced: Counter[tuple] = Counter()
+        self._functions: dict[tuple, Callable] = {}
+
+    # --- image side --------------------------------------------------------------------------------------------------
+
+    def see(self, frames: np.ndarray) -> VisionFeatures:
+        """Features of frames uint8 [B, T, H, W, 3]; ready when it returns."""
+        see = self._compiled(("see", frames.shape[1]), self._see, out=rules.replicated(self.mesh))
+        with jax.set_mesh(self.mesh):
+            return jax.block_until_ready(see(self.params, self._put(frames)))
+
+    def _see(self, params: Params, frames) -> VisionFeatures:
+        return self.model.bind(params).see(frames)
+
+    def beside(self, features: Sequence[VisionFeatures]) -> VisionFeatures:
+        """Features of several rows as those of one batch."""
+        if len(features) == 1:
+            return features[0]
+        with jax.set_mesh(self.mesh):
+            return _concatenated(*features)
+
+    def frame_weights(self, features: VisionFeatures) -> np.ndarray | None:
+        """[B, T, N] how much of each patch reaches the decoder, for pictures; None where the adapter weighs nothing."""
+
+        def weigh(params, features):
+            return self.model.bind(params).adapter.frame_weights(features)
+
+        with jax.set_mesh(self.mesh):
+            weights = jax.jit(weigh, out_shardings=rules.replicated(self.mesh))(self.params, features)
+        return None if weights is None else np.asarray(weights)
+
+    # --- text side ---------------------------------------------------------------------------------------------------
+
+    def begin(
+        self, features: VisionFeatures, batch: Batch, room: int, limits: Limits, sampling: Sampling | None
+    ) -> Progress:
+        """Reads a batch of prompts and says the first token of each answer.
+
+        Args:
+          batch: of numpy arrays; its frames are not looked at.
+          room: tokens that answers may have.
+        """
+        rows, length = batch.token_ids.shape
+        slots = length + room
+        shardings = self._shardings(rows, slots)
+        begin = self._compiled(
+            ("begin", rows, batch.media.shape[1], length, room, sampling is not None), self._begin,
+            out=shardings, static_argnames="slots",
+        )  # fmt: skip
+        with jax.set_mesh(self.mesh):
+            batch, limits, sampling = jax.tree.map(self._put, (batch, limits, sampling))
+            return begin(self.params, features, batch, limits, sampling, slots=slots)
+
+    def _begin(self, params, features, batch, limits, sampling, *, slots: int) -> Progress:
+        return decoding.begin(self.model.bind(params), batch, slots, limits, sampling, features)
+
+    def go_on(
+        self, progress: Progress, limits: Limits, sampling: Sampling | None, stopped: np.ndarray
+    ) -> tuple[Progress, np.ndarray]:
+        """Says the next tokens of a batch, [B, chunk] with `decoding.NOTHING` where an answer has ended.
+
+        Args:
+          progress: may not be used again: its memory is.
+          stopped: [B] rows that the host has ended.
+        """
+        rows, slots = progress.token.shape[0], progress.cache.positions.shape[1]
+        out = (self._shardings(rows, slots), rules.replicated(self.mesh))
+        go_on = self._compiled(("go_on", rows, slots, sampling is not None), self._go_on, out=out, donate_argnums=1)
+        with jax.set_mesh(self.mesh):
+            limits, sampling, stopped = jax.tree.map(self._put, (limits, sampling, stopped))
+            progress, tokens = go_on(self.params, progress, limits, sampling, stopped)
+        return progress, np.asarray(tokens)
+
+    def _go_on(self, params, progress, limits, sampling, stopped):
+        progress = dataclasses.replace(progress, done=progress.done | stopped)
+        return decoding.go_on(self.model.bind(params), progress, self.chunk, limits, sampling)
+
+    # --- placing -----------------------------------------------------------------------------------------------------
+
+    def _compiled(self, key: tuple, function: Callable, out: Any, **options) -> Callable:
+        """The function of one bucket, with its own count of traces."""
+        if key not in self._functions:
+
+            @functools.wraps(function)
+            def counted(*args, **kwargs):
+                self.traced[key] += 1
+                return function(*args, **kwargs)
+
+            self._functions[key] = jax.jit(counted, out_shardings=out, **options)
+        return self._functions[key]
+
+    def _put(self, array) -> jax.Array:
+        shape = np.shape(array)
+        sharding = rules.batch_sharding(shape, self.mesh) if len(shape) > 1 else rules.replicated(self.mesh)
+        return jax.device_put(array, sharding)
+
+    def _shardings(self, rows: int, slots: int) -> Progress:
+        config = self.model.config.decoder
+        held = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
+        shapes = {"key": held, "value": held, "positions": (rows, slots), "segments": (rows, slots), "index": ()}
+        of_cache: dict[str, Any] = {
+            name: rules.sharding(axes, shapes[name], self.mesh) for name, axes in CACHE_AXES.items()
+        }
+        whole: Any = rules.replicated(self.mesh)
+        return Progress(KVCache(**of_cache), whole, whole, whole, whole)
+
+
+@jax.jit
+def _concatenated(*features: VisionFeatures) -> VisionFeatures:
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *features)
+
+
+# --- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def length_bucket(tokens: int, longest: int) -> int:
+    """The positions of prompts of so many tokens: the next eighth of a power of two, at least `_FEWEST`.
+
+    Prompts are padded by an eighth at most (short ones by more), and few programs are compiled.
+    """
+    step = max(_FEWEST, 1 << (tokens.bit_length() - 1) >> 3)
+    return min(-(-tokens // step) * step, longest)
+
+
+def power_bucket(count: int, least: int = 1) -> int:
+    """The smallest of least, 2 least, 4 least, ... that holds so many."""
+    size = least
+    while size < count:
+        size *= 2
+    return size

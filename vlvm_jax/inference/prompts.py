@@ -1,0 +1,130 @@
+"""From a request to what the model reads, on the host."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlvm_jax.data.media import Medium, Sample, assemble
+from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
+from vlvm_jax.data.sources.records import Record
+from vlvm_jax.data.text.conversation import ANY_PLACEHOLDER, Message, Prompt
+from vlvm_jax.data.text.templates import TEMPLATES
+from vlvm_jax.errors import InputError
+from vlvm_jax.inference.requests import Request
+
+
+class Prompts:
+    """Prepares requests as training prepared its samples: the same frames, template and layout of visual tokens.
+
+    Args:
+      longest: positions that the model has.
+    """
+
+    def __init__(self, spec: SampleSpec, longest: int):
+        self.spec, self.longest = spec, longest
+        self.loader = SampleLoader([], spec)
+        self.end_ids = self._end_ids()
+
+    def media(self, request: Request) -> list[Medium]:
+        """A request's images and clips, decoded.
+
+        Raises:
+          BadSampleError: one of them cannot be used.
+        """
+        return self.loader.media(Record(request.id, request.id, request.media, (), span=request.span))
+
+    def prompt(self, request: Request) -> Prompt:
+        """The conversation as one string.
+
+        Raises:
+          InputError: a question is empty, or the placeholders are not the media's.
+        """
+        if not request.turns or not all(ANY_PLACEHOLDER.sub("", turn.question).strip() for turn in request.turns):
+            raise InputError(f"{request.id}: the question is empty; ask something")
+        return begun(self.loader.template.prompt(messages(request)), request.prefix)
+
+    def sample(self, request: Request, prompt: Prompt, media: Sequence[Medium]) -> Sample:
+        """The arrays of one prompt, not padded; see `media.assemble`.
+
+        Raises:
+          InputError: it is longer than the model's context.
+        """
+        tokens = self.loader.tokenize(prompt, [medium.expansion for medium in media])
+        self._check_length(request, media, len(tokens.ids), int(tokens.media_mask.sum()))
+        slots, taps = self.loader.layout
+        return assemble(tokens, media, self.spec.image_size, slots=slots, taps=taps)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        processor = self.loader.processor
+        if processor is not None:
+            return processor.decode(token_ids)
+        return self.loader.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def _end_ids(self) -> tuple[int, ...]:
+        """What ends an answer: by the checkpoint's `generation_config.json` and tokenizer, and by our template."""
+        processor, template = self.loader.processor, TEMPLATES.get(self.spec.chat_template)
+        _ = self.loader.template  # or InputError: it is not the tokenizer's
+        found = set(processor.eos_token_ids) if processor is not None else set()
+        if template is not None and (mark := template.answer_end.strip()):
+            tokenizer = self.loader.tokenizer if processor is None else processor.tokenizer.backend_tokenizer
+            token = tokenizer.token_to_id(mark)
+            assert token is not None, mark  # `get_template` refuses such a template
+            found.add(token)
+        return tuple(sorted(found))
+
+    def _check_length(self, request: Request, media: Sequence[Medium], tokens: int, visual: int) -> None:
+        room = min(self.longest, self.spec.length)
+        if tokens < room:
+            return
+        limit = "max_position_embeddings" if room == self.longest else "length"
+        parts = [self._counted(medium) for medium in media]
+        arithmetic = " + ".join([*parts, f"{tokens - visual} text tokens"])
+        raise InputError(
+            f"{request.id}: {arithmetic} = {tokens}, which leaves no room for an answer: {limit} is {room}; take fewer "
+            "frames or tokens per frame, or ask less at once"
+        )
+
+    def _counted(self, medium: Medium) -> str:
+        tokens, frames = medium.expansion.num_tokens, len(medium.frames)
+        if medium.kind == "image":
+            return f"an image's {tokens} tokens"
+        each = f"{frames} frames x {tokens // frames}"
+        return (
+            f"{each} = {tokens} visual tokens" if tokens % frames == 0 else f"{frames} frames' {tokens} visual tokens"
+        )
+
+
+def messages(request: Request) -> list[Message]:
+    """The conversation as a template takes it, every placeholder that of its medium's kind."""
+    questions = [turn.question for turn in request.turns]
+    written = sum(len(ANY_PLACEHOLDER.findall(question)) for question in questions)
+    if not written:
+        questions[0] = "".join("<image>\n" for _ in request.media) + questions[0].strip()
+    elif written != len(request.media):
+        raise InputError(
+            f"{request.id}: {written} placeholders (<image>, <video>) for {len(request.media)} images and clips; write "
+            "one for each, or none"
+        )
+    kinds = iter(request.media)
+    shown: list[Message] = []
+    for turn, question in zip(request.turns, questions, strict=True):
+        content = re.sub(ANY_PLACEHOLDER, lambda _: f"<{next(kinds)[0]}>", question)
+        shown += [{"role": "user", "content": content}, {"role": "assistant", "content": turn.answer}]
+    return shown[:-1]
+
+
+def begun(prompt: Prompt, prefix: str) -> Prompt:
+    """A prompt with the first words of its answer. Where neither ends or begins with white space, a space is put."""
+    if not prefix:
+        return prompt
+    joined = prompt.text[-1:].isspace() or prefix[:1].isspace()
+    return dataclasses.replace(prompt, text=prompt.text + ("" if joined else " ") + prefix)
+
+
+def padded(values: np.ndarray, size: int) -> np.ndarray:
+    """Filled up with zeros along its first axis."""
+    spare = [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1)
+    return np.pad(values, spare)
