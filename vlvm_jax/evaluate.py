@@ -11,8 +11,10 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=
   --format          of the list: auto, plain, open_ended, multiple_choice, vcgbench, csv, t2vid or llava.
   --config          a recipe whose adapter, prompts and frames are to be used; default: the checkpoint's own.
   --frames          of a clip (default: the config's or the checkpoint's).
+  --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
+  --dtype           float32 or bfloat16 (default: the model's).
   --limit           the first so many questions only.
-  --batch_size      questions answered at a time (default 8); answers do not depend on it.
+  --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
   --prefix          with which every answer is made to begin; replies are what comes after it.
   --max_new_tokens  (default 128), --temperature (default 0: greedy), --top_p, --seed, --stop (a string that ends an
                     answer; may be given several times).
@@ -27,13 +29,16 @@ Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted (run the sa
 """
 
 import sys
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
 from ml_collections import config_flags
 
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from vlvm_jax.inference.requests import Decoding
 
 _FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 _CONTROLS = ["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
@@ -45,6 +50,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 _FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
 _FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1)
+_CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Questions at a time.", lower_bound=1)
 _PREFIX = flags.DEFINE_string("prefix", "", "With which answers begin.")
@@ -59,6 +66,15 @@ _DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "rele
 _CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
 
 
+def _decoding() -> "Decoding":
+    from vlvm_jax.inference.requests import Decoding
+
+    try:
+        return Decoding(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
+    except InputError as error:
+        raise InputError(f"--{error}") from None
+
+
 def _required(flag: flags.FlagHolder) -> str:
     if not flag.value:
         raise InputError(f"--{flag.name} is required; see --help")
@@ -67,22 +83,20 @@ def _required(flag: flags.FlagHolder) -> str:
 
 def main() -> None:
     checkpoint, questions, media, output = map(_required, (_CHECKPOINT, _QUESTIONS, _MEDIA, _OUTPUT))
+    from vlvm_jax import memory
     from vlvm_jax.config import Config, build
     from vlvm_jax.evaluation import benchmark
     from vlvm_jax.evaluation.results import Rules
-    from vlvm_jax.inference.requests import Decoding
     from vlvm_jax.training.interrupt import StopSignal
 
     options = benchmark.Options(
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=media, output=output,
         format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
-        decoding=Decoding(
-            max_new_tokens=_MAX_NEW_TOKENS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value,
-            stop=tuple(_STOP.value), seed=_SEED.value,
-        ),
+        decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
     )  # fmt: skip
+    memory.give_back_large()
     with StopSignal() as stop:
         benchmark.run(options, None if _CONFIG.value is None else build(Config, _CONFIG.value), stop)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
-from vlvm_jax.config import Config
+from vlvm_jax.config import Config, DType
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import asking, controls, question_lists, results
 from vlvm_jax.evaluation.controls import SWAPPING, Control
@@ -37,7 +37,8 @@ class Options:
       questions, answers, format: see `question_lists.read`.
       media: folder of the clips.
       output: folder, local or gs://, for everything that is written.
-      frames: taken from a clip; None for the config's or the checkpoint's own.
+      frames: taken from a clip; None for the config's or the checkpoint's own, as with the next two.
+      chat_template, dtype: see `loading.load`.
       limit: the list's first so many questions only.
       batch_size: questions answered at a time.
       prefix: with which every answer is made to begin.
@@ -51,6 +52,8 @@ class Options:
     answers: str | None = None
     format: Format | Literal["auto"] = "auto"
     frames: int | None = None
+    chat_template: str | None = None
+    dtype: DType | None = None
     limit: int | None = None
     batch_size: int = 8
     prefix: str = ""
@@ -114,7 +117,9 @@ def _answered(
                 meter.update(done)
                 logs.check()
 
-            for control in rounds if model is not None else ():
+            for control in rounds:
+                if model is None:
+                    break
                 asking.ask(
                     controls.controlled(model, control), options.decoding, questions, files[control],
                     control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
@@ -123,7 +128,10 @@ def _answered(
 
 
 def _load(options: Options, config: Config | None) -> Answering:
-    return loading.load(options.checkpoint, config=config, frames=options.frames, rows=options.batch_size)
+    return loading.load(
+        options.checkpoint, config=config, frames=options.frames, chat_template=options.chat_template,
+        dtype=options.dtype, rows=options.batch_size,
+    )  # fmt: skip
 
 
 def predictions_name(control: Control | None) -> str:
@@ -140,6 +148,8 @@ def _claim(options: Options, listed: QuestionList, config: Config | None) -> Non
         "format": listed.format,
         "media": options.media,
         "frames": options.frames,
+        "chat_template": options.chat_template,
+        "dtype": options.dtype,
         "prefix": options.prefix,
         "decoding": dataclasses.asdict(options.decoding),
         "config_hash": None if config is None else config_lib.fingerprint(config),
