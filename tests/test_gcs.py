@@ -71,7 +71,10 @@ def test_files_and_folders(root):
     assert storage.names(root) == ["a"] and storage.names(f"{root}/a") == ["empty", "words.txt"]
     assert storage.read_text(f"{root}/a/words.txt") == "naïve"
     assert storage.read_bytes(f"{root}/a/empty") == storage.open_binary(f"{root}/a/empty").read() == b""
+    before = storage.fingerprint(root)
+    assert storage.fingerprint(root) == before
     storage.write_text(f"{root}/a/words.txt", "another")
+    assert storage.fingerprint(root) != before
     assert storage.read_text(f"{root}/a/words.txt") == "another"
     for read in (storage.read_bytes, storage.open_binary, storage.names):
         with pytest.raises(FileNotFoundError, match=f"{root}/b$" if read is not storage.names else "b"):

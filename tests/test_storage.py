@@ -1,6 +1,7 @@
 """Names and local files; remote ones are tested over an emulator."""
 
 import io
+import os
 
 import pytest
 
@@ -14,6 +15,16 @@ def test_join_stays_below_its_root(root):
     for name in ("../b.mp4", "a/../../b.mp4", "/etc/passwd", "gs://other/b.mp4", f"{root.rstrip('/')}2/b.mp4"):
         with pytest.raises(ValueError, match="leaves"):
             storage.join(root, name)
+
+
+def test_a_fingerprint_tells_another_content(tmp_path):
+    seen = set()
+    for name, content in (("a", b"1"), ("b/c", b"2"), ("b/c", b"34"), ("b/d", b"2")):
+        storage.write_bytes(f"{tmp_path}/{name}", content)
+        assert storage.fingerprint(str(tmp_path)) == storage.fingerprint(str(tmp_path))
+        seen.add(storage.fingerprint(str(tmp_path)))
+    os.utime(tmp_path / "a", (1, 1))
+    assert len(seen | {storage.fingerprint(str(tmp_path))}) == 5
 
 
 def test_local_files(tmp_path):

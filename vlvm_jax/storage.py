@@ -161,6 +161,13 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
 
+def fingerprint(folder: str) -> str:
+    """Hash of names, sizes and times (in a bucket generations) of all files below a folder; reads none of them."""
+    found = _filesystem(folder).find(folder, detail=True)
+    marks = sorted((name, info["size"], str(info.get("generation", info.get("mtime")))) for name, info in found.items())
+    return hashlib.sha256(repr(marks).encode()).hexdigest()
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file: what is there under the name is the old or the new one, never a part. Makes its folder."""
     if is_remote(path):

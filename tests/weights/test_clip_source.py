@@ -159,7 +159,7 @@ def test_other_sizes_are_named(checkpoint, changes, message):
                 clip=clip,
                 fast_path=guided.OFF,
                 vision=changes.get("vision"),
-            )  # fmt: skip
+            )
         )
 
 

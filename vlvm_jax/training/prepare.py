@@ -278,17 +278,24 @@ def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedS
     """What would be needed to repeat the run, beside its result."""
     if not processes.primary():
         return
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "vlvm_jax")
     card = {
         "config": config.name,
         "config_hash": config_lib.fingerprint(config),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-        "processes": jax.process_count(),
+        **environment(),
         "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
         "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
     }
     storage.write_text(os.fspath(workdir / "run_card.json"), json.dumps(card, indent=2))
+
+
+def environment() -> dict[str, Any]:
+    """For a run card: versions of what computes, and on what it does."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "vlvm_jax")
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
 
 
 def _version(package: str) -> str | None:

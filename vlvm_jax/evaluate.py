@@ -1,0 +1,105 @@
+"""Ask a model a list of questions about clips, and score what it says by fixed rules.
+
+usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=DIR --output=DIR [flags]
+
+  --checkpoint      a training run, a stage or step of it, an import, or a Hugging Face directory or id.
+  --questions       a list in one of the formats of docs/evaluate.md: .json, .jsonl or .csv.
+  --answers         the list of answers where questions come without (default: X_a.json beside X_q.json).
+  --media           folder of the clips; names are tried with .mp4, .avi, .mov and .mkv, and with "v_" before them.
+  --output          folder, local or gs://, for predictions.jsonl, scored.jsonl, results.json and run_card.json. The
+                    same command continues there and asks nothing twice.
+  --format          of the list: auto, plain, open_ended, multiple_choice, vcgbench, csv, t2vid or llava.
+  --config          a recipe whose adapter, prompts and frames are to be used; default: the checkpoint's own.
+  --frames          of a clip (default: the config's or the checkpoint's).
+  --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
+  --dtype           float32 or bfloat16 (default: the model's).
+  --limit           the first so many questions only.
+  --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
+  --prefix          with which every answer is made to begin; replies are what comes after it.
+  --max_new_tokens  (default 128), --temperature (default 0: greedy), --top_p, --seed, --stop (a string that ends an
+                    answer; may be given several times).
+  --match           what decides on free text: exact, normalised (default) or contains. All are reported.
+  --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
+  --denominator     all: what has no answer is wrong (default); answered: it is left out; released: as the released
+                    code leaves out.
+  --control         blank_video, shuffled_frames, shuffled_prompt or shuffled_question; asked beside the questions as
+                    they are, with an accuracy of its own; may be given several times.
+
+Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted (run the same command again), 1 a fault of ours.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+from absl import flags
+from ml_collections import config_flags
+
+from vlvm_jax import cli
+from vlvm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from vlvm_jax.inference.requests import Decoding
+
+_FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
+_CONTROLS = ["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
+_QUESTIONS = flags.DEFINE_string("questions", None, "The list.")
+_ANSWERS = flags.DEFINE_string("answers", None, "The list of answers.")
+_MEDIA = flags.DEFINE_string("media", None, "Folder of the clips.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
+_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
+_FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1)
+_CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Questions.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Questions at a time.", lower_bound=1)
+_PREFIX = flags.DEFINE_string("prefix", "", "With which answers begin.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of sampling.", lower_bound=0, upper_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Strings that end an answer.")
+_MATCH = flags.DEFINE_enum("match", "normalised", ["exact", "normalised", "contains"], "For free text.")
+_PARSER = flags.DEFINE_enum("parser", "strict", ["strict", "slowfast_released", "t2vid_released"], "For letters.")
+_DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "released"], "What is counted.")
+_CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
+
+
+def _decoding() -> "Decoding":
+    from vlvm_jax.inference.requests import Decoding
+
+    try:
+        return Decoding(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
+    except InputError as error:
+        raise InputError(f"--{error}") from None
+
+
+def _required(flag: flags.FlagHolder) -> str:
+    if not flag.value:
+        raise InputError(f"--{flag.name} is required; see --help")
+    return flag.value
+
+
+def main() -> None:
+    checkpoint, questions, media, output = map(_required, (_CHECKPOINT, _QUESTIONS, _MEDIA, _OUTPUT))
+    from vlvm_jax import memory
+    from vlvm_jax.config import Config, build
+    from vlvm_jax.evaluation import benchmark
+    from vlvm_jax.evaluation.results import Rules
+    from vlvm_jax.training.interrupt import StopSignal
+
+    options = benchmark.Options(
+        checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=media, output=output,
+        format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
+        batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
+        decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
+        rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
+    )  # fmt: skip
+    memory.give_back_large()
+    with StopSignal() as stop:
+        benchmark.run(options, None if _CONFIG.value is None else build(Config, _CONFIG.value), stop)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__ or ""))

@@ -1,0 +1,416 @@
+"""Lists of questions about clips, in the formats of the benchmarks (docs/evaluate.md).
+
+plain            {"video"|"image", "question", "answer"[, "id", "type", "options", "start", "end"]}, JSON or JSONL
+open_ended       [{"video_name", "question_id", "question"}] beside [{"question_id", "answer"[, "type"]}]
+multiple_choice  [{"video_name", "question_id", "question", "candidates", "answer_number"[, "task_name", "answer"]}]
+vcgbench         [{"video_name", "question_id", "question": text or two of them, "answer"}]
+csv              columns video_name, question_id, question, answer[, question_type, index, video_id]
+t2vid            {"question_id", "video", "prompt", "GT", "category"}, JSON or JSONL; `prompt` holds the options
+llava            conversations, and what else `data.sources.formats` reads; each exchange is a question of its own
+
+Source of the formats: specs free_video_llm.md and t2vid.md, section 8 of both.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from vlvm_jax import storage
+from vlvm_jax.data.pipeline import split_turns
+from vlvm_jax.data.sources import formats, records
+from vlvm_jax.data.sources.records import MediaKind, Record, check_object, short
+from vlvm_jax.data.text.conversation import PLACEHOLDER
+from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation.clip_files import ClipFiles
+
+Format = Literal["plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
+FORMATS: tuple[Format, ...] = ("plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ORDER = "Reply with the letter of the right option and nothing else."
+_CSV_COLUMNS = ("video_name", "question_id", "question", "answer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about one record's media.
+
+    Attributes:
+      id: unique in its list.
+      source: `file: record`, for messages.
+      media: (kind, path); a path may be of nothing, see `missing`.
+      text: the question alone, with no options; what guides adapters that are guided.
+      answer: the true one; of multiple choice the option's text, where that is known.
+      type: of question; "all" where the list has no types.
+      options: texts of the options, A's first.
+      letter: of the true option, "" for free text.
+      prompt: what is asked in place of `text` and options, where the list says so.
+      span: seconds from and to which the clip counts.
+      missing: no file of the media folder has the clip's name.
+      paired: the first or second of two questions of one record, whose ids end in /1 and /2.
+      carried: what a prediction repeats of the record, in the format's own keys.
+    """
+
+    id: str
+    source: str
+    media: tuple[tuple[MediaKind, str], ...]
+    text: str
+    answer: str
+    type: str = "all"
+    options: tuple[str, ...] = ()
+    letter: str = ""
+    prompt: str = ""
+    span: tuple[float, float] | None = None
+    missing: bool = False
+    paired: bool = False
+    carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """All the words that the model is given, but for the chat template's."""
+        if self.prompt or not self.options:
+            return self.prompt or self.text
+        listed = (f"({letter}) {option}" for letter, option in zip(LETTERS, self.options, strict=False))
+        return "\n".join((self.text, *listed, _ORDER))
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionList:
+    """Attributes:
+    format: in which the file was read.
+    questions: in the file's order, at least one; no two have the same id.
+    digest: sha256 of the files.
+    """
+
+    format: Format
+    questions: tuple[Question, ...]
+    digest: str
+
+
+def read(path: str, media: str, *, answers: str | None = None, name: Format | Literal["auto"] = "auto") -> QuestionList:
+    """All questions of a list.
+
+    Args:
+      media: folder of the clips, local or gs://.
+      answers: the second file of the format `open_ended`; without it the `_a.json` beside a `_q.json`.
+      name: the format; "auto" tells it by the ending and the first record.
+
+    Raises:
+      InputError: a file is not there, a record is not of the format, ids repeat, or questions and answers are not each
+        other's.
+    """
+    clips = ClipFiles(media)
+    digest = hashlib.sha256(_bytes(path, "--questions"))
+    if name == "auto":
+        name = "csv" if path.lower().endswith(".csv") else detect(_first(path), f"{path}: record 0")
+    if name == "open_ended":
+        answers = answers or _answers_beside(path)
+        digest.update(_bytes(answers, "--answers"))
+        found = _open_ended(path, answers, clips)
+    elif answers is not None:
+        raise InputError(
+            f"--answers={answers}: {path} is of the format {name!r}, which holds its answers; leave it out"
+        )
+    elif name == "llava":
+        found = _llava(path, clips)
+    elif name == "csv":
+        found = [_from_csv(raw, where, clips) for raw, where in _rows(path)]
+    else:
+        reader = _READERS[name]
+        found = [question for index, raw, where in _objects(path) for question in reader(raw, where, index, clips)]
+    if not found:
+        raise InputError(f"{path}: no questions in it")
+    _check_ids(found)
+    return QuestionList(name, tuple(found), digest.hexdigest())
+
+
+def detect(raw: Any, where: str) -> Format:
+    """The format of a list whose first record this is.
+
+    Raises:
+      InputError: it is of none.
+    """
+    check_object(raw, where)
+    has = raw.keys().__ge__
+    if has({"prompt", "GT"}):
+        return "t2vid"
+    if has({"candidates", "answer_number"}):
+        return "multiple_choice"
+    if has({"video_name", "question_id", "question"}):
+        return "vcgbench" if "answer" in raw else "open_ended"
+    if has({"question", "answer"}):
+        return "plain"
+    if any(all(key in raw for key in keys) for keys in formats.KEYS.values()):
+        return "llava"
+    raise InputError(
+        f"{where}: of no format known here ({', '.join(FORMATS)}; docs/evaluate.md has their keys); its keys are "
+        f"{short(sorted(raw))}"
+    )
+
+
+def _plain(raw: dict, where: str, index: int, clips: ClipFiles) -> Iterator[Question]:
+    if raw.get("video") is None and raw.get("image") is None:
+        raise InputError(f"{where}: no 'video' (nor 'image'), which a record of the format 'plain' has")
+    said = {"question": _text(raw, "question", where), "answer": _answer(raw, "answer", where)}
+    record = records.parse(formats.to_llava(raw | said, "qa", where, str), where, index, clips.locate)
+    question = _of_record(record, record.id, clips)
+    if raw.get("options") is not None:
+        options = _options(raw, "options", where)
+        letter = _right_option(question.answer, options, where)
+        true = options[LETTERS.index(letter)]
+        question = dataclasses.replace(question, answer=true, options=options, letter=letter)
+    yield question
+
+
+def _multiple_choice(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Question]:
+    options = _options(raw, "candidates", where)
+    number = raw.get("answer_number")
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(options):
+        raise InputError(
+            f"{where}: 'answer_number' must be from 0 to {len(options) - 1}, the last of 'candidates'; found "
+            f"{short(number)}"
+        )
+    carried = {key: raw[key] for key in ("task_name", "answer_number", "candidates") if key in raw}
+    yield _about_clip(
+        raw, where, clips, "video_name", text=_text(raw, "question", where), answer=options[number],
+        type=str(raw.get("task_name") or "all"), options=options, letter=LETTERS[number], carried=carried,
+    )  # fmt: skip
+
+
+def _vcgbench(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Question]:
+    """Where a record has two questions (consistency), each is asked alone, and their ids end in /1 and /2."""
+    answer = _answer(raw, "answer", where)
+    asked = raw.get("question")
+    if not isinstance(asked, list):
+        yield _about_clip(raw, where, clips, "video_name", text=_text(raw, "question", where), answer=answer)
+        return
+    if len(asked) != 2:
+        raise InputError(f"{where}: 'question' must be a text or a list of two, found {short(asked)}")
+    for number, text in enumerate(asked, start=1):
+        text = _text({"question": text}, "question", where)
+        question = _about_clip(
+            raw, where, clips, "video_name", text=text, answer=answer, type="consistency", paired=True
+        )
+        yield dataclasses.replace(question, id=f"{question.id}/{number}")
+
+
+def _t2vid(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Question]:
+    prompt = _text(raw, "prompt", where)
+    text, options = split_prompt(prompt)
+    letter = raw.get("GT")
+    known = LETTERS[: len(options) or len(LETTERS)]
+    if not isinstance(letter, str) or len(letter) != 1 or letter not in known:
+        raise InputError(f"{where}: 'GT' must be one letter from A to {known[-1]}, found {short(letter)}")
+    yield _about_clip(
+        raw, where, clips, "video", text=text, answer=options[known.index(letter)] if options else "",
+        type=str(raw.get("category") or "all"), options=options, letter=letter, prompt=prompt,
+        carried={key: raw[key] for key in ("question_id", "prompt", "GT", "category") if key in raw},
+    )  # fmt: skip
+
+
+_READERS: Mapping[str, Callable[[dict, str, int, ClipFiles], Iterator[Question]]] = {
+    "plain": _plain,
+    "multiple_choice": _multiple_choice,
+    "vcgbench": _vcgbench,
+    "t2vid": _t2vid,
+}
+
+
+def split_prompt(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """The question and the options of a prompt with a line "A. ..." and lines of the next letters right behind it.
+
+    A prompt without such lines is all question, with no options.
+    """
+    lines = prompt.split("\n")
+    start = next((number for number, line in enumerate(lines) if number and line.startswith("A. ")), len(lines))
+    lettered = zip(LETTERS, lines[start:], strict=False)
+    options = [
+        line[3:].strip() for _, line in itertools.takewhile(lambda one: one[1].startswith(f"{one[0]}. "), lettered)
+    ]
+    return "\n".join(lines[:start]).strip() if options else prompt, tuple(options)
+
+
+def _from_csv(raw: dict[str, str], where: str, clips: ClipFiles) -> Question:
+    return _about_clip(
+        raw, where, clips, "video_name", text=_text(raw, "question", where), answer=_answer(raw, "answer", where),
+        type=raw.get("question_type") or "all",
+    )  # fmt: skip
+
+
+def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Question]:
+    """Questions with their answers, joined by id."""
+    true: dict[str, tuple[dict, str]] = {}
+    for _, raw, where in _objects(answers):
+        check_object(raw, where)
+        name = _id(raw, "question_id", where)
+        if name in true:
+            raise InputError(f"{where}: 'question_id' {name!r} stands here and in {true[name][1]}; ids must be unique")
+        true[name] = raw, where
+    found = []
+    for _, raw, where in _objects(path):
+        check_object(raw, where)
+        name = _id(raw, "question_id", where)
+        if name not in true:
+            raise InputError(f"{where}: no record of {answers} has its 'question_id' {name!r}")
+        answered, there = true[name]
+        found.append(
+            _about_clip(
+                raw, where, clips, "video_name", text=_text(raw, "question", where),
+                answer=_answer(answered, "answer", there), type=_type(answered.get("type")),
+            )
+        )  # fmt: skip
+    asked = {question.id for question in found}
+    if unasked := [name for name in true if name not in asked]:
+        raise InputError(f"{true[unasked[0]][1]}: no record of {path} has its 'question_id' {unasked[0]!r}")
+    return found
+
+
+def _llava(path: str, clips: ClipFiles) -> list[Question]:
+    found, name = [], "llava"
+    for index, raw, where in _objects(path):
+        name = name if index else formats.detect(raw, where)
+        record = records.parse(formats.to_llava(raw, name, where, str), where, index, clips.locate)
+        alone = split_turns([record])
+        for number, turn in enumerate(alone):
+            found.append(_of_record(turn, record.id if len(alone) == 1 else f"{record.id}/{number}", clips))
+    return found
+
+
+def _of_record(record: Record, name: str, clips: ClipFiles) -> Question:
+    """Of a record with one exchange; where its media do not all come first, `prompt` says where they stand."""
+    if record.system:
+        raise InputError(f"{record.source}: a system turn, which questions are asked without here; leave it out")
+    turn = record.turns[0]
+    text = turn.question.replace(PLACEHOLDER, "").strip()
+    in_front = turn.question.strip().endswith(text)
+    missing = any(path in clips.missing for _, path in record.media)
+    return Question(
+        name, record.source, record.media, text, turn.answer, type=turn.type or "all", span=record.span,
+        missing=missing, prompt="" if in_front else turn.question.strip(),
+    )  # fmt: skip
+
+
+def _about_clip(raw: Mapping[str, Any], where: str, clips: ClipFiles, key: str, **more: Any) -> Question:
+    try:
+        path = clips.path(_text(raw, key, where))
+    except ValueError as error:
+        raise InputError(f"{where}: {key!r}: {error}") from None
+    name = _id(raw, "question_id", where)
+    return Question(name, where, (("video", path),), missing=path in clips.missing, **more)
+
+
+def _id(raw: Mapping[str, Any], key: str, where: str) -> str:
+    value = raw.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise InputError(f"{where}: {key!r} must be a text or a whole number, found {short(value)}")
+    return str(value)
+
+
+def _text(raw: Mapping[str, Any], key: str, where: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: {key!r} must be a text that is not empty, found {short(value)}")
+    return value.strip()
+
+
+def _answer(raw: Mapping[str, Any], key: str, where: str) -> str:
+    """Numbers, which some lists have for answers, are taken as their texts."""
+    value = raw.get(key)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _text(raw, key, where)
+
+
+def _type(value: Any) -> str:
+    return "all" if value is None or value == "" else str(value)
+
+
+def _options(raw: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = raw.get(key)
+    if (
+        not isinstance(value, list)
+        or not 2 <= len(value) <= len(LETTERS)
+        or not all(isinstance(one, str | int | float) for one in value)
+    ):
+        raise InputError(f"{where}: {key!r} must be a list of 2 to {len(LETTERS)} texts, found {short(value)}")
+    return tuple(str(one).strip() for one in value)
+
+
+def _right_option(answer: str, options: Sequence[str], where: str) -> str:
+    """Letter of the option whose text or whose letter the answer is."""
+    known = LETTERS[: len(options)]
+    meant = {known[i] for i, option in enumerate(options) if option == answer}
+    meant |= {answer} if len(answer) == 1 and answer in known else set()
+    if len(meant) != 1:
+        what = "more than one" if meant else "none"
+        raise InputError(
+            f"{where}: 'answer' {short(answer)} is the text or the letter of {what} of the options; give a letter from "
+            f"A to {known[-1]} that is no option's text, or one option's text"
+        )
+    return meant.pop()
+
+
+def _check_ids(questions: Sequence[Question]) -> None:
+    seen: dict[str, str] = {}
+    for question in questions:
+        if question.id in seen:
+            raise InputError(
+                f"{question.source}: the id {question.id!r} stands here and in {seen[question.id]}; ids must be unique"
+            )
+        seen[question.id] = question.source
+
+
+def _answers_beside(path: str) -> str:
+    if not path.endswith("_q.json"):
+        raise InputError(
+            f"{path}: questions without answers; name the list of answers with --answers (it is found by itself beside "
+            "a file that ends in _q.json)"
+        )
+    return path.removesuffix("_q.json") + "_a.json"
+
+
+def _bytes(path: str, flag: str) -> bytes:
+    try:
+        return storage.read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{flag}={path}: no such file") from None
+
+
+def _first(path: str) -> Any:
+    return next((raw for _, raw, _ in _objects(path)), {})
+
+
+def _objects(path: str) -> Iterator[tuple[int, Any, str]]:
+    """Index, value and `file: record index` of each record."""
+    text = _bytes(path, "--questions").decode("utf-8-sig", errors="replace")
+    if path.endswith(".jsonl"):
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        for index, (number, line) in enumerate(lines):
+            try:
+                raw = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number}: not JSON ({error})") from None
+            check_object(raw, f"{path}: line {number}")
+            yield index, raw, f"{path}: record {index}"
+        return
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); one object per line needs the ending .jsonl") from None
+    if not isinstance(found, list):
+        raise InputError(f"{path}: expected a JSON list of records, found {type(found).__name__}")
+    for index, raw in enumerate(found):
+        check_object(raw, f"{path}: record {index}")
+        yield index, raw, f"{path}: record {index}"
+
+
+def _rows(path: str) -> Iterator[tuple[dict[str, str], str]]:
+    text = _bytes(path, "--questions").decode("utf-8-sig", errors="replace")
+    table = csv.DictReader(io.StringIO(text))
+    absent = [column for column in _CSV_COLUMNS if column not in (table.fieldnames or ())]
+    if absent:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {short(list(table.fieldnames or ()))}")
+    for number, row in enumerate(table):
+        yield row, f"{path}: row {number}"

@@ -1,0 +1,174 @@
+"""From predictions to accuracies: `results.json`, `scored.jsonl` and the closing tables."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich.table import Table
+
+from vlvm_jax.evaluation import scoring
+from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.evaluation.scoring import MATCHES, PARSERS, Mark, Match, Parser
+from vlvm_jax.training.progress import console, say
+
+Denominator = Literal["all", "answered", "released"]
+Line = Mapping[str, Any]  # of predictions
+NOTE = (
+    "Scored by fixed rules, with no judge: these are no paper's numbers and are not to be set beside a paper's. Two of "
+    "them compare where questions, prompt, frames, decoding, rules and denominator are the same."
+)
+_UNPARSED = "Z"  # in the place of a letter, as T2Vid writes it
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Attributes:
+    match: what decides on free text; all rules are reported.
+    parser: what decides on multiple choice; likewise.
+    denominator: `all` counts questions without an answer as wrong; `answered` leaves them out; `released` does too, as
+      well as T2Vid's items whose prompt has not exactly one "A. ".
+    """
+
+    match: Match = "normalised"
+    parser: Parser = "strict"
+    denominator: Denominator = "all"
+
+
+def judged(question: Question, line: Line | None) -> dict[str, bool]:
+    """By name of each rule that applies to the question, whether the prediction is right; without one it is wrong."""
+    said = None if line is None else line["pred"]
+    if question.letter:
+        letters = letters_of(question, said)
+        return {name: letter == question.letter for name, letter in letters.items()}
+    return {name: said is not None and match(said, question.answer) for name, match in MATCHES.items()}
+
+
+def letters_of(question: Question, said: str | None) -> dict[str, str | None]:
+    """The letter that each parser reads."""
+    return {name: None if said is None else parse(said, question.options) for name, parse in PARSERS.items()}
+
+
+def accuracy(questions: Sequence[Question], lines: Mapping[str, Line], rules: Rules) -> dict[str, Any]:
+    """Accuracy under the chosen rules, and `by_rule` under each; what of the questions got no answer.
+
+    Args:
+      lines: predictions by id; of other ids too, which do not count.
+    """
+    counted = [question for question in questions if _counts(question, lines, rules.denominator)]
+    marks: list[Mark] = []
+    by_rule: dict[str, list[Mark]] = {}
+    for question in counted:
+        right = judged(question, lines.get(question.id))
+        for name, value in right.items():
+            by_rule.setdefault(name, []).append(Mark(question.type, value))
+        marks.append(Mark(question.type, right[rules.parser if question.letter else rules.match]))
+    unanswered = [line for line in (_line(question, lines) for question in questions) if line["pred"] is None]
+    return {
+        **scoring.accuracies(marks),
+        "by_rule": {
+            name: scoring.accuracies(found) | _unparsed(name, counted, lines) for name, found in by_rule.items()
+        },
+        "unanswered": dict(Counter(line["cause"] for line in unanswered).most_common()),
+    }
+
+
+def _line(question: Question, lines: Mapping[str, Line]) -> Line:
+    return lines.get(question.id) or {"id": question.id, "pred": None, "cause": "not_asked", "detail": ""}
+
+
+def _counts(question: Question, lines: Mapping[str, Line], denominator: Denominator) -> bool:
+    if denominator == "all":
+        return True
+    lettered = denominator == "answered" or not question.letter or not question.prompt
+    return _line(question, lines)["pred"] is not None and (lettered or question.prompt.count("A. ") == 1)
+
+
+def _unparsed(name: str, questions: Sequence[Question], lines: Mapping[str, Line]) -> dict[str, int]:
+    """For parsers, how many replies they found no letter in."""
+    if name not in PARSERS:
+        return {}
+    said = [(question, _line(question, lines)["pred"]) for question in questions if question.letter]
+    return {"unparsed": sum(PARSERS[name](text, q.options) is None for q, text in said if text is not None)}
+
+
+def summarise(
+    questions: Sequence[Question], lines: Mapping[str | None, Mapping[str, Line]], rules: Rules
+) -> dict[str, Any]:
+    """`results.json`.
+
+    Args:
+      lines: predictions by control, None for none, and id.
+    """
+    missing = [{**_line(question, lines[None]), "source": question.source} for question in questions]
+    return {
+        "rules": dataclasses.asdict(rules),
+        **accuracy(questions, lines[None], rules),
+        "controls": {name: accuracy(questions, found, rules) for name, found in lines.items() if name},
+        "without_answer": [
+            {key: line.get(key) for key in ("id", "source", "cause", "detail")}
+            for line in missing
+            if line["pred"] is None
+        ],
+        "note": NOTE,
+    }
+
+
+def scored(questions: Sequence[Question], lines: Mapping[str, Line]) -> list[dict[str, Any]]:
+    """Predictions in the order of the questions, each with `right` by rule.
+
+    Of multiple choice `orig_pred` is the reply, `pred` the strict parser's letter ("Z" for none) and `letters` all
+    parsers'. Two questions of one record (VCGBench's consistency) become one line with `pred1` and `pred2`.
+    """
+    found: list[dict[str, Any]] = []
+    for question in questions:
+        line = dict(_line(question, lines)) | {"right": judged(question, lines.get(question.id))}
+        if question.letter:
+            said = _line(question, lines)["pred"]
+            letters = letters_of(question, said)
+            line |= {"orig_pred": said, "pred": letters["strict"] or _UNPARSED, "letters": letters}
+        pair, _, number = question.id.rpartition("/") if question.paired else ("", "", "")
+        if number == "2":
+            first = found.pop()
+            line = {
+                "id": pair,
+                "question": [first["question"], question.text],
+                "answer": question.answer,
+                "pred1": first["pred"],
+                "pred2": line["pred"],
+                "right": [first["right"], line["right"]],
+            }
+        elif number == "1":
+            line["question"] = question.text
+        found.append(line)
+    return found
+
+
+def show(title: str, result: Mapping[str, Any]) -> None:
+    """Prints accuracies by type beside the controls', then by rule, and what was not answered."""
+    controls = result["controls"]
+    table = Table(title=f"{title}: {result['questions']} questions", title_justify="left")
+    table.add_column("question type")
+    for column in ("questions", "accuracy", *(name.replace("_", " ") for name in controls)):
+        table.add_column(column, justify="right")
+    for kind, share in result["by_type"].items():
+        others = (_share(found["by_type"].get(kind)) for found in controls.values())
+        table.add_row(kind, str(result["questions_by_type"][kind]), _share(share), *others)
+    table.add_section()
+    for name, key in (("all (micro)", "accuracy"), ("mean over types (macro)", "macro_accuracy")):
+        others = (_share(found[key]) for found in controls.values())
+        table.add_row(name, str(result["questions"]), _share(result[key]), *others)
+    console.print(table)
+    for name, found in result["by_rule"].items():
+        unparsed = f", {found['unparsed']} unparsed" if "unparsed" in found else ""
+        chosen = " (this table's)" if name in result["rules"].values() else ""
+        say(f"{name}: {_share(found['accuracy'])} of {found['questions']}{unparsed}{chosen}")
+    if result["unanswered"]:
+        causes = ", ".join(f"{count} {cause}" for cause, count in result["unanswered"].items())
+        counted = "counted as wrong" if result["rules"]["denominator"] == "all" else "left out"
+        say(f"without an answer, {counted}: {causes}; results.json lists them")
+    say(NOTE)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
