@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_checkpoints as tiny
 import xla
 from absl import flags
 from absl.testing import flagsaver
-from inference import tiny
 from PIL import Image
 from recipes import ROOT
 

@@ -33,7 +33,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
 from ml_collections import config_flags
@@ -87,7 +87,11 @@ def _run(config, media, asked, decoding: "Decoding") -> None:
     from vlvm_jax.inference.loading import load
 
     answering = load(
-        _CHECKPOINT.value, config=config, frames=_FRAMES.value, chat_template=_CHAT_TEMPLATE.value, dtype=_DTYPE.value
+        _CHECKPOINT.value,
+        config=config,
+        frames=_FRAMES.value,
+        chat_template=_CHAT_TEMPLATE.value,
+        dtype=cast(Any, _DTYPE.value),
     )
     if asked is None:
         _chat(answering, media, decoding)
@@ -146,7 +150,7 @@ def _questions() -> list[tuple[str, str]] | None:
         return None
     if _PROMPT.value is not None:
         return [("--prompt", _PROMPT.value)]
-    path = Path(_QUESTIONS.value)
+    path = Path(_QUESTIONS.value or "")
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -251,7 +255,7 @@ def _lines_asked() -> Iterator[str]:
 def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:
     from vlvm_jax.inference import picture
 
-    path = Path(_SHOW.value)
+    path = Path(_SHOW.value or "")
     png = picture.contact_sheet(answering, request, answer)
     try:
         path.write_bytes(png)

@@ -6,7 +6,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+import tiny_checkpoints as tiny
 from etils import epath
 from one_stage import get_config as one_stage
 

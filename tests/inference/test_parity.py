@@ -6,7 +6,7 @@ That prompts and pixels are transformers' own is tested in tests/data; here both
 import jax
 import numpy as np
 import pytest
-import tiny
+import tiny_checkpoints as tiny
 import torch
 import transformers
 
