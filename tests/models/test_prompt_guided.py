@@ -1,4 +1,4 @@
-"""Free Video-LLM: the spec's worked numbers, a reference in numpy from its formulas, and that questions move no shape."""
+"""Free Video-LLM: the spec's worked numbers, a numpy reference from its formulas, and that questions move no shape."""
 
 import math
 
@@ -342,10 +342,7 @@ def test_a_clip_of_another_size_and_grid():
         ({"vision": {"kind": "siglip"}}, r"options.clip.vision: give the CLIP tower's sizes.*siglip"),
         ({"vision": {"kind": "siglip"}, "clip_towers": "shared"}, r"options.clip_towers: shared needs a CLIP tower"),
         (
-            {
-                "clip_towers": "shared",
-                "clip": {**guided.CLIP, "vision": {**guided.VISION, "image_size": 8, "patch_size": 4}},
-            },
+            {"clip_towers": "shared", "clip": {"vision": {**guided.VISION, "image_size": 8, "patch_size": 4}}},
             r"options.clip.vision: a shared tower is config.model.vision",
         ),
         ({"clip": {**guided.CLIP, "dtype": "bfloat16"}, "clip_towers": "shared"}, r"options.clip.dtype"),

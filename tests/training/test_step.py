@@ -181,7 +181,11 @@ def test_bfloat16_computes_in_bfloat16_with_fp32_masters(plain):
 
 
 def test_batch_fields_are_what_the_pipeline_gives():
-    """But for those that only images in tiles have."""
+    """But for those that only images in tiles have, and questions for an adapter."""
     always = {field.name for field in dataclasses.fields(Batch) if field.default is dataclasses.MISSING}
     assert always <= batch().keys()
-    assert {field.name for field in dataclasses.fields(Batch)} - always == {"visual_index", "visual_weight"}
+    assert {field.name for field in dataclasses.fields(Batch)} - always == {
+        "visual_index",
+        "visual_weight",
+        "prompt_ids",
+    }

@@ -82,7 +82,7 @@ def theirs(model, x, ids):
         hidden = out.vision_model_output.last_hidden_state[:, 1:]
         post_norm = dict(model.named_modules())["vision_model.post_layernorm"]
         raw, normed = (model.visual_projection(h).numpy() for h in (hidden, post_norm(hidden)))
-    scores = (out.logits_per_text / model.logit_scale.exp()).numpy()
+    scores = (out.logits_per_text / model.logit_scale.exp()).detach().numpy()
     return scores, out.text_embeds.numpy(), raw, normed
 
 
@@ -150,17 +150,12 @@ def test_other_sizes_are_named(checkpoint, changes, message):
     folder, _, eos = checkpoint
     clip = settings(eos, **changes.get("clip", {}))
     clip["text"] = {**clip["text"], **changes.get("text", {})}
+    config = guided.config(
+        "prompt_guided", SIDE, init_from={"clip": str(folder)}, clip=clip, fast_path=guided.OFF,
+        vision=changes.get("vision"),
+    )  # fmt: skip
     with pytest.raises(InputError, match=message):
-        Initial(
-            guided.config(
-                "prompt_guided",
-                SIDE,
-                init_from={"clip": str(folder)},
-                clip=clip,
-                fast_path=guided.OFF,
-                vision=changes.get("vision"),
-            )
-        )
+        Initial(config)
 
 
 def test_faults_of_the_source_are_named(checkpoint, tmp_path):

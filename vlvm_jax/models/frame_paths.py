@@ -226,14 +226,17 @@ class PathsAdapter(VideoAdapter):
             )
         self.connector = Connector(config.adapter.connector, config.vision, width, dtype=dtype, rngs=rngs)
         self.side = round(self.connector.num_tokens**0.5)
-        self.fast_frames: Count = fast.num_frames
         where = "config.model.adapter.options.fast_path"
-        self.fast_pool = grid_pool("adaptive_2d_pool", self.side, fast.grid, where=where)
+        # A path that is left out may name any grid.
+        self.fast: Path | None = None
+        if fast.num_frames != 0:
+            pool = grid_pool("adaptive_2d_pool", self.side, fast.grid, where=where)
+            self.fast = Path("fast", fast.num_frames, pool)
 
     def set_paths(self, *paths: Path) -> None:
         """Raises `InputError` when nothing would be left of a clip."""
         self.paths = tuple(path for path in paths if path.num_frames != 0)
-        if not self.paths and self.fast_frames == 0:
+        if not self.paths and self.fast is None:
             raise InputError(
                 "config.model.adapter.options: no path takes any frames; give one of them num_frames above 0"
             )
@@ -248,19 +251,20 @@ class PathsAdapter(VideoAdapter):
         """How many frames a path takes of a clip of `num_frames` > 0; by default the uniform rule's."""
         return num_frames if path.num_frames == "all" else path.num_frames
 
-    def fast_picks(self, features: Any, layout: FrameLayout, guidance: Guidance | None) -> Picks:
+    def choose_fast(self, fast: Path, features: Any, layout: FrameLayout, guidance: Guidance | None) -> Chosen:
         """Frames of the fast path: evenly many where the clip has more than it takes, else each once."""
         del features, guidance
-        return few_or_all(clip_frames(layout), self.fast_frames, layout.media.shape[1])
+        return Chosen(fast, few_or_all(clip_frames(layout), fast.num_frames, layout.media.shape[1]))
 
     # --- how many tokens ---------------------------------------------------------------------------------------------
 
     def num_video_tokens(self, num_frames: int) -> int:
         if num_frames == 0:
             return 0
-        fast = num_frames if self.fast_frames == "all" else min(self.fast_frames, num_frames)
-        slow = sum(path.num_tokens(self.frames_taken(path, num_frames)) for path in self.paths)
-        return slow + fast * self.fast_pool.num_tokens
+        tokens = sum(path.num_tokens(self.frames_taken(path, num_frames)) for path in self.paths)
+        if self.fast is not None:
+            tokens += self.fast.num_tokens(min(slots(self.fast.num_frames, num_frames), num_frames))
+        return tokens
 
     def num_image_tokens(self) -> int:
         return self.connector.num_tokens
@@ -271,8 +275,7 @@ class PathsAdapter(VideoAdapter):
         return self.path_features(encoder(frames).patches)
 
     def path_features(self, patches: Float[Array, "B T N D"]) -> PathFeatures:
-        fast = None if self.fast_frames == 0 else self.fast_pool(self.connector(patches))
-        return PathFeatures(patches, fast)
+        return PathFeatures(patches, None if self.fast is None else self.fast.pool(self.connector(patches)))
 
     def __call__(
         self, features: Any, layout: FrameLayout, *, guidance: Guidance | None = None, rng: jax.Array | None = None
@@ -286,9 +289,9 @@ class PathsAdapter(VideoAdapter):
         for chosen in self.choose(features, layout, guidance):
             taken = self.connector(take(features.patches, chosen.picks))
             parts.append(chosen.tokens(chosen.path.pool(taken)))
-        if features.fast is not None:
-            picks = self.fast_picks(features, layout, guidance)
-            parts.append(flat(take(features.fast, picks), picks.valid))
+        if self.fast is not None:
+            chosen = self.choose_fast(self.fast, features, layout, guidance)
+            parts.append(chosen.tokens(take(features.fast, chosen.picks)))
         clip = VisualTokens(
             jnp.concatenate([part.tokens for part in parts], axis=1),
             jnp.concatenate([part.valid for part in parts], axis=1),
@@ -331,11 +334,8 @@ class PathsAdapter(VideoAdapter):
         num_frames = layout.media.shape[1]
         of_images = (layout.mask & ~layout.is_video).astype(jnp.float32)
         weights = jnp.repeat(of_images[:, :, None], self.connector.num_tokens, axis=2)
-        for chosen in self.choose(features, layout, guidance):
+        for chosen in self._all_chosen(features, layout, guidance):
             weights += chosen.patch_shares(num_frames)
-        if self.fast_frames != 0:
-            fast = Path("fast", self.fast_frames, self.fast_pool)
-            weights += Chosen(fast, self.fast_picks(features, layout, guidance)).patch_shares(num_frames)
         return weights
 
     def picked(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> dict[str, Array]:
@@ -348,14 +348,14 @@ class PathsAdapter(VideoAdapter):
         """
         clip = clip_frames(layout)
         found: dict[str, Array] = {}
-        chosen = self.choose(features, layout, guidance)
-        if self.fast_frames != 0:
-            fast = Path("fast", self.fast_frames, self.fast_pool)
-            chosen.append(Chosen(fast, self.fast_picks(features, layout, guidance)))
-        for one in chosen:
+        for one in self._all_chosen(features, layout, guidance):
             found |= one.report(clip)
             frames = one.picks.valid.sum(axis=1)
             if one.path.pool.parts is not None:
                 frames = jnp.where(frames > 0, one.path.pool.parts, 0)
             found[f"{one.path.name}_tokens"] = frames * one.path.tokens_per_frame
         return found
+
+    def _all_chosen(self, features: Any, layout: FrameLayout, guidance: Guidance | None) -> list[Chosen]:
+        chosen = self.choose(features, layout, guidance)
+        return chosen if self.fast is None else [*chosen, self.choose_fast(self.fast, features, layout, guidance)]

@@ -176,12 +176,14 @@ class Adapter(PathsAdapter):
             chosen.append(Chosen(path, picks, self._boxes(path, picks, features, question, text)))
         return chosen
 
-    def fast_picks(self, features: GuidedFeatures, layout: FrameLayout, guidance: Guidance | None) -> Picks:
-        wanted, num_frames = self.fast_frames, layout.media.shape[1]
+    def choose_fast(
+        self, fast: Path, features: GuidedFeatures, layout: FrameLayout, guidance: Guidance | None
+    ) -> Chosen:
+        wanted, num_frames = fast.num_frames, layout.media.shape[1]
         if self.options.fast_path.select == "uniform" or wanted == "all" or wanted >= num_frames:
-            return super().fast_picks(features, layout, guidance)
+            return super().choose_fast(fast, features, layout, guidance)
         scores = self.frame_scores(features, self.clip.texts(self._question(guidance).prompt_ids))
-        return best_picks(jnp.where(layout.is_video, scores, -jnp.inf), wanted)
+        return Chosen(fast, best_picks(jnp.where(layout.is_video, scores, -jnp.inf), wanted))
 
     def frame_scores(self, features: GuidedFeatures, text: Float[Array, "B E"]) -> Float[Array, "B T"]:
         """Cosine of the question (`Clip.texts`) with every frame."""
