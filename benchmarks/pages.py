@@ -67,8 +67,8 @@ def parts(text: str, options: PageOptions) -> dict[str, float]:
     return {name: 1e3 * value / len(pages) for name, value in seconds.items()}
 
 
-def pipeline(file: str, tokenizer: str, texts: int, workers: int, frames: int, size: int) -> float:
-    """Pages a second from the file to batches, all workers warm."""
+def pipeline(file: str, tokenizer: str, least: int, workers: int, frames: int, size: int) -> float:
+    """Pages a second from the file to batches, all workers warm, over at least so many pages."""
     mixture = read_mixture([MixtureEntry(path=file, format="text_pages")], 0)
     spec = SampleSpec(
         length=8192, frames=frames, frames_per_video=frames, image_size=size, image_tokens=1,
@@ -76,10 +76,10 @@ def pipeline(file: str, tokenizer: str, texts: int, workers: int, frames: int, s
     )  # fmt: skip
     log = SkipLog(mixture, 0.0)
     batches = iter(make_dataset(mixture, spec, rows=1, pack=True, skip_log=log, seed=0, workers=workers))
-    for _ in range(2 + 2 * workers):  # workers start, and hold some ready
+    for _ in range(1 + workers):  # workers start, and hold some ready
         next(batches)
     pages, start = 0, time.perf_counter()
-    for _ in range(texts):
+    while pages < least:
         pages += int((next(batches)["media"] > 0).sum())
     return pages / (time.perf_counter() - start)
 
@@ -111,7 +111,7 @@ def main() -> None:
         file.write_text("\n".join(map(json.dumps, asked)))
         shapes.tokenizer().save(str(Path(folder) / "tokenizer.json"))
         for workers in args.workers:
-            rate = pipeline(str(file), folder, count, workers, args.frames, args.size)
+            rate = pipeline(str(file), folder, args.pages, workers, args.frames, args.size)
             found[f"workers_{workers}"] = rate
             print(
                 f"{workers} workers: {rate:.1f} pages/s, {rate / args.frames:.2f} rows of {args.frames} frames a second"
