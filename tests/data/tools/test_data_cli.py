@@ -28,6 +28,14 @@ def data(tmp_path, *arguments: str):
         (["prepare", "x.json", "--output=o", "--", "--project=p"], "--project=p is a flag of a Beam runner"),
         (["verify"], "expected `verify DIR`"),
         (["verify", "tests"], "no manifest.json"),
+        (["synthesize", "--out=o"], "expected `synthesize --source=FILE --out=DIR`"),
+        (
+            ["synthesize", "--source=x", "--out=o", "--format=zip"],
+            "--format=zip: there are llava, array_record, triplets",
+        ),
+        (["synthesize", "--source=gone.json", "--out=o", "--overflow=hide"], "flags.overflow: "),
+        (["synthesize", "--source=gone.json", "--out=o", "--layout_engine=basic"], "gone.json: no such file of texts"),
+        (["diversity", "--out=o.png"], "expected `diversity --data=SOURCE --out=FILE.png`"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
