@@ -12,17 +12,14 @@ from PIL import Image
 LONGEST = 512
 
 
-def checkpoint(folder, family: str, tokenizer: str = "byte_level", *, eos: bool = False, size: int = 32):
-    """A directory in Hugging Face format with random weights, in fp32.
-
-    Args:
-      eos: whether generation may end; a random model's end token would come at random.
-    """
+def checkpoint(folder, family: str, tokenizer: str = "byte_level", *, kv_heads: int = 1, size: int = 32):
+    """A directory in Hugging Face format with random weights, in fp32."""
     hf_checkpoints.checkpoint(folder, family, tokenizer, size=size)
     words = hf_checkpoints.TOKENIZERS[tokenizer]()
     config = hf_checkpoints.model_config(family, size, 8)
     config.text_config.max_position_embeddings = LONGEST
     config.text_config.pad_token_id = None
+    config.text_config.num_key_value_heads = kv_heads
     image = words.convert_tokens_to_ids("<image>")
     for name in ("image_token_index", "image_token_id"):
         if hasattr(config, name):
@@ -34,7 +31,7 @@ def checkpoint(folder, family: str, tokenizer: str = "byte_level", *, eos: bool 
     model = hf.randomize(getattr(transformers, f"{name}ForConditionalGeneration")(config))
     model.tie_weights()
     model.save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} if eos else {}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [597, 598]}))
     return folder
 
 

@@ -72,7 +72,7 @@ def load(
         params = {path: lora.merged(path, params.__getitem__, model.lora) for path in params if not lora.is_lora(path)}
         model = model.model_copy(update={"lora": None})
     engine = Engine(Model(model), params_lib.split(params, {}), found)
-    prompts = Prompts(spec, min(spec.length, model.decoder.max_position_embeddings))
+    prompts = Prompts(spec, model.decoder.max_position_embeddings)
     return Answering(engine, prompts, rows=rows, cache_bytes=cache_bytes)
 
 

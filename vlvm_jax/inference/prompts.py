@@ -19,11 +19,15 @@ class Prompts:
     """Prepares requests as training prepared its samples: the same frames, template and layout of visual tokens.
 
     Args:
-      longest: positions that the model has.
+      positions: that the model has.
+
+    Attributes:
+      longest: tokens of a prompt and its answer at most.
     """
 
-    def __init__(self, spec: SampleSpec, longest: int):
-        self.spec, self.longest = spec, longest
+    def __init__(self, spec: SampleSpec, positions: int):
+        self.spec, self.longest = spec, min(spec.length, positions)
+        self._limit = "max_position_embeddings" if self.longest == positions else "length"
         self.loader = SampleLoader([], spec)
         self.end_ids = self._end_ids()
 
@@ -76,15 +80,13 @@ class Prompts:
         return tuple(sorted(found))
 
     def _check_length(self, request: Request, media: Sequence[Medium], tokens: int, visual: int) -> None:
-        room = min(self.longest, self.spec.length)
-        if tokens < room:
+        if tokens < self.longest:
             return
-        limit = "max_position_embeddings" if room == self.longest else "length"
         parts = [self._counted(medium) for medium in media]
         arithmetic = " + ".join([*parts, f"{tokens - visual} text tokens"])
         raise InputError(
-            f"{request.id}: {arithmetic} = {tokens}, which leaves no room for an answer: {limit} is {room}; take fewer "
-            "frames or tokens per frame, or ask less at once"
+            f"{request.id}: {arithmetic} = {tokens}, which leaves no room for an answer: {self._limit} is "
+            f"{self.longest}; take fewer frames or tokens per frame, or ask less at once"
         )
 
     def _counted(self, medium: Medium) -> str:

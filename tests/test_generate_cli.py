@@ -1,0 +1,158 @@
+"""The command: what it writes, what it shows, a conversation; bad input ends in one line, exit code 2, no traceback."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xla
+from absl import flags
+from absl.testing import flagsaver
+from inference import tiny
+from PIL import Image
+from recipes import ROOT
+
+from vlvm_jax import cli, generate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("generate")
+    tiny.checkpoint(root / "model", "llava_onevision")
+    tiny.clip(root / "clip.mp4")
+    tiny.picture(root / "picture.png")
+    (root / "text.mp4").write_text("no clip")
+    (root / "empty.txt").write_text("\n\n")
+    (root / "list.json").write_text(json.dumps(["what is it ?", {"id": "b", "question": "how many ?"}]))
+    (root / "bad.json").write_text('[{"text": "what ?"}]')
+    (root / "lines.txt").write_text("what is it ?\n\nhow many ?\n")
+    return root
+
+
+@pytest.fixture
+def ask(folder, capsys):
+    """Runs the command in this process; the exit code and what it wrote."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with flagsaver.flagsaver():
+            if flags.FLAGS.is_parsed():
+                flags.FLAGS.unparse_flags()
+            given = [argument.replace("{}", str(folder)) for argument in arguments]
+            code = cli.run(generate.main, generate.__doc__ or "", ["generate", *given])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+MODEL = ("--checkpoint={}/model", "--max_new_tokens=12", "--frames=4")
+CLIP = (*MODEL, "--video={}/clip.mp4")
+
+
+def test_one_question(ask):
+    code, out, err = ask(*CLIP, "--prompt=what is it ?", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["question"] == "what is it ?" and answer["finish"] == "length" and answer["new_tokens"] == 12
+    assert answer["visual_tokens"] == 17 and answer["prompt_tokens"] > 17
+    code, out, err = ask(*CLIP, "--prompt=what is it ?")
+    assert (code, out) == (0, answer["text"] + "\n"), err
+
+
+def test_questions_of_a_file_and_a_contact_sheet(ask, folder, tmp_path):
+    listed = ask(*CLIP, "--questions={}/list.json", "--json")
+    code, out, err = ask(*CLIP, "--questions={}/lines.txt", "--json", f"--show={tmp_path}/sheet.png")
+    assert code == listed[0] == 0, err
+    answers, others = ([json.loads(line) for line in text.splitlines()] for text in (out, listed[1]))
+    assert [a["question"] for a in answers] == ["what is it ?", "how many ?"]
+    assert [a["id"] for a in answers] == ["1", "3"] and [a["id"] for a in others] == ["1", "b"]
+    assert [a["text"] for a in answers] == [a["text"] for a in others]
+    assert answers[0]["seconds_vision"] > 10 * answers[1]["seconds_vision"]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert sheet.shape[1] > 2 * sheet.shape[0] and sheet.std() > 20  # four frames in a row
+
+
+def test_images(ask):
+    code, out, err = ask(*MODEL, "--image={}/picture.png", "--image={}/picture.png", "--prompt=is it a dog ?", "--json")
+    assert code == 0, err
+    assert json.loads(out)["visual_tokens"] == 2 * 17
+
+
+def test_a_conversation(ask, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is it ?\nhow many ?\n/clear\nhow many ?\n/quit\nnever\n"))
+    code, out, err = ask(*CLIP, "--interactive")
+    assert code == 0, err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("how many ?\n"))
+    alone = ask(*CLIP, "--interactive")[1]
+    said = out.splitlines()
+    assert out.endswith(alone) and not out.removesuffix(alone).endswith(alone)  # history changes the second answer
+    assert len(said) >= 3
+
+
+def test_a_conversation_that_fills_the_context_says_so(ask, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is it ?\n" + "what " * 500 + "?\nhow many ?\n"))
+    code, out, err = ask(*CLIP, "--interactive")
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if "max_position_embeddings" in line]
+    assert "4 frames' 17 visual tokens" in line and "max_position_embeddings is 512" in line and "/clear" in line
+    assert not out.endswith(line + "\n")  # it goes on
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*CLIP,), "exactly one of --prompt, --questions, --interactive; found none"),
+        ((*CLIP, "--prompt=a", "--interactive"), "found --prompt and --interactive"),
+        ((*CLIP, "--prompt= "), "--prompt is empty"),
+        ((*MODEL, "--prompt=a"), "give --video=FILE or --image=FILE"),
+        ((*CLIP, "--image={}/picture.png", "--prompt=a"), "one of the two"),
+        ((*CLIP, "--interactive", "--json"), "--interactive excludes --json"),
+        (("--video={}/clip.mp4", "--prompt=a"), "--checkpoint is required"),
+        (("--checkpoint={}/nothing", "--video={}/clip.mp4", "--prompt=a"), "is neither a directory that exists nor a"),
+        ((*MODEL, "--video={}/text.mp4", "--prompt=a"), "--video: "),
+        ((*MODEL, "--video={}/text.mp4", "--prompt=a"), "cannot be used (corrupt)"),
+        ((*MODEL, "--video={}/none.mp4", "--prompt=a"), "none.mp4: no such file"),
+        ((*MODEL, "--image={}/none.png", "--prompt=a"), "--image: "),
+        ((*CLIP, "--prompt=" + "what " * 600), "4 frames' 17 visual tokens + "),
+        ((*CLIP, "--prompt=" + "what " * 600), "max_position_embeddings is 512"),
+        ((*CLIP, "--questions={}/none.txt"), "none.txt: cannot be read (FileNotFoundError)"),
+        ((*CLIP, "--questions={}/empty.txt"), "empty.txt: no question in it"),
+        ((*CLIP, "--questions={}/bad.json"), "entry 1 is neither a string nor"),
+        ((*CLIP, "--prompt=a", "--temperature=-1"), "--temperature: -1.0; expected 0"),
+        ((*CLIP, "--prompt=a", "--top_p=0.5"), "--top_p: 0.5 does nothing at temperature 0"),
+        ((*CLIP, "--prompt=a", "--frames=0"), "frames"),
+        ((*CLIP, "--prompt=a", "--show=sheet.jpg"), "ends in .png"),
+        ((*CLIP, "--prompt=a", "--chat_template=no"), "no template 'no'"),
+        ((*CLIP, "--prompt=a", "--dtype=int8"), "dtype"),
+        ((*CLIP, "--prompt=a", "--nonsense"), "nonsense"),
+        ((*CLIP, "what is it ?"), "unexpected argument"),
+    ],
+)
+def test_bad_input(ask, arguments, message):
+    code, out, err = ask(*arguments)
+    assert code == 2 and not out, (out, err)
+    assert message in err and err.strip().count("\n") == 0 and "Traceback" not in err
+
+
+def test_the_process_ends_with_the_code(folder):
+    def run(*arguments):
+        environment = {**os.environ, "XLA_FLAGS": xla.flags(1), "JAX_PLATFORMS": "cpu"}
+        return subprocess.run(
+            [sys.executable, "-m", "vlvm_jax.generate", f"--checkpoint={folder}/model", *arguments],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    done = run(f"--video={folder}/text.mp4", "--prompt=what ?")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "text.mp4" in done.stderr and done.stderr.strip().count("\n") == 0
+
+
+def test_help_helps(capsys):
+    assert cli.run(generate.main, generate.__doc__ or "", ["generate", "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--checkpoint", "--video", "--questions", "--interactive", "--top_p", "--show", "--json"):
+        assert flag in out
