@@ -91,16 +91,23 @@ def tiny(options: Any) -> ConfigDict:
     frames = options.frames or FRAMES
     captions = entry(f"{EMBEDDED}/train_stories_captions.json")
     instructions = entry(f"{EMBEDDED}/train_stories.json")
-    pages = {"page_size": 48, "font_size": 13, "margin": 1, "chunk_size": 3, "chunk_tokenizer": "whitespace"}
+    pages = {
+        "page_size": 48,
+        "font_size": 13,
+        "margin": 1,
+        "chunk_size": 3,
+        "chunk_tokenizer": "whitespace",
+        "layout_engine": "basic",
+    }
     shown = {"shown_as": "text" if options.arm == "pure_text" else "images", "max_pages": options.pages or LONGEST}
-    texts = [entry(f"{EMBEDDED}/train_texts.jsonl", format="text_pages", pages={**pages, **shown})]
+    texts = [entry(f"{EMBEDDED}/train_long_texts.jsonl", format="text_pages", pages={**pages, **shown})]
     whole = ["encoder/**", "adapter/**", "decoder/**"]
     stages = [
         tiny_stage(
             options, "image",
             [
-                entry(f"{EMBEDDED}/train_texts.json"), entry(f"{EMBEDDED}/train_events.json"),
-                entry(f"{EMBEDDED}/train_words.jsonl", format="text_pages", pages=pages),
+                entry(f"{EMBEDDED}/train_story_texts.json"), entry(f"{EMBEDDED}/train_events.json"),
+                entry(f"{EMBEDDED}/train_event_words.jsonl", format="text_pages", pages=pages),
             ],
             2500, dict.fromkeys(whole, 1e-3), frames=8, visual=100,
         )
@@ -125,7 +132,11 @@ def tiny(options: Any) -> ConfigDict:
         "name": f"t2vid-tiny-{options.arm}",
         "model": tiny_model({"name": "frames", "connector": connector}),
         "data": {
-            "embedded": {"content": "stories"}, "tokenizer": f"{EMBEDDED}/tokenizer.json", "chat_template": "bare",
+            "embedded": {
+                "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 6000,
+                "heldout_stories": 60, "heldout_long_stories": 60, "train_story_texts": 16000,
+                "train_long_texts": 3000, "train_events": 6000,
+            }, "tokenizer": f"{EMBEDDED}/tokenizer.json", "chat_template": "bare",
             "frame_sampling": "segment_mid", "cache_mb": 512,
         },
         "stages": stages,

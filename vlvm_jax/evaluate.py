@@ -15,8 +15,8 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=
   --dtype           float32 or bfloat16 (default: the model's).
   --limit           the first so many questions only.
   --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
-  --prefix          with which every answer is made to begin; replies are what comes after it.
-  --max_new_tokens  (default 128), --temperature (default 0: greedy), --top_p, --seed, --stop (a string that ends an
+  --prefix          with which every answer is made to begin; replies are what comes after it (default: the config's).
+  --max_new_tokens  (default: the config's, else 128), --temperature (default 0: greedy), --top_p, --seed, --stop (a string that ends an
                     answer; may be given several times).
   --match           what decides on free text: exact, normalised (default) or contains. All are reported.
   --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
@@ -54,8 +54,8 @@ _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the mod
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Questions at a time.", lower_bound=1)
-_PREFIX = flags.DEFINE_string("prefix", "", "With which answers begin.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.", lower_bound=1)
+_PREFIX = flags.DEFINE_string("prefix", None, "With which answers begin.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Of sampling.", lower_bound=0, upper_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
@@ -66,11 +66,13 @@ _DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "rele
 _CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
 
 
-def _decoding() -> "Decoding":
+def _decoding(config: "Config | None") -> "Decoding":
     from vlvm_jax.inference.requests import Decoding
 
+    recipes = config.answers.max_new_tokens if config else Decoding.max_new_tokens
+    most = recipes if _MAX_NEW_TOKENS.value is None else _MAX_NEW_TOKENS.value
     try:
-        return Decoding(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
+        return Decoding(most, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
     except InputError as error:
         raise InputError(f"--{error}") from None
 
@@ -89,16 +91,17 @@ def main() -> None:
     from vlvm_jax.evaluation.results import Rules
     from vlvm_jax.training.interrupt import StopSignal
 
+    config = None if _CONFIG.value is None else build(Config, _CONFIG.value)
     options = benchmark.Options(
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=media, output=output,
         format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
-        decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
+        decoding=_decoding(config), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
     )  # fmt: skip
     memory.give_back_large()
     with StopSignal() as stop:
-        benchmark.run(options, None if _CONFIG.value is None else build(Config, _CONFIG.value), stop)
+        benchmark.run(options, config, stop)
 
 
 if __name__ == "__main__":

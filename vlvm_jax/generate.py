@@ -14,8 +14,8 @@ usage: python -m vlvm_jax.generate --checkpoint=DIR (--video=FILE | --image=FILE
   --config          a recipe (configs/x.py:preset): its model and data settings in place of the checkpoint's.
   --frames          of the clip (default: as the run or recipe has it, else 8).
   --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
-  --prefix          how answers begin; not repeated in the output.
-  --max_new_tokens  of an answer (default 128).
+  --prefix          how answers begin; not repeated in the output (default: the recipe's).
+  --max_new_tokens  of an answer (default: the recipe's, else 128).
   --temperature     0 (default) takes the likeliest token; above it, tokens are drawn.
   --top_p           drawn from the fewest tokens that have this probability together (default 1).
   --stop            a string that ends answers; may be given several times.
@@ -53,8 +53,8 @@ _QUESTIONS = flags.DEFINE_string("questions", None, "A file of questions.")
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "A conversation.")
 _FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1)
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
-_PREFIX = flags.DEFINE_string("prefix", "", "How answers begin.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.")
+_PREFIX = flags.DEFINE_string("prefix", None, "How answers begin.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Of the tokens that are drawn from.")
 _STOP = flags.DEFINE_multi_string("stop", [], "Ends answers.")
@@ -62,6 +62,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 _JSON = flags.DEFINE_bool("json", False, "JSON lines.")
 _SHOW = flags.DEFINE_string("show", None, "A PNG to write.")
+
+
+_CUT = "the question was cut to the {} tokens that CLIP reads to pick frames; the answer is to all of it"
 
 
 def main() -> None:
@@ -93,14 +96,18 @@ def _run(config, media, asked, decoding: "Decoding") -> None:
         chat_template=_CHAT_TEMPLATE.value,
         dtype=cast(Any, _DTYPE.value),
     )
+    if _MAX_NEW_TOKENS.value is None:
+        decoding = dataclasses.replace(decoding, max_new_tokens=answering.prompts.answers.max_new_tokens)
     if asked is None:
         _chat(answering, media, decoding)
         return
-    requests = [Request(name, media, question, _PREFIX.value) for name, question in asked]
+    requests = [Request(name, media, question, prefix=_PREFIX.value) for name, question in asked]
     if len(requests) == 1 and not _JSON.value:
         answers = [_stream(answering, requests[0], decoding)]
     else:
         answers = _answer_all(answering, requests, decoding)
+    if answering.prompts.cut:
+        print(_CUT.format(answering.prompts.spec.prompt_length), file=sys.stderr, flush=True)
     if _SHOW.value is not None:
         _show(answering, requests[0], answers[0])
 
@@ -131,7 +138,7 @@ def _decoding() -> "Decoding":
 
     try:
         return Decoding(
-            _MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value
+            _MAX_NEW_TOKENS.value or Decoding.max_new_tokens, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value
         )  # fmt: skip
     except InputError as error:
         raise InputError(f"--{error}") from None
@@ -230,13 +237,14 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
         if question == "/clear":
             earlier = ()
             continue
-        request = Request("chat", media, conversation(earlier, question), _PREFIX.value)
+        request = Request("chat", media, conversation(earlier, question), prefix=_PREFIX.value)
         try:
             answer = _stream(answering, request, decoding)
         except InputError as error:
             print(f"{error} (/clear forgets what was said)", flush=True)
             continue
-        earlier = (*earlier, Turn(question, f"{_PREFIX.value} {answer.text}".strip()))
+        prefix = answering.prompts.answers.prefix if _PREFIX.value is None else _PREFIX.value
+        earlier = (*earlier, Turn(question, f"{prefix} {answer.text}".strip()))
 
 
 def _lines_asked() -> Iterator[str]:

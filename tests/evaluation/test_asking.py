@@ -130,6 +130,6 @@ def test_what_the_controls_ask(tmp_path, control):
     asked = {request.id: request for request in model.asked}
     own = control != "shuffled_question"
     guided = control in ("shuffled_prompt", "shuffled_question")
-    assert asked["0"].question == (questions[0] if own else questions[1]).asked
-    assert asked["0"].scoring_text == ("q1" if guided else "q0")
+    assert asked["0"].question == ("q0" if own else "q1") and asked["0"].options == ("red", "blue")
+    assert asked["0"].scoring_text == ("q1" if control == "shuffled_prompt" else None)
     assert found.by_id["0"].get("other") == ("1" if guided else None)

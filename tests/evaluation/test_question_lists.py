@@ -129,7 +129,7 @@ def test_multiple_choice(tmp_path, media):
     assert (question.letter, question.answer, question.type) == ("C", "to play", "NEXTQA")
     assert question.carried == {key: CHOICE[key] for key in ("task_name", "answer_number", "candidates")}
     assert question.text == "why?"
-    assert question.asked.split("\n")[:4] == ["why?", "(A) to run", "(B) to eat", "(C) to play"]
+    assert (question.text, question.options, question.prompt) == ("why?", ("to run", "to eat", "to play"), "")
 
 
 def test_t2vid(tmp_path, media):
@@ -137,7 +137,7 @@ def test_t2vid(tmp_path, media):
     (question,) = found.questions
     assert found.format == "t2vid"
     assert (question.id, question.letter, question.type) == ("m1", "B", "order")
-    assert question.asked == PROMPT  # as it stands
+    assert question.prompt == PROMPT  # as it stands
     assert question.text == "Question: what moves?"
     assert question.options == ("a car", "a dog", "A. cat")
     assert question.answer == "a dog"
@@ -185,7 +185,7 @@ def test_plain(tmp_path, media):
     assert found.format == "plain"
     first, second, third = found.questions
     assert (first.id, first.text, first.answer, first.type, first.span) == ("x", "how many?", "2", "count", (1, 2))
-    assert first.asked == "how many?"
+    assert (first.text, first.prompt) == ("how many?", "")
     assert (second.id, second.letter, second.answer, second.type) == ("1", "B", "blue", "all")
     assert (third.letter, third.media) == ("A", (("image", f"{media}/p.png"),))
 
@@ -273,7 +273,7 @@ def test_llava_questions_keep_the_places_of_their_media(tmp_path, media):
     turns = [{"from": "human", "value": "is <image> as <image>?"}, {"from": "gpt", "value": "no"}]
     record = {"image": ["p.png", "p.png"], "conversations": turns}
     (question,) = question_lists.read(write(tmp_path, "held.json", [record]), media).questions
-    assert question.asked == "is <image> as <image>?"
+    assert question.prompt == "is <image> as <image>?"
     assert "<image>" not in question.text
     with pytest.raises(InputError, match=r"held.json: record 0: a system turn"):
         system = [{"from": "system", "value": "be brief"}, *turns]

@@ -19,23 +19,25 @@ _SAID = ("finish", "prompt_tokens", "visual_tokens", "new_tokens")  # of an answ
 _BATCHES = 4  # asked at once: what their answers are sorted into by length, and what a kill may cost
 
 
-def request(question: Question, control: Control | None, other: Question | None, prefix: str) -> Request:
+def request(question: Question, control: Control | None, other: Question | None, prefix: str | None) -> Request:
     """What is asked for a question.
 
     Args:
       other: whose text stands for the question's, under the controls that shuffle these.
-      prefix: with which the answer is made to begin.
+      prefix: with which the answer is made to begin; None for the recipe's own.
     """
-    asked, guide = question.asked, question.text
+    put = question
+    if control == "shuffled_question":
+        assert other is not None
+        put = other
+    guide = put.text if put.prompt else None  # a prompt holds more than the question
     if control == "shuffled_prompt":
         assert other is not None
         guide = other.text
-    elif control == "shuffled_question":
-        assert other is not None
-        asked, guide = other.asked, other.text
     return Request(
-        id=question.id, media=question.media, question=asked, prefix=prefix, span=question.span, scoring_text=guide
-    )
+        id=question.id, media=question.media, question=put.prompt or put.text, span=question.span, prefix=prefix,
+        options=() if put.prompt else put.options, scoring_text=guide,
+    )  # fmt: skip
 
 
 def ask(
@@ -46,7 +48,7 @@ def ask(
     *,
     control: Control | None = None,
     others: Mapping[str, Question] | None = None,
-    prefix: str = "",
+    prefix: str | None = None,
     stop: StopSignal,
     on_answer: Callable[[], None] = lambda: None,
 ) -> None:

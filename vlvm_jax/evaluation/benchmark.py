@@ -41,7 +41,7 @@ class Options:
       chat_template, dtype: see `loading.load`.
       limit: the list's first so many questions only.
       batch_size: questions answered at a time.
-      prefix: with which every answer is made to begin.
+      prefix: with which every answer is made to begin; None for the config's own.
       controls: asked beside the questions as they are.
     """
 
@@ -56,7 +56,7 @@ class Options:
     dtype: DType | None = None
     limit: int | None = None
     batch_size: int = 8
-    prefix: str = ""
+    prefix: str | None = None
     controls: tuple[Control, ...] = ()
     decoding: Decoding = dataclasses.field(default_factory=Decoding)
     rules: Rules = dataclasses.field(default_factory=Rules)

@@ -45,10 +45,8 @@ def controlled(model: Answering, control: Control | None) -> Answering:
     if control not in ("blank_video", "shuffled_frames"):
         return model
     spec = dataclasses.replace(model.prompts.spec, control=control)
-    prompts = _ByClip(spec, model.prompts.longest)
-    return Answering(
-        model.engine, prompts, rows=model.rows, cache_bytes=model.cache_bytes, encode_prompt=model.encode_prompt
-    )
+    prompts = _ByClip(spec, model.prompts.longest, model.prompts.answers)
+    return Answering(model.engine, prompts, rows=model.rows, cache_bytes=model.cache_bytes)
 
 
 class _ByClip(Prompts):

@@ -31,7 +31,6 @@ from vlvm_jax.evaluation.clip_files import ClipFiles
 Format = Literal["plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 FORMATS: tuple[Format, ...] = ("plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ORDER = "Reply with the letter of the right option and nothing else."
 _CSV_COLUMNS = ("video_name", "question_id", "question", "answer")
 
 
@@ -68,14 +67,6 @@ class Question:
     missing: bool = False
     paired: bool = False
     carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def asked(self) -> str:
-        """All the words that the model is given, but for the chat template's."""
-        if self.prompt or not self.options:
-            return self.prompt or self.text
-        listed = (f"({letter}) {option}" for letter, option in zip(LETTERS, self.options, strict=False))
-        return "\n".join((self.text, *listed, _ORDER))
 
 
 @dataclasses.dataclass(frozen=True)

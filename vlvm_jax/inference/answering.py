@@ -18,9 +18,9 @@ from vlvm_jax.inference.engine import Engine, length_bucket, power_bucket
 from vlvm_jax.inference.prompts import Prompts, padded
 from vlvm_jax.inference.requests import Answer, Decoding, Request
 from vlvm_jax.inference.text import AnswerText
+from vlvm_jax.models.adapters.base import Features
 from vlvm_jax.models.decoding import Limits, Sampling
 from vlvm_jax.models.video_llm import Batch
-from vlvm_jax.models.vision import VisionFeatures
 
 __all__ = ["Answer", "Answering", "Decoding", "Request", "Seen"]
 
@@ -44,7 +44,7 @@ class Seen:
 
     media: tuple[Medium, ...]
     frames: int
-    features: VisionFeatures
+    features: Features
     seconds: float
 
     @property
@@ -70,7 +70,6 @@ class Answering:
       rows: questions in a batch at most.
       cache_bytes: of decoded frames and their features that are kept for the next question; what was not used longest
         goes first.
-      encode_prompt: token ids of a question for the adapter's scoring encoder; needed if the adapter `needs_prompt`.
     """
 
     def __init__(
@@ -80,10 +79,8 @@ class Answering:
         *,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
-        encode_prompt: Callable[[str], np.ndarray] | None = None,
     ):
         self.engine, self.prompts, self.rows, self.cache_bytes = engine, prompts, rows, cache_bytes
-        self.encode_prompt = encode_prompt
         self._kept: OrderedDict[tuple, Seen] = OrderedDict()
 
     def answer(
@@ -165,6 +162,13 @@ class Answering:
             self._kept.popitem(last=False)
         return seen
 
+    def frame_weights(self, request: Request) -> np.ndarray | None:
+        """[T, N] how much of each patch of a request's frames reaches the decoder; None where nothing is weighed."""
+        row = self._prepare(request)
+        weights = self.engine.frame_weights(row.seen.features, self._batch([row], 1))
+        shown = sum(len(medium.frames) for medium in row.seen.media)
+        return None if weights is None else weights[0, :shown]
+
     # --- a batch -----------------------------------------------------------------------------------------------------
 
     def _prepare(self, request: Request) -> _Row:
@@ -194,7 +198,9 @@ class Answering:
         seen = [row.seen.features for row in rows]
         features = self.engine.beside(seen + seen[:1] * (count - len(rows)))
         room = power_bucket(decoding.max_new_tokens, _LEAST_ROOM)
-        progress = self.engine.begin(features, self._batch(rows, count), room, limits, sampling)
+        asked = self._batch(rows, count)
+        progress = self.engine.begin(features, asked, room, limits, sampling)
+        picked = self.engine.picked(features, asked)
         del features
         tokens = np.asarray(progress.token)[:, None]
         prefill, start = time.perf_counter() - start, time.perf_counter()
@@ -206,14 +212,20 @@ class Answering:
             progress, tokens = self.engine.go_on(progress, limits, sampling, stopped)
         yield [text.close() for text in texts]
         seconds = prefill, time.perf_counter() - start
-        return [self._answer(row, text, *seconds) for row, text in zip(rows, texts, strict=True)]
+        return [
+            self._answer(row, text, *seconds, {name: found[number].tolist() for name, found in picked.items()} or None)
+            for number, (row, text) in enumerate(zip(rows, texts, strict=True))
+        ]
 
-    def _answer(self, row: _Row, text: AnswerText, prefill: float, decode: float) -> Answer:
+    def _answer(
+        self, row: _Row, text: AnswerText, prefill: float, decode: float, picked: dict[str, Any] | None
+    ) -> Answer:
         assert text.finish is not None
         prompt, visual = len(row.sample["token_ids"]), int(row.sample["media_mask"].sum())
         return Answer(
-            row.request.id, text.text, text.finish, prompt, visual, text.new_tokens, row.seconds_vision, prefill, decode
-        )
+            row.request.id, text.text, text.finish, prompt, visual, text.new_tokens, row.seconds_vision, prefill,
+            decode, picked,
+        )  # fmt: skip
 
     def _limits(self, rows: Sequence[_Row], count: int, decoding: Decoding) -> Limits:
         room = [self.prompts.longest - len(row.sample["token_ids"]) for row in rows]
@@ -234,11 +246,9 @@ class Answering:
         """Of numpy arrays, without frames; rows behind the last are empty."""
         frames, length = rows[0].bucket
         filled = [_fields(row.sample, frames, length) for row in rows]
-        if self.engine.model.needs_prompt:
-            assert self.encode_prompt is not None, "the adapter needs to see what is asked"
-            for fields, row in zip(filled, rows, strict=True):
-                asked = row.request.scoring_text or row.request.turns[-1].question
-                fields["prompt_ids"] = self.encode_prompt(asked)
+        for fields, row in zip(filled, rows, strict=True):
+            if (prompt_ids := self.prompts.prompt_ids(row.request)) is not None:
+                fields["prompt_ids"] = prompt_ids
         filled += [{name: np.zeros_like(value) for name, value in filled[0].items()}] * (count - len(rows))
         return Batch(**{name: np.stack([fields[name] for fields in filled]) for name in filled[0]})  # type: ignore[arg-type]
 

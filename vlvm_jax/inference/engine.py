@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.models import decoding
+from vlvm_jax.models.adapters.base import Features, FrameLayout, Guidance
 from vlvm_jax.models.decoder import CACHE_AXES, KVCache
 from vlvm_jax.models.decoding import Limits, Progress, Sampling
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
-from vlvm_jax.models.vision import VisionFeatures
 from vlvm_jax.parallel import rules
 
 CHUNK = 16  # tokens between two looks of the host
@@ -42,37 +42,47 @@ class Engine:
 
     # --- image side --------------------------------------------------------------------------------------------------
 
-    def see(self, frames: np.ndarray) -> VisionFeatures:
+    def see(self, frames: np.ndarray) -> Features:
         """Features of frames uint8 [B, T, H, W, 3]; ready when it returns."""
         see = self._compiled(("see", frames.shape[1]), self._see, out=rules.replicated(self.mesh))
         with jax.set_mesh(self.mesh):
             return jax.block_until_ready(see(self.params, self._put(frames)))
 
-    def _see(self, params: Params, frames) -> VisionFeatures:
+    def _see(self, params: Params, frames) -> Features:
         return self.model.bind(params).see(frames)
 
-    def beside(self, features: Sequence[VisionFeatures]) -> VisionFeatures:
+    def beside(self, features: Sequence[Features]) -> Features:
         """Features of several rows as those of one batch."""
         if len(features) == 1:
             return features[0]
         with jax.set_mesh(self.mesh):
             return _concatenated(*features)
 
-    def frame_weights(self, features: VisionFeatures) -> np.ndarray | None:
+    def frame_weights(self, features: Features, batch: Batch) -> np.ndarray | None:
         """[B, T, N] how much of each patch reaches the decoder, for pictures; None where the adapter weighs nothing."""
+        return jax.device_get(self._of_adapter("frame_weights", features, batch))
 
-        def weigh(params, features):
-            return self.model.bind(params).adapter.frame_weights(features)
+    def picked(self, features: Features, batch: Batch) -> dict[str, np.ndarray]:
+        """What the adapter chose for each row of a batch, see `VideoAdapter.picked`."""
+        return jax.device_get(self._of_adapter("picked", features, batch))
 
+    def _of_adapter(self, name: str, features: Features, batch: Batch) -> Any:
+        rows, length = batch.token_ids.shape
+
+        def ask(params, features, media, is_video, prompt_ids):
+            adapter = self.model.bind(params).adapter
+            layout = FrameLayout(media, is_video, room=length)
+            return getattr(adapter, name)(features, layout, None if prompt_ids is None else Guidance(prompt_ids))
+
+        key = (name, rows, batch.media.shape[1], length)
+        call = self._compiled(key, ask, out=rules.replicated(self.mesh))
         with jax.set_mesh(self.mesh):
-            weights = jax.jit(weigh, out_shardings=rules.replicated(self.mesh))(self.params, features)
-        return None if weights is None else np.asarray(weights)
+            given = jax.tree.map(self._put, (batch.media, batch.is_video, batch.prompt_ids))
+            return call(self.params, features, *given)
 
     # --- text side ---------------------------------------------------------------------------------------------------
 
-    def begin(
-        self, features: VisionFeatures, batch: Batch, room: int, limits: Limits, sampling: Sampling | None
-    ) -> Progress:
+    def begin(self, features: Features, batch: Batch, room: int, limits: Limits, sampling: Sampling | None) -> Progress:
         """Reads a batch of prompts and says the first token of each answer.
 
         Args:
@@ -145,7 +155,7 @@ class Engine:
 
 
 @jax.jit
-def _concatenated(*features: VisionFeatures) -> VisionFeatures:
+def _concatenated(*features: Features) -> Features:
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *features)
 
 

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from etils import epath
 
 from vlvm_jax import config as config_lib
-from vlvm_jax.config import Config, DataConfig, DecoderConfig, DType, EvalConfig, MeshConfig, ModelConfig
+from vlvm_jax.config import (
+    AnswerConfig,
+    Config,
+    DataConfig,
+    DecoderConfig,
+    DType,
+    EvalConfig,
+    InitFrom,
+    MeshConfig,
+    ModelConfig,
+)
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.answering import CACHE_BYTES, ROWS, Answering
@@ -72,7 +82,7 @@ def load(
         params = {path: lora.merged(path, params.__getitem__, model.lora) for path in params if not lora.is_lora(path)}
         model = model.model_copy(update={"lora": None})
     engine = Engine(Model(model), params_lib.split(params, {}), found)
-    prompts = Prompts(spec, model.decoder.max_position_embeddings)
+    prompts = Prompts(spec, model.decoder.max_position_embeddings, setup.answers)
     return Answering(engine, prompts, rows=rows, cache_bytes=cache_bytes)
 
 
@@ -82,23 +92,35 @@ class _Setup:
 
     model: ModelConfig
     data: DataConfig
+    answers: AnswerConfig
     frames: int
 
 
 def _of_recipe(checkpoint: str | None, config: Config, where: str) -> _Setup:
     if checkpoint is not None:
         open_source(checkpoint, where)  # whose faults are the flag's, not the recipe's
-        config = config.model_copy(update={"model": config.model.model_copy(update={"init_from": checkpoint})})
+        config = config.model_copy(update={"model": _starting_from(config.model, checkpoint)})
     if config.model.init_from is None:
         raise InputError(f"{where}: name a checkpoint; {config.name} starts from scratch")
     initial = Initial(config.model)
     data = config.data
-    if "{embedded}" in data.tokenizer:
+    if "{embedded}" in f"{data.tokenizer} {data.prompt_tokenizer}":
         files = getattr(initial.sources.get("decoder"), "hf_files", None)
         data = _with_files(data, files, f"{where}: {checkpoint}")
     config = prepare.with_checkpoint_files(config.model_copy(update={"data": data}), initial)
-    part = config.evals[-1] if config.evals else config.stages[-1]
-    return _Setup(config.model, config.data, part.frames_per_video)
+    parts = (*config.stages[-1:], *config.evals)
+    frames = config.answers.frames or (parts[-1].frames_per_video if parts else FRAMES)
+    return _Setup(config.model, config.data, config.answers, frames)
+
+
+def _starting_from(model: ModelConfig, checkpoint: str) -> ModelConfig:
+    """A recipe's model with a checkpoint in the place of its base; a CLIP that the recipe names stays."""
+    start = model.init_from
+    if isinstance(start, InitFrom) and start.clip is not None:
+        start = start.model_copy(update=dict.fromkeys(("encoder", "connector", "decoder"), checkpoint))
+    else:
+        start = checkpoint
+    return model.model_copy(update={"init_from": start})
 
 
 def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
@@ -111,7 +133,7 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         data = _with_files(config.data, source.hf_files, f"{where}: {checkpoint}")
         trained = [stage for stage in config.stages if stage.name == source.stages[-1]]
         part = config.evals[-1] if config.evals and trained[0] is config.stages[-1] else trained[0]
-        return _Setup(model, data, part.frames_per_video)
+        return _Setup(model, data, config.answers, config.answers.frames or part.frames_per_video)
     if source.vision is None or source.decoder is None or source.adapter is None:
         raise InputError(f"{where}: {checkpoint} is a bare tower or decoder; only a whole model answers")
     model = ModelConfig(
@@ -125,7 +147,7 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         tokenizer=str(local), processor=str(side_files.of_tower(local)), chat_template="checkpoint",
         image_layout="anyres",
     )  # fmt: skip
-    return _Setup(model, data, FRAMES)
+    return _Setup(model, data, AnswerConfig(), FRAMES)
 
 
 def _dtype(source: HFDirectory | Stored) -> DType:
@@ -137,14 +159,17 @@ def _with_files(data: DataConfig, files: epath.Path | None, where: str) -> DataC
     """The settings of a run with the files that it kept in place of those that its recipe named by a placeholder."""
     values = config_lib.to_json(data)
     local = None
-    for key in ("tokenizer", "processor"):
+    for key in ("tokenizer", "processor", "prompt_tokenizer"):
         text = values[key] or ""
-        if not any(f"{{{part}}}" in text for part in ("embedded", "decoder", "encoder")):
+        if not any(f"{{{part}}}" in text for part in ("embedded", "decoder", "encoder", "clip")):
             continue
         if files is None:
             raise InputError(f"{where}: no folder `hf` with the model's tokenizer; config.data.{key} is {text!r}")
         local = side_files.local(files) if local is None else local
-        places = {"embedded": local, "decoder": local, "encoder": side_files.of_tower(local)}
+        places = {
+            "embedded": local, "decoder": local, "encoder": side_files.of_tower(local),
+            "clip": side_files.of_clip(local),
+        }  # fmt: skip
         for part, place in places.items():
             text = text.replace(f"{{{part}}}", str(place))
         values[key] = text
@@ -160,7 +185,7 @@ def _spec(model: ModelConfig, data: DataConfig, frames: int, length: int | None)
     longest = model.decoder.max_position_embeddings
     if length is not None and not 0 < length <= longest:
         raise InputError(f"length: {length}; expected 1 to {longest}, the decoder's max_position_embeddings")
-    asked = EvalConfig(name="answers", data=(), batch_size=1, frames=frames, length=length or longest)
+    asked = EvalConfig(name="answers", data=(), batch_size=1, frames=frames, length=length or longest, pack=False)
     return prepare.spec_of(model, data, asked)
 
 

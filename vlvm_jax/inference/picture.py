@@ -16,7 +16,7 @@ _COLUMNS = 8
 def contact_sheet(answering: Answering, request: Request, answer: Answer) -> bytes:
     """A PNG of the frames that were taken, the adapter's weights over them where it has such, the tokens above."""
     seen = answering.see(request)
-    weights = answering.engine.frame_weights(seen.features)
+    weights = answering.frame_weights(request)
     text = answer.prompt_tokens - answer.visual_tokens
     shown = sum(len(medium.frames) for medium in seen.media)
     title = (

@@ -5,11 +5,15 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
+from vlvm_jax.config import AnswerConfig
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
 from vlvm_jax.data.sources.records import Record
+from vlvm_jax.data.text.answers import read_template, render_question
 from vlvm_jax.data.text.conversation import ANY_PLACEHOLDER, Message, Prompt
+from vlvm_jax.data.text.scoring import scored_text, scoring_tokenizer
 from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.requests import Request
@@ -20,13 +24,18 @@ class Prompts:
 
     Args:
       positions: that the model has.
+      answers: in which words a question is put, and with which its answer begins.
 
     Attributes:
       longest: tokens of a prompt and its answer at most.
+      cut: ids of the requests whose question was cut for the tower that scores frames by it.
     """
 
-    def __init__(self, spec: SampleSpec, positions: int):
+    def __init__(self, spec: SampleSpec, positions: int, answers: AnswerConfig | None = None):
         self.spec, self.longest = spec, min(spec.length, positions)
+        self.cut: set[str] = set()
+        self.answers = answers or AnswerConfig()
+        self.template = read_template(self.answers.prompt_template, "config.answers.prompt_template")
         self._limit = "max_position_embeddings" if self.longest == positions else "length"
         self.loader = SampleLoader([], spec)
         self.end_ids = self._end_ids()
@@ -47,7 +56,35 @@ class Prompts:
         """
         if not request.turns or not all(ANY_PLACEHOLDER.sub("", turn.question).strip() for turn in request.turns):
             raise InputError(f"{request.id}: the question is empty; ask something")
-        return begun(self.loader.template.prompt(messages(request)), request.prefix)
+        prefix = request.prefix
+        if prefix is None:
+            prefix = self.answers.options_prefix if request.options else self.answers.prefix
+        said = messages(self._put(request))
+        if self.answers.system is not None:
+            said = [{"role": "system", "content": self.answers.system}, *said]
+        return begun(self.loader.template.prompt(said), prefix)
+
+    def _put(self, request: Request) -> Request:
+        """A request whose first question stands in the words of the template, its options with it."""
+        first, *later = request.turns
+        put = render_question(
+            first.question, request.options, self.template, append_question_mark=self.answers.append_question_mark
+        )
+        return dataclasses.replace(request, question=(dataclasses.replace(first, question=put), *later))
+
+    def prompt_ids(self, request: Request) -> Int[np.ndarray, " P"] | None:
+        """Ids of what is asked for the tower that scores frames by it; None where there is none."""
+        spec = self.spec
+        if spec.prompt_tokenizer is None:
+            return None
+        asked = request.scoring_text
+        if asked is None:
+            question = ANY_PLACEHOLDER.sub("", request.turns[-1].question).strip()
+            asked = scored_text(question, request.options, spec.clip_text)
+        ids, cut = scoring_tokenizer(spec.prompt_tokenizer, spec.prompt_length)(asked)
+        if cut:
+            self.cut.add(request.id)
+        return ids
 
     def sample(self, request: Request, prompt: Prompt, media: Sequence[Medium]) -> Sample:
         """The arrays of one prompt, not padded; see `media.assemble`.

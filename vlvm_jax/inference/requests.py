@@ -18,7 +18,8 @@ class Request:
       media: (kind, path) of each image or clip, in the order of their placeholders.
       question: or a conversation, whose last turn has no answer yet. `<image>` or `<video>` may stand once for each
         medium; where none stands, all media come before the first question.
-      prefix: how the answer begins. It is part of the prompt, not of what comes back.
+      options: of a multiple-choice question, without their letters; written as the model's prompt template has them.
+      prefix: how the answer begins, None: as `AnswerConfig` says. It is part of the prompt, not of what comes back.
       span: seconds from and to which the clips count; None for all of them.
       scoring_text: what an adapter that looks at the question is shown instead of the last one.
     """
@@ -26,7 +27,8 @@ class Request:
     id: str
     media: tuple[tuple[MediaKind, str], ...]
     question: str | tuple[Turn, ...]
-    prefix: str = ""
+    options: tuple[str, ...] = ()
+    prefix: str | None = None
     span: tuple[float, float] | None = None
     scoring_text: str | None = None
 

@@ -16,12 +16,14 @@ from vlvm_jax.weights.safetensors_files import DTYPES
 
 CARRIED_FILE = "carried.safetensors"
 TOWER_FOLDER = "encoder"  # files of a tower that comes from another checkpoint than the decoder, beside the decoder's
+SCORING_FILE = "prompt_tokenizer.json"  # of a CLIP that was trained here
 CLIP_FOLDER = "clip"  # config, tokenizer and processors of a CLIP that an adapter holds
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 NAMES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    SCORING_FILE,
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -37,6 +39,11 @@ NAMES = (
 def of_tower(files: epath.Path) -> epath.Path:
     """Where the files of the tower are: mostly among all others."""
     return files / TOWER_FOLDER if (files / TOWER_FOLDER).exists() else files
+
+
+def of_clip(files: epath.Path) -> epath.Path:
+    """Where the files of a CLIP that an adapter holds are."""
+    return files / CLIP_FOLDER
 
 
 def copy_into(files: epath.Path, folder: epath.PathLike, names: Iterable[str] = NAMES) -> None:
@@ -82,11 +89,14 @@ def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None, clip:
 
 
 def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path, clip: epath.Path | None = None) -> None:
-    """`tokenizer.json` alone, of a model that was not imported; a CLIP's files where it has one that was."""
+    """`tokenizer.json` and a `prompt_tokenizer.json` beside it, of a model that was not imported; a CLIP's files where
+    it has one that was."""
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     if clip is not None:
         (folder / CLIP_FOLDER).mkdir(parents=True, exist_ok=True)
         copy_into(clip, folder / CLIP_FOLDER)
+    if (file.parent / SCORING_FILE).exists():
+        storage.write_bytes(os.fspath(folder / SCORING_FILE), (file.parent / SCORING_FILE).read_bytes())
     storage.write_bytes(os.fspath(folder / "tokenizer.json"), file.read_bytes())
 
 
@@ -96,6 +106,10 @@ def local(files: epath.Path) -> epath.Path:
         return files
     folder = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-hf-"))
     copy_into(files, folder)
+    for part in (TOWER_FOLDER, CLIP_FOLDER):
+        if (files / part).exists():
+            (folder / part).mkdir()
+            copy_into(files / part, folder / part)
     return folder
 
 

@@ -21,7 +21,7 @@ def write(path: Path, split: Split, index: int, *, size: int, fps: int, seed: in
     """One record of a split, its file written.
 
     Clips to learn from ask one question each, as texts for pages do, and types take turns; held-out ones ask one of
-    each type. A story as text is told back first, then asked one of each type.
+    each type. A story as text is asked one of each type and is to be told back, in any order.
     """
     kind = split.kinds[0]
     rng = np.random.default_rng([seed, split.number, index])
@@ -67,7 +67,9 @@ def _asked(story: Story, kind: str, index: int, rng: np.random.Generator) -> dic
 
 def _text(name: str, story: Story, rng: np.random.Generator) -> dict[str, Any]:
     asked = stories.questions(story, rng)
-    turns = [(f"{story.text}\n{scenes.CAPTION_PROMPTS['video']}", story.text)]
-    turns += [(q.question, q.answer) for q in asked]
-    said = conversation(turns, media=0)
-    return {"id": name, "conversations": said, "types": ["told", *(q.type for q in asked)]}
+    asked.insert(
+        int(rng.integers(len(asked) + 1)), scenes.Question("told", scenes.CAPTION_PROMPTS["video"], story.text)
+    )
+    first, *later = [(q.question, q.answer) for q in asked]
+    said = conversation([(f"{story.text}\n{first[0]}", first[1]), *later], media=0)
+    return {"id": name, "conversations": said, "types": [q.type for q in asked]}
