@@ -16,8 +16,8 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=
   --limit           the first so many questions only.
   --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
   --prefix          with which every answer is made to begin; replies are what comes after it (default: the config's).
-  --max_new_tokens  (default: the config's, else 128), --temperature (default 0: greedy), --top_p, --seed, --stop (a string that ends an
-                    answer; may be given several times).
+  --max_new_tokens  (default: the config's, else 128), --temperature (default 0: greedy), --top_p, --seed,
+  --stop            a string that ends an answer; may be given several times.
   --match           what decides on free text: exact, normalised (default) or contains. All are reported.
   --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
   --denominator     all: what has no answer is wrong (default); answered: it is left out; released: as the released
@@ -38,6 +38,7 @@ from vlvm_jax import cli
 from vlvm_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from vlvm_jax.config import Config
     from vlvm_jax.inference.requests import Decoding
 
 _FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]

@@ -137,9 +137,8 @@ def _decoding() -> "Decoding":
     from vlvm_jax.inference.requests import Decoding
 
     try:
-        return Decoding(
-            _MAX_NEW_TOKENS.value or Decoding.max_new_tokens, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value
-        )  # fmt: skip
+        most = Decoding.max_new_tokens if _MAX_NEW_TOKENS.value is None else _MAX_NEW_TOKENS.value
+        return Decoding(most, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
     except InputError as error:
         raise InputError(f"--{error}") from None
 
