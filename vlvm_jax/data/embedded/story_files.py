@@ -14,6 +14,7 @@ _EVENTS = {
     "story": (3, 6), "long_story": (9, 16), "story_text": (1, 16), "long_text": (6, 16), "event": (1, 1),
     "words": (1, 1),
 }  # fmt: skip
+_ASKED = 3  # questions about a story as text
 WRITERS = tuple(_EVENTS)
 
 
@@ -21,7 +22,7 @@ def write(path: Path, split: Split, index: int, *, size: int, fps: int, seed: in
     """One record of a split, its file written.
 
     Clips to learn from ask one question each, as texts for pages do, and types take turns; held-out ones ask one of
-    each type. A story as text is asked one of each type and is to be told back, in any order.
+    each type. A story as text is asked some of different types, and is to be told back, in any order.
     """
     kind = split.kinds[0]
     rng = np.random.default_rng([seed, split.number, index])
@@ -66,10 +67,9 @@ def _asked(story: Story, kind: str, index: int, rng: np.random.Generator) -> dic
 
 
 def _text(name: str, story: Story, rng: np.random.Generator) -> dict[str, Any]:
-    asked = stories.questions(story, rng)
-    asked.insert(
-        int(rng.integers(len(asked) + 1)), scenes.Question("told", scenes.CAPTION_PROMPTS["video"], story.text)
-    )
+    asked = stories.questions(story, rng)[:_ASKED]
+    told = scenes.Question("told", scenes.CAPTION_PROMPTS["video"], story.text)
+    asked.insert(int(rng.integers(len(asked) + 1)), told)
     first, *later = [(q.question, q.answer) for q in asked]
     said = conversation([(f"{story.text}\n{first[0]}", first[1]), *later], media=0)
     return {"id": name, "conversations": said, "types": [q.type for q in asked]}
