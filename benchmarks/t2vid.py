@@ -2,12 +2,12 @@
 
 usage: python -m benchmarks.t2vid [--workdir DIR] [--seeds 0 1 2] [--only ARM ...] [--epochs N]
 
-Per seed an image model is trained once, that reads stories as text, single pictures and single pages. From it every arm
-trains the recipe's `video` stage with the same optimizer, rates and epochs; what differs is the data: all videos, 15% of
-that many samples of videos, of videos and pages (`hybrid`), of videos and the same texts as text (`pure text`). All
-answer questions over held-out clips, short ones as those trained on and long ones; `zero-shot` is the image model. The
-best-known arm, `hybrid`, also answers the controls. Every result is a file of its own in DIR/results; what is done is
-not run again. Prints the tables of docs/t2vid.md and draws DIR/t2vid.png.
+Per seed an image model is trained once, that reads stories as text, single pictures and single pages. From it every
+arm trains the recipe's `video` stage with the same optimizer, rates and epochs; what differs is the data: all videos,
+or 15% as many samples: of videos, of videos and pages (`hybrid`), of videos and the same texts as text (`pure text`).
+All answer questions over held-out clips, short ones as those trained on and long ones; `zero-shot` is the image model.
+`hybrid` also answers the controls. Every result is a file of its own in DIR/results; what is done is not run again.
+Prints the tables of docs/t2vid.md and draws DIR/t2vid.png.
 """
 
 import argparse

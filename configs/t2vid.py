@@ -109,7 +109,7 @@ def tiny(options: Any) -> ConfigDict:
                 entry(f"{EMBEDDED}/train_story_texts.json"), entry(f"{EMBEDDED}/train_events.json"),
                 entry(f"{EMBEDDED}/train_event_words.jsonl", format="text_pages", pages=pages),
             ],
-            2500, dict.fromkeys(whole, 1e-3), frames=8, visual=100,
+            1500, dict.fromkeys(whole, 1e-3), frames=8, visual=100,
         )
     ]  # fmt: skip
     samples = options.samples or SAMPLES.get(options.arm, 1800)
@@ -130,7 +130,9 @@ def tiny(options: Any) -> ConfigDict:
     connector = {"kind": "pixel_shuffle", "scale_factor": 3}  # a frame becomes one token, as 4 patches do in Idefics3
     config = {
         "name": f"t2vid-tiny-{options.arm}",
-        "model": tiny_model({"name": "frames", "connector": connector}),
+        "model": {
+            **tiny_model({"name": "frames", "connector": connector}), "vision_remat": "none", "decoder_remat": "none",
+        },
         "data": {
             "embedded": {
                 "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 6000,
