@@ -109,7 +109,7 @@ def tiny(options: Any) -> ConfigDict:
                 entry(f"{EMBEDDED}/train_story_texts.json"), entry(f"{EMBEDDED}/train_events.json"),
                 entry(f"{EMBEDDED}/train_event_words.jsonl", format="text_pages", pages=pages),
             ],
-            1500, dict.fromkeys(whole, 1e-3), frames=8, visual=100,
+            1500, dict.fromkeys(whole, 1e-3), frames=8, visual=100, rows=16,
         )
     ]  # fmt: skip
     samples = options.samples or SAMPLES.get(options.arm, 1800)
