@@ -32,7 +32,18 @@ from configs.released import parse_setting
 from vlvm_jax.data.text.answers import PREFIXES
 from vlvm_jax.errors import InputError
 
-PRESETS = ("tiny", "llava-v1.6-vicuna-7b", "smolvlm2-256m", "slowfast-llava-7b", "ig-vlm-7b", "freeva-7b")
+KEYS = {
+    "base": "", "clip": "", "budget": "2648", "setting": "", "roi_layout": "released", "select": "prompt",
+    "variant": "d2", "frames": 0, "scale": 1.0, "seed": 0,
+}  # fmt: skip
+PRESETS = {  # and which of the keys each takes
+    "tiny": ("budget", "roi_layout", "select", "scale", "seed"),
+    "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
+    "smolvlm2-256m": ("base", "clip", "setting", "roi_layout", "select", "frames"),
+    "slowfast-llava-7b": ("base", "frames"),
+    "ig-vlm-7b": ("base", "frames"),
+    "freeva-7b": ("base", "variant", "frames"),
+}
 FREEVA = {"d1": (4, "concat"), "d2": (8, "spatial_1d_max_pool"), "s1": (4, "temporal_global_pool")}
 
 
@@ -61,16 +72,16 @@ BUDGETS = {
 
 
 def get_config(arg: str | None = None) -> Any:
-    preset, options = parse_arg(
-        arg, PRESETS, base="", clip="", budget="2648", setting="", roi_layout="released", select="prompt", variant="d2",
-        frames=0, scale=1.0, seed=0,
-    )  # fmt: skip
+    preset, options = parse_arg(arg, PRESETS, **KEYS)
+    for key, default in KEYS.items():
+        if options[key] != default and key not in PRESETS[preset]:
+            raise InputError(f"--config: {key} has no effect on {preset}, which takes {', '.join(PRESETS[preset])}")
     if options.budget not in BUDGETS:
         raise InputError(f"--config: budget={options.budget!r}; there are {', '.join(BUDGETS)}")
     if options.variant not in FREEVA:
         raise InputError(f"--config: variant={options.variant!r}; there are {', '.join(FREEVA)}")
-    if preset == "tiny" and (options.base or options.clip or options.setting):
-        raise InputError(f"--config: base, clip and setting need one of the presets {', '.join(PRESETS[1:])}, not tiny")
+    if options.setting and options.budget != KEYS["budget"]:
+        raise InputError("--config: setting and budget both say how many tokens; give one of them")
     if preset == "tiny":
         return tiny(options)
     make = {"slowfast-llava-7b": slow_fast, "ig-vlm-7b": ig_vlm, "freeva-7b": freeva}.get(preset, guided)
