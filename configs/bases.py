@@ -182,6 +182,26 @@ def directory(path: str) -> dict[str, Any]:
     }
 
 
+def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
+    """A CLIP that scores frames: the default, or the one that `path` names, with sizes from its own files.
+
+    Raises:
+      InputError: it cannot be read, or is no whole CLIP.
+    """
+    if not path:
+        return default
+    from vlvm_jax.config import to_json
+    from vlvm_jax.errors import InputError
+    from vlvm_jax.weights import clip_source
+
+    found = clip_source.sizes(clip_source.open_clip(path, "--config: clip"))
+    if found.vision is None:
+        raise InputError(
+            f"--config: clip={path!r} shares its image tower with the model it is in; name a CLIP of its own"
+        )
+    return {"source": path, "sizes": to_json(found)}
+
+
 def base(preset: str, path: str) -> dict[str, Any]:
     """The preset's model, or, where `path` names a checkpoint, that one in its place."""
     return directory(path) if path else BASES[preset]

@@ -9,7 +9,7 @@ and `freeva-7b`. All but `tiny` train nothing and are for `vlvm_jax.generate` an
 Keys:
   base        a checkpoint in the place of the preset's: a hub id, a directory in Hugging Face format, an import, a run.
               All sizes are taken from it.
-  clip        the CLIP that compares frames with the question: a hub id or a directory.
+  clip        the CLIP that compares frames with the question: a hub id or a directory. Its sizes are taken from it.
   budget      of tokens: 2648 (default), 1826, 1026, 513, or an ablation: 864, uniform_864, 1728, pool_513.
   setting     a setting string of the released code, in the place of budget.
   roi_layout  released (default) or corrected; see vlvm_jax/models/regions.py.
@@ -32,7 +32,18 @@ from configs.released import parse_setting
 from vlvm_jax.data.text.answers import PREFIXES
 from vlvm_jax.errors import InputError
 
-PRESETS = ("tiny", "llava-v1.6-vicuna-7b", "smolvlm2-256m", "slowfast-llava-7b", "ig-vlm-7b", "freeva-7b")
+KEYS = {
+    "base": "", "clip": "", "budget": "2648", "setting": "", "roi_layout": "released", "select": "prompt",
+    "variant": "d2", "frames": 0, "scale": 1.0, "seed": 0,
+}  # fmt: skip
+PRESETS = {  # and which of the keys each takes
+    "tiny": ("budget", "roi_layout", "select", "scale", "seed"),
+    "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
+    "smolvlm2-256m": ("base", "clip", "setting", "roi_layout", "select", "frames"),
+    "slowfast-llava-7b": ("base", "frames"),
+    "ig-vlm-7b": ("base", "frames"),
+    "freeva-7b": ("base", "variant", "frames"),
+}
 FREEVA = {"d1": (4, "concat"), "d2": (8, "spatial_1d_max_pool"), "s1": (4, "temporal_global_pool")}
 
 
@@ -61,16 +72,16 @@ BUDGETS = {
 
 
 def get_config(arg: str | None = None) -> Any:
-    preset, options = parse_arg(
-        arg, PRESETS, base="", clip="", budget="2648", setting="", roi_layout="released", select="prompt", variant="d2",
-        frames=0, scale=1.0, seed=0,
-    )  # fmt: skip
+    preset, options = parse_arg(arg, PRESETS, **KEYS)
+    for key, default in KEYS.items():
+        if options[key] != default and key not in PRESETS[preset]:
+            raise InputError(f"--config: {key} has no effect on {preset}, which takes {', '.join(PRESETS[preset])}")
     if options.budget not in BUDGETS:
         raise InputError(f"--config: budget={options.budget!r}; there are {', '.join(BUDGETS)}")
     if options.variant not in FREEVA:
         raise InputError(f"--config: variant={options.variant!r}; there are {', '.join(FREEVA)}")
-    if preset == "tiny" and (options.base or options.clip or options.setting):
-        raise InputError(f"--config: base, clip and setting need one of the presets {', '.join(PRESETS[1:])}, not tiny")
+    if options.setting and options.budget != KEYS["budget"]:
+        raise InputError("--config: setting and budget both say how many tokens; give one of them")
     if preset == "tiny":
         return tiny(options)
     make = {"slowfast-llava-7b": slow_fast, "ig-vlm-7b": ig_vlm, "freeva-7b": freeva}.get(preset, guided)
@@ -175,7 +186,7 @@ def guided(preset: str, options: Any) -> ConfigDict:
     """Free Video-LLM itself. On SmolVLM2, whose frames come as 8 x 8 tokens of 4 x 4 patches, everything but the form
     of the method is ours: 16 frames, four of them at 32 tokens before the crop, all at four."""
     smol = preset == "smolvlm2-256m"
-    scorer = bases.CLIP_B_16 if smol else bases.CLIP_L_336
+    scorer = bases.scorer(bases.CLIP_B_16 if smol else bases.CLIP_L_336, options.clip)
     paths = dict(BUDGETS[options.budget])
     if options.setting:
         paths = parse_setting(options.setting, options.frames or 50)
@@ -189,7 +200,7 @@ def guided(preset: str, options: Any) -> ConfigDict:
         options,
         bases.base(preset, options.base),
         {"name": "prompt_guided", "options": adapter},
-        clip=options.clip or scorer["source"],
+        clip=scorer,
         frames=16 if smol else 50,
         data={"frame_fit": "squash", **({} if smol else {"chat_template": "vicuna_lines"})},
         answers={"prompt_template": "key_frames", **({} if smol else _BEGUN)},
@@ -253,7 +264,7 @@ def untrained(
     frames: int,
     data: dict,
     answers: dict | None = None,
-    clip: str | None = None,
+    clip: dict[str, Any] | None = None,
 ) -> ConfigDict:
     """A model that answers as it is, in bf16.
 
@@ -261,13 +272,14 @@ def untrained(
       base: of `bases.base`.
       frames: of a clip, where the key `frames` says none.
       data, answers: settings beside the base's, and how questions are put.
-      clip: what scores frames by the question.
+      clip: of `bases.scorer`, what scores frames by the question.
     """
     model = dict(base["model"])
     adapter, start = {**adapter, "connector": model.pop("connector")}, model["init_from"]
     if clip is not None:
-        start = {**dict.fromkeys(("encoder", "connector", "decoder"), start), "clip": clip}
-        data = {**data, "prompt_tokenizer": "{clip}"}
+        start = {**dict.fromkeys(("encoder", "connector", "decoder"), start), "clip": clip["source"]}
+        words = clip["sizes"].get("text", {}).get("max_position_embeddings", 77)
+        data = {**data, "prompt_tokenizer": "{clip}", "prompt_length": words}
     return complete(
         {
             "name": f"free-video-llm-{preset}",
