@@ -79,7 +79,7 @@ def mix(options: Any, captions: dict, instructions: dict, texts: list[dict], sam
 
 FRAMES = 24
 LONGEST = 16  # events of a story, at most
-SAMPLES = {"full_video": 12000}  # 15% of it in the other arms
+SAMPLES = {"full_video": 6000}  # 15% of it in the other arms
 
 
 def tiny(options: Any) -> ConfigDict:
@@ -113,7 +113,7 @@ def tiny(options: Any) -> ConfigDict:
             1500, dict.fromkeys(whole, 1e-3), frames=8, visual=100, rows=16,
         )
     ]  # fmt: skip
-    samples = options.samples or SAMPLES.get(options.arm, 1800)
+    samples = options.samples or SAMPLES.get(options.arm, 900)
     if options.arm != "zero_shot":
         video = tiny_stage(
             options, "video", mix(options, captions, instructions, texts, samples), 1, dict.fromkeys(whole, 5e-4),
@@ -136,7 +136,7 @@ def tiny(options: Any) -> ConfigDict:
         },
         "data": {
             "embedded": {
-                "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 6000,
+                "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 3000,
                 "heldout_stories": 60, "heldout_long_stories": 60, "train_story_texts": 16000,
                 "train_long_texts": 3000, "train_events": 6000,
             }, "tokenizer": f"{EMBEDDED}/tokenizer.json", "chat_template": "bare",
