@@ -27,7 +27,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import bases
-from configs.common import EMBEDDED, complete, entry, parse_arg, tiny_model
+from configs.common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_model
 from configs.released import parse_setting
 from vlvm_jax.data.text.answers import PREFIXES
 from vlvm_jax.errors import InputError
@@ -174,7 +174,7 @@ def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
             "projection_dim": 32,
         },
     }  # fmt: skip
-    model = tiny_model({"name": "prompt_guided", "options": adapter})
+    model = tiny_model(every_option({"name": "prompt_guided", "options": adapter}))
     model["vision"]["image_size"] = SIZE
     return {**model, "vision_remat": "none", "decoder_remat": "none"}
 
@@ -275,7 +275,7 @@ def untrained(
       clip: of `bases.scorer`, what scores frames by the question.
     """
     model = dict(base["model"])
-    adapter, start = {**adapter, "connector": model.pop("connector")}, model["init_from"]
+    adapter, start = {**every_option(adapter), "connector": model.pop("connector")}, model["init_from"]
     if clip is not None:
         start = {**dict.fromkeys(("encoder", "connector", "decoder"), start), "clip": clip["source"]}
         words = clip["sizes"].get("text", {}).get("max_position_embeddings", 77)

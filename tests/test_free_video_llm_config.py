@@ -131,6 +131,15 @@ def test_what_the_adapter_refuses(arg, message):
         prepare.adapter_of(recipe(arg))
 
 
+def test_every_option_of_the_adapter_can_be_overridden():
+    for preset in ("tiny", LLAVA):
+        options = get_config(preset).model.adapter.options
+        for key in ("frame_feature", "dedupe_frames", "roi_box", "patch_post_ln", "clip_towers", "score_dtype"):
+            assert key in options
+        assert options.fast_path.select == "prompt" and options.prompt_path.roi_alpha == 0.8
+    assert get_config("slowfast-llava-7b").model.adapter.options.fast_path.grid == [4, 4]
+
+
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "tiny"])
 def test_what_trains_nothing_is_not_trained(preset, tmp_path, capsys):
     with flagsaver.flagsaver():

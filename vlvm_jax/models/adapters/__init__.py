@@ -2,10 +2,12 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 
-from vlvm_jax.config import ModelConfig, build
+from vlvm_jax.config import ModelConfig, Settings, build
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.base import VideoAdapter
 
@@ -20,9 +22,20 @@ def build_adapter(config: ModelConfig, *, dtype, rngs: nnx.Rngs) -> VideoAdapter
     Raises:
       InputError: no such adapter, or an option that it does not have.
     """
-    name = config.adapter.name
+    options = options_of(config.adapter.name, config.adapter.options)
+    return _class(config.adapter.name)(options, config, dtype=dtype, rngs=rngs)
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> Settings:
+    """An adapter's options, checked, with defaults for those that are not given.
+
+    Raises:
+      InputError: as `build_adapter`.
+    """
+    return build(_class(name).Options, dict(given), "config.model.adapter.options")
+
+
+def _class(name: str) -> Any:
     if name not in available():
         raise InputError(f"config.model.adapter.name: no adapter {name!r}; there are {', '.join(available())}")
-    cls = importlib.import_module(f"{__name__}.{name}").Adapter
-    options = build(cls.Options, dict(config.adapter.options), "config.model.adapter.options")
-    return cls(options, config, dtype=dtype, rngs=rngs)
+    return importlib.import_module(f"{__name__}.{name}").Adapter
