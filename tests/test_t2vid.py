@@ -93,8 +93,13 @@ def test_what_it_cannot_be(arg, message):
 # --- a run -------------------------------------------------------------------------------------------------------
 
 
-def small(data_root, monkeypatch, **changes):
-    monkeypatch.setenv("VLVM_JAX_DATA", str(data_root))
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("stories")
+
+
+def small(root, monkeypatch, **changes):
+    monkeypatch.setenv("VLVM_JAX_DATA", str(root))
     config = t2vid.get_config("tiny,samples=30,scale=0.002")
     config.data.embedded = DATA
     config.data.workers = 0
@@ -121,8 +126,8 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, data_root, monkeypatch):
-    config = small(data_root, monkeypatch)
+def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, root, monkeypatch):
+    config = small(root, monkeypatch)
     summary = run(config, tmp_path / "run")
     assert [stage["compilations"] for stage in summary["stages"]] == [1, 1]
     assert set(summary["eval"]) == {"short", "long"}
@@ -140,11 +145,11 @@ def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, data_root, m
     assert json.loads((tmp_path / "run" / "video" / "mix.json").read_text()) == mix
 
 
-def test_packed_epochs_are_steps(data_root, monkeypatch):
+def test_packed_epochs_are_steps(root, monkeypatch):
     from vlvm_jax.training.interrupt import StopSignal
     from vlvm_jax.training.prepare import prepare_stage, with_embedded_data
 
-    config = with_embedded_data(small(data_root, monkeypatch, steps=None, epochs=2.0, batch_size=2), StopSignal())
+    config = with_embedded_data(small(root, monkeypatch, steps=None, epochs=2.0, batch_size=2), StopSignal())
     prepared = prepare_stage(config, config.stages[-1])
     assert len(prepared.records) == 30
     assert 30 * 2 / 2 / 12 < prepared.num_steps < 30 * 2 / 2  # several samples a row, fewer than a dozen

@@ -69,5 +69,6 @@ class AnswerText:
         return self._cut(text) != text
 
     def _cut(self, text: str) -> str:
-        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
-        return text[: min(places)] if places else text
+        """What stands before the stop string that is complete first; so however many tokens come at a time."""
+        found = [(place + len(stop), place) for stop in self.stop if (place := text.find(stop)) >= 0]
+        return text[: min(found)[1]] if found else text

@@ -73,26 +73,32 @@ def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
 def check_adapter(config: Config) -> None:
     """Raises `InputError` for stages and evaluations whose rows the adapter cannot read, or that it cannot learn."""
     adapter, name = adapter_of(config), config.model.adapter.name
-    if adapter.needs_prompt and config.data.prompt_length > adapter.prompt_length:
-        raise InputError(
-            f"config.data.prompt_length: {config.data.prompt_length}, but the text tower of the adapter {name!r} has "
-            f"{adapter.prompt_length} positions"
-        )
     for kind, parts in (("stages", config.stages), ("evals", config.evals)):
         for part in parts:
             where = f"config.{kind}.{part.name}"
             if part.pack and (adapter.needs_prompt or adapter.one_clip):
                 why = "one question" if adapter.needs_prompt else "one clip"
                 raise InputError(f"{where}.pack: the adapter {name!r} reads {why} a row; set pack to False")
-            if adapter.needs_prompt and config.data.prompt_tokenizer is None:
-                raise InputError(
-                    f"config.data.prompt_tokenizer: the adapter {name!r} reads questions; name its text tower's "
-                    "tokenizer"
-                )
             if isinstance(part, EvalConfig) and "shuffled_prompt" in part.controls and not adapter.needs_prompt:
                 raise InputError(f"{where}.controls: the adapter {name!r} reads no question; leave out shuffled_prompt")
             if isinstance(part, StageConfig) and part.objective == "adapter" and not adapter.has_own_losses:
                 raise InputError(f"{where}.objective: the adapter {name!r} learns nothing by itself; use 'text'")
+
+
+def check_guidance(config: Config) -> None:
+    """Raises `InputError` where an adapter that reads questions would be given none, or longer ones than it reads."""
+    adapter, name = adapter_of(config), config.model.adapter.name
+    if not adapter.needs_prompt:
+        return
+    if config.data.prompt_tokenizer is None:
+        raise InputError(
+            f"config.data.prompt_tokenizer: the adapter {name!r} reads questions; name its text tower's tokenizer"
+        )
+    if config.data.prompt_length > adapter.prompt_length:
+        raise InputError(
+            f"config.data.prompt_length: {config.data.prompt_length}, but the text tower of the adapter {name!r} has "
+            f"{adapter.prompt_length} positions"
+        )
 
 
 def check_workdir(config: Config, workdir: epath.Path) -> None:

@@ -36,6 +36,7 @@ from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.prepare import (
     PreparedStage,
     check_adapter,
+    check_guidance,
     check_mesh,
     check_shared,
     check_workdir,
@@ -70,6 +71,7 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     check_adapter(config)
+    check_guidance(config)
     check_workdir(config, workdir)
     with storage.Logs(os.fspath(workdir)) as logs:
         return _run(config, workdir, logs, mesh, stop, profile)
