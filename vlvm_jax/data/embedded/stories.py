@@ -60,7 +60,8 @@ def draw_story(rng: np.random.Generator, shortest: int, longest: int, *, held_ou
         count = int(rng.integers(shortest, longest + 1))
         chosen = [THINGS[i] for i in rng.permutation(len(THINGS))[:count]]
         columns = rng.choice(scenes.COLUMNS, count)
-        events = tuple(Event(*thing, str(column)) for thing, column in zip(chosen, columns, strict=True))
+        pairs = zip(chosen, columns, strict=True)
+        events = tuple(Event(color, shape, str(column)) for (color, shape), column in pairs)
         story = Story(events, tuple(rng.integers(HOLD[0], HOLD[1] + 1, count).tolist()), int(rng.integers(2**31)))
         if is_held_out(story) == held_out:
             return story
