@@ -1,0 +1,59 @@
+"""What a run is made of: frozen, validated settings, built from the `ConfigDict` a file in `configs/` returns.
+
+Every error names the key by its full path (`stages.1.trainable`), what was found and what was expected.
+"""
+
+from vlvm_jax.config.data import AnswerConfig, DataConfig, MixtureEntry
+from vlvm_jax.config.model import (
+    LORA_MODULES,
+    AdapterConfig,
+    ClipConfig,
+    ConnectorConfig,
+    DecoderConfig,
+    InitFrom,
+    LoraConfig,
+    ModelConfig,
+    Remat,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
+from vlvm_jax.config.run import (
+    CheckpointConfig,
+    Config,
+    EvalConfig,
+    MeshConfig,
+    StageConfig,
+    require_stages,
+)
+from vlvm_jax.config.settings import DType, FrozenDict, Settings, build, fingerprint, to_json
+
+__all__ = [
+    "LORA_MODULES",
+    "AdapterConfig",
+    "AnswerConfig",
+    "CheckpointConfig",
+    "ClipConfig",
+    "Config",
+    "ConnectorConfig",
+    "DType",
+    "DataConfig",
+    "DecoderConfig",
+    "EvalConfig",
+    "FrozenDict",
+    "InitFrom",
+    "LoraConfig",
+    "MeshConfig",
+    "MixtureEntry",
+    "ModelConfig",
+    "Remat",
+    "RopeScaling",
+    "Settings",
+    "StageConfig",
+    "TextConfig",
+    "VisionConfig",
+    "build",
+    "fingerprint",
+    "require_stages",
+    "to_json",
+]

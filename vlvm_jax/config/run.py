@@ -1,0 +1,167 @@
+"""Settings of a run: its stages and evaluations, the mesh, checkpoints, and all of it together."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import pydantic
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from vlvm_jax.config.data import AnswerConfig, DataConfig, MixtureEntry, all_weighted
+from vlvm_jax.config.model import ModelConfig
+from vlvm_jax.config.settings import DType, Settings
+from vlvm_jax.errors import InputError
+
+
+class StageConfig(Settings):
+    """One training stage.
+
+    `trainable` maps parameter patterns to learning rates; the last match wins and what matches none is frozen.
+    `encoder/layers/[-3:]/**` addresses the last three of the layers that run. `batch_size` counts rows; with `pack`,
+    a row holds as many samples as fit its `frames` and `length`. What `reset` matches starts the stage fresh instead of
+    from the stage before. `copied` maps modules to others like them, of which they start the stage as copies:
+    `{"adapter/temporal_connector": "adapter/connector"}`.
+
+    `schedule` is what follows a linear warm-up; `log_warmup_cosine` is DeepSpeed's, whose warm-up rises with the
+    logarithm of the step (`training.optimizer`).
+
+    `objective` is what is learned: the next token of the text, or what the adapter itself has to learn before the
+    decoder has a part in it (`VideoAdapter.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
+    """
+
+    name: str
+    data: tuple[MixtureEntry, ...]
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    batch_size: PositiveInt
+    accumulate: PositiveInt = 1
+    frames: PositiveInt
+    video_frames: PositiveInt | None = None
+    length: PositiveInt
+    pack: bool = True
+    trainable: tuple[tuple[str, PositiveFloat], ...]
+    reset: tuple[str, ...] = ()
+    copied: tuple[tuple[str, str], ...] = ()
+    schedule: Literal["cosine", "constant", "linear", "log_warmup_cosine"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    clip_norm: PositiveFloat | None = 1.0
+    loss_chunks: PositiveInt = 1
+    loss_on: Literal["answer", "all_text"] = "answer"
+    objective: Literal["text", "adapter"] = "text"
+    frozen_dtype: DType = "float32"
+    seed: int = 0
+    save_every: PositiveInt | None = None
+    log_every: PositiveInt = 10
+
+    _weights = pydantic.field_validator("data", mode="after")(all_weighted)
+
+    @pydantic.field_validator("trainable", "copied", mode="before")
+    @classmethod
+    def _pairs(cls, value):
+        return tuple(value.items()) if isinstance(value, Mapping) else value
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if not self.trainable:
+            raise ValueError("trainable names no parameters")
+        if self.frames_per_video > self.frames:
+            raise ValueError(f"video_frames {self.video_frames} do not fit the row's frames {self.frames}")
+        return self
+
+    @property
+    def frames_per_video(self) -> int:
+        return self.video_frames or self.frames
+
+
+class EvalConfig(Settings):
+    """Held-out questions asked after the last stage, with the controls to hold the answers against: grey clips, frames
+    in another order, and, for adapters that look at the question, another record's question to look at."""
+
+    name: str
+    data: tuple[MixtureEntry, ...]
+    batch_size: PositiveInt
+    frames: PositiveInt
+    video_frames: PositiveInt | None = None
+    length: PositiveInt
+    pack: bool = True
+    controls: tuple[Literal["blank_video", "shuffled_frames", "shuffled_prompt"], ...] = (
+        "blank_video",
+        "shuffled_frames",
+    )
+    limit: PositiveInt | None = None
+    seed: int = 0
+    loss_on: Literal["answer"] = "answer"
+
+    _weights = pydantic.field_validator("data", mode="after")(all_weighted)
+
+    @property
+    def frames_per_video(self) -> int:
+        return self.video_frames or self.frames
+
+
+class MeshConfig(Settings):
+    """Sizes of the mesh axes; -1 (at most once) takes the devices that are left.
+
+    `data` and `fsdp` split a batch's rows, `context` the tokens of a row, `tensor` heads and hidden units; parameters
+    lie split over `fsdp`, `context` and `tensor`. `dcn_data` is the number of slices, which split the rows first; -1 is
+    as many as there are.
+    """
+
+    dcn_data: int = -1
+    data: int = -1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+
+class CheckpointConfig(Settings):
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+
+
+class Config(Settings):
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    stages: tuple[StageConfig, ...] = ()
+    evals: tuple[EvalConfig, ...] = ()
+    answers: AnswerConfig = AnswerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages share a name: {names}")
+        for held_out in self.evals:
+            if held_out.pack and self.data.prompt_tokenizer is not None:
+                raise ValueError(
+                    f"{held_out.name}: data.prompt_tokenizer has a question guide what is seen of its clip, and a row "
+                    "holds one question; set pack to False"
+                )
+        longest = self.model.decoder.max_position_embeddings
+        for part in (*self.stages, *self.evals):
+            if part.length > longest:
+                raise ValueError(f"{part.name}: length {part.length} > the decoder's max_position_embeddings {longest}")
+        return self
+
+
+def require_stages(config: Config) -> None:
+    """Raises `InputError` for a recipe that trains nothing."""
+    if not config.stages:
+        raise InputError(
+            f"config.stages: {config.name} trains nothing; ask its model with python -m vlvm_jax.generate or "
+            "vlvm_jax.evaluate"
+        )
