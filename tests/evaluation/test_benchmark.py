@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from answers import answer_to
@@ -24,6 +25,7 @@ class Model:
 
     def __init__(self):
         self.asked = []
+        self.prompts = SimpleNamespace(cut=set(), spec=SimpleNamespace(prompt_length=77))
 
     def answer(self, requests, decoding, *, on_bad):
         for request in requests:
@@ -146,3 +148,9 @@ def test_predictions_of_unknown_origin_are_not_counted(options, model, tmp_path)
     (tmp_path / "out" / "run_card.json").write_text("{}")
     with pytest.raises(InputError, match=r"run_card.json: no run card of an evaluation"):
         benchmark.run(options, None, StopSignal())
+
+
+def test_questions_that_clip_reads_the_beginning_of_are_told(model, options, capsys):
+    model.prompts.cut |= {"a0", "b1"}
+    benchmark.run(options, None, StopSignal())
+    assert "2 questions were cut to the 77 tokens that CLIP reads of them" in capsys.readouterr().out

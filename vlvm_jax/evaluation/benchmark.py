@@ -124,6 +124,10 @@ def _answered(
                     controls.controlled(model, control), options.decoding, questions, files[control],
                     control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
                 )  # fmt: skip
+        if model is not None and (cut := model.prompts.cut):
+            say(
+                f"{len(cut)} questions were cut to the {model.prompts.spec.prompt_length} tokens that CLIP reads of them"
+            )
         return {control: found.by_id for control, found in files.items()}
 
 
