@@ -125,9 +125,8 @@ def _answered(
                     control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
                 )  # fmt: skip
         if model is not None and (cut := model.prompts.cut):
-            say(
-                f"{len(cut)} questions were cut to the {model.prompts.spec.prompt_length} tokens that CLIP reads of them"
-            )
+            length = model.prompts.spec.prompt_length
+            say(f"{len(cut)} questions were cut to the {length} tokens that CLIP reads of them")
         return {control: found.by_id for control, found in files.items()}
 
 
