@@ -31,7 +31,7 @@ def train_and_ask(
     config: Config, image: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal
 ) -> dict[str, Any]:
     """Trains a recipe's last stage from the image model, what that lacks being fresh, and returns what `summary.json`
-    says of the first held-out set."""
+    says of the stage and of the held-out sets: `stage` and `eval`."""
     config = prepare.with_embedded_data(config, stop)
     prepared = prepare.prepare_stage(config, config.stages[-1])
     workdir.mkdir(parents=True, exist_ok=True)
@@ -39,9 +39,16 @@ def train_and_ask(
     with Logs(os.fspath(workdir)) as logs:
         writer = MetricsWriter(logs.folder, tensorboard=False, wandb_project=None, name=config.name, config={})
         watch = Watch(logs, writer, Timeline(logs.folder), Profiler(logs.folder, None, ()))
-        _, params = stages.train_stage(config, prepared, workdir, folder, start, mesh, watch, stop)
+        stage, params = stages.train_stage(config, prepared, workdir, folder, start, mesh, watch, stop)
     results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
-    return results[config.evals[0].name]
+    return {"stage": stage, "eval": results}
+
+
+def ask_image_model(config: Config, image: Config, folder: epath.Path, mesh, stop: StopSignal) -> dict[str, Any]:
+    """What the image model answers, in a recipe's settings and without any training: `eval` alone."""
+    config = prepare.with_embedded_data(config, stop)
+    results, _ = final.evaluate(config, _start_from(folder, image, config, mesh), [], mesh, stop)
+    return {"eval": results}
 
 
 def _start_from(folder: epath.Path, image: Config, config: Config, mesh) -> params_lib.Params:

@@ -87,7 +87,8 @@ def main() -> None:
                 name = f"{arm.replace(' ', '_')}-{args.steps}-{seed}"
                 if (results / f"{name}.json").exists():
                     continue
-                found = train_and_ask(setting(arm, seed, args.steps), image, folder, workdir / name, mesh, stop)
+                config = setting(arm, seed, args.steps)
+                found = train_and_ask(config, image, folder, workdir / name, mesh, stop)["eval"]["videos"]
                 (results / f"{name}.json").write_text(json.dumps(found, indent=2))
                 say(f"{name}: accuracy {found['accuracy']:.3f}")
     runs = {

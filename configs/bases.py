@@ -27,6 +27,27 @@ LLAVA_1_5_7B = {
     "data": _CHECKPOINT_DATA,
 }
 
+# llava-hf/llava-v1.6-vicuna-7b-hf: LLaVA-1.5's sizes; the tower was trained too.
+LLAVA_1_6_VICUNA_7B = {
+    "model": {**LLAVA_1_5_7B["model"], "init_from": "llava-hf/llava-v1.6-vicuna-7b-hf"},
+    "data": _CHECKPOINT_DATA,
+}
+
+# CLIPs that score frames by a question: openai/clip-vit-large-patch14-336 beside a tower of its own sizes, and
+# openai/clip-vit-base-patch16.
+CLIP_L_336: dict[str, Any] = {"source": "openai/clip-vit-large-patch14-336", "sizes": {}}
+CLIP_B_16: dict[str, Any] = {
+    "source": "openai/clip-vit-base-patch16",
+    "sizes": {
+        "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+        "vision": {
+            "kind": "clip", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
+        },
+        "projection_dim": 512,
+    },
+}  # fmt: skip
+
 # FTFV's own setting, as far as it is known: Vicuna-7B; the tower is the commonest of its time. No connector is
 # pretrained: the first stage aligns one.
 VICUNA_7B = {
@@ -127,6 +148,7 @@ SMOLVLM2_2B = {
 
 BASES: dict[str, dict[str, Any]] = {
     "llava-1.5-7b": LLAVA_1_5_7B,
+    "llava-v1.6-vicuna-7b": LLAVA_1_6_VICUNA_7B,
     "vicuna-7b": VICUNA_7B,
     "llava-v1-7b": LLAVA_V1_7B,
     "qwen2-7b": QWEN2_7B,
@@ -158,6 +180,26 @@ def directory(path: str) -> dict[str, Any]:
         },
         "data": _CHECKPOINT_DATA,
     }
+
+
+def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
+    """A CLIP that scores frames: the default, or the one that `path` names, with sizes from its own files.
+
+    Raises:
+      InputError: it cannot be read, or is no whole CLIP.
+    """
+    if not path:
+        return default
+    from vlvm_jax.config import to_json
+    from vlvm_jax.errors import InputError
+    from vlvm_jax.weights import clip_source
+
+    found = clip_source.sizes(clip_source.open_clip(path, "--config: clip"))
+    if found.vision is None:
+        raise InputError(
+            f"--config: clip={path!r} shares its image tower with the model it is in; name a CLIP of its own"
+        )
+    return {"source": path, "sizes": to_json(found)}
 
 
 def base(preset: str, path: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Keys:
   samples   of the mix, with full_video those of the whole.
   frames    T, frames per clip.
   pages     most pages a text may have.
+  length    L, tokens per row (not tiny).
   loss_on   answer (default) or all_text, with which the released Idefics3 code trains.
   texts     files of long texts under `data`, joined by + (not tiny).
   epochs    over the mix.
@@ -39,7 +40,7 @@ WHOLE = {"encoder/**": 5e-6, "adapter/**": 5e-6, "decoder/**": 5e-6}
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
-        arg, PRESETS, base="", arm="hybrid", samples=0, frames=0, pages=0, loss_on="answer",
+        arg, PRESETS, base="", arm="hybrid", samples=0, frames=0, pages=0, length=12288, loss_on="answer",
         texts="long_alpaca.jsonl+long_qlora.jsonl", epochs=0.0, scale=1.0, seed=0, data="data",
     )  # fmt: skip
     if options.arm not in ARMS:
@@ -109,7 +110,7 @@ def tiny(options: Any) -> ConfigDict:
                 entry(f"{EMBEDDED}/train_story_texts.json"), entry(f"{EMBEDDED}/train_events.json"),
                 entry(f"{EMBEDDED}/train_event_words.jsonl", format="text_pages", pages=pages),
             ],
-            2500, dict.fromkeys(whole, 1e-3), frames=8, visual=100,
+            1500, dict.fromkeys(whole, 1e-3), frames=8, visual=100, rows=16,
         )
     ]  # fmt: skip
     samples = options.samples or SAMPLES.get(options.arm, 1800)
@@ -130,7 +131,9 @@ def tiny(options: Any) -> ConfigDict:
     connector = {"kind": "pixel_shuffle", "scale_factor": 3}  # a frame becomes one token, as 4 patches do in Idefics3
     config = {
         "name": f"t2vid-tiny-{options.arm}",
-        "model": tiny_model({"name": "frames", "connector": connector}),
+        "model": {
+            **tiny_model({"name": "frames", "connector": connector}), "vision_remat": "none", "decoder_remat": "none",
+        },
         "data": {
             "embedded": {
                 "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 6000,
@@ -177,7 +180,7 @@ def full(preset: str, options: Any) -> ConfigDict:
         stages=[
             full_stage(
                 options, "video", mix(options, captions, instructions, texts, samples), 32, WHOLE,
-                frames=max(frames, pages), video_frames=frames, length=12288, pack=True,
+                frames=max(frames, pages), video_frames=frames, length=options.length, pack=True,
                 epochs=options.epochs or 1.0,
                 schedule="log_warmup_cosine", final_lr_ratio=0.1, weight_decay=0.01, beta2=0.999,
                 loss_on=options.loss_on,

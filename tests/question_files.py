@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from inference import tiny
+import tiny_checkpoints as tiny
 from recipes import ROOT, environment
 
 CLIPS = ("a", "v_b", "c")

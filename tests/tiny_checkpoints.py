@@ -9,6 +9,8 @@ import transformers
 from media_files import moving, write_clip
 from PIL import Image
 
+from vlvm_jax.data.embedded import shapes
+
 LONGEST = 512
 
 
@@ -44,3 +46,18 @@ def picture(path, height: int = 50, width: int = 70):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return str(path)
+
+
+def clip_model(folder, size: int = 32):
+    """A whole CLIP with random weights and a tokenizer that puts an end token after a text, as CLIP's does."""
+    words = shapes.prompt_tokenizer()
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = transformers.CLIPTextConfig(
+        **layers, vocab_size=words.get_vocab_size(), max_position_embeddings=12, bos_token_id=2,
+        eos_token_id=words.token_to_id("</s>"),
+    )  # fmt: skip
+    vision = transformers.CLIPVisionConfig(**layers, image_size=size, patch_size=8)
+    config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+    hf.randomize(transformers.CLIPModel(config), seed=1).save_pretrained(folder)
+    words.save(str(folder / "tokenizer.json"))
+    return folder

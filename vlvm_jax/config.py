@@ -500,7 +500,8 @@ class StageConfig(Settings):
 
 
 class EvalConfig(Settings):
-    """Held-out questions asked after the last stage, with the controls to hold the answers against."""
+    """Held-out questions asked after the last stage, with the controls to hold the answers against: grey clips, frames
+    in another order, and, for adapters that look at the question, another record's question to look at."""
 
     name: str
     data: tuple[MixtureEntry, ...]
@@ -509,7 +510,10 @@ class EvalConfig(Settings):
     video_frames: PositiveInt | None = None
     length: PositiveInt
     pack: bool = True
-    controls: tuple[Literal["blank_video", "shuffled_frames"], ...] = ("blank_video", "shuffled_frames")
+    controls: tuple[Literal["blank_video", "shuffled_frames", "shuffled_prompt"], ...] = (
+        "blank_video",
+        "shuffled_frames",
+    )
     limit: PositiveInt | None = None
     seed: int = 0
     loss_on: Literal["answer"] = "answer"

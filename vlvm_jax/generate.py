@@ -23,7 +23,8 @@ usage: python -m vlvm_jax.generate --checkpoint=DIR (--video=FILE | --image=FILE
   --dtype           float32 or bfloat16 (default: the model's).
 
   --json            a line of JSON for each answer: text, tokens, seconds.
-  --show=FILE.png   the frames that were taken, with their times and the adapter's weights.
+  --show=FILE.png   the frames that were taken, with their times, what the adapter takes of each and the tokens that
+                    makes.
 
 Uses all devices there are. Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
 """
@@ -82,7 +83,7 @@ def main() -> None:
         _run(config, media, asked, decoding)
     except BadSampleError as error:
         what = "no such file" if error.cause == "missing" else f"cannot be used ({error.cause})"
-        raise InputError(f"{'--video' if _VIDEO.value else '--image'}: {error.detail}: {what}") from None
+        raise InputError(f"{'--video' if _VIDEO.value is not None else '--image'}: {error.detail}: {what}") from None
 
 
 def _run(config, media, asked, decoding: "Decoding") -> None:

@@ -45,7 +45,8 @@ class SampleSpec:
       frames_per_video: frames taken from one clip.
       image_tokens: visual tokens of an image.
       video_tokens: `video_tokens[n]` visual tokens of a clip of n frames.
-      control: None, or what evaluation does to clips: `blank_video`, `shuffled_frames`.
+      control: None, or what evaluation does to clips, `blank_video`, `shuffled_frames`, or to what guides the look at
+        them, `shuffled_prompt`.
       processor: directory whose image settings, tokenizer class and, for the `chat_template` "checkpoint", template are
         used as transformers uses them; None for this library's own.
       image_layout: `anyres` cuts images into tiles as the processor's family does.
@@ -338,23 +339,38 @@ class SampleLoader:
         slots, taps = self.layout
         return {
             **assemble(tokens, media, self.spec.image_size, slots=slots, taps=taps),
-            **self._guidance(record),
+            **self._guidance(record, index),
             "record": np.full(len(tokens.ids), index, np.int32),
             "bad": np.frombuffer(bad.encode(), np.uint8),
         }
 
-    def _guidance(self, record: Record | None) -> Sample:
+    def _guidance(self, record: Record | None, index: int) -> Sample:
         """Ids of the first question for the tower that scores by it, `prompt_ids` int32 [P], where there is one."""
         spec = self.spec
         if spec.prompt_tokenizer is None:
             return {}
         if record is None:
             return {"prompt_ids": np.zeros(spec.prompt_length, np.int32), "prompt_cut": np.zeros(0, bool)}
-        first = record.turns[0]
-        question = first.question.replace(conversation.PLACEHOLDER, "").strip()
-        text = scored_text(question, first.options, spec.clip_text)
+        first = self._another(record, index).turns[0] if spec.control == "shuffled_prompt" else record.turns[0]
+        text = scored_text(_bare(first), first.options, spec.clip_text)
         ids, cut = scoring_tokenizer(spec.prompt_tokenizer, spec.prompt_length)(text)
         return {"prompt_ids": ids, "prompt_cut": np.ones(int(cut), bool)}
+
+    def _another(self, record: Record, index: int) -> Record:
+        """The next record that asks in other words; itself where none does."""
+        for step in range(1, len(self.records)):
+            try:
+                other = self.records[(index + step) % len(self.records)]
+            except BadSampleError:
+                continue
+            if _bare(other.turns[0]) != _bare(record.turns[0]):
+                return other
+        return record
+
+
+def _bare(turn: Turn) -> str:
+    """A question without its placeholders."""
+    return turn.question.replace(conversation.PLACEHOLDER, "").strip()
 
 
 def _rendered(turn: Turn, template: str) -> Turn:
@@ -362,8 +378,8 @@ def _rendered(turn: Turn, template: str) -> Turn:
     if template == "question" and not turn.options:
         return turn
     media = f"{conversation.PLACEHOLDER}\n" * turn.question.count(conversation.PLACEHOLDER)
-    question = turn.question.replace(conversation.PLACEHOLDER, "").strip()
-    return dataclasses.replace(turn, question=media + answers.render_question(question, turn.options, template))
+    question = answers.render_question(_bare(turn), turn.options, template)
+    return dataclasses.replace(turn, question=media + question)
 
 
 _TIMED_SECONDS = 99.99

@@ -22,7 +22,7 @@ from vlvm_jax.models.adapters.base import Features
 from vlvm_jax.models.decoding import Limits, Sampling
 from vlvm_jax.models.video_llm import Batch
 
-__all__ = ["Answer", "Answering", "Decoding", "Request", "Seen"]
+__all__ = ["Answer", "Answering", "Decoding", "Look", "Request", "Seen"]
 
 GREEDY = Decoding()
 ROWS = 8  # questions in a batch
@@ -50,6 +50,21 @@ class Seen:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in jax.tree.leaves(self.features)) + sum(m.frames.nbytes for m in self.media)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Where an adapter looks in the T frames of a request.
+
+    Attributes:
+      media: in the order in which the prompt shows them.
+      weights: [T, N] how much of each patch reaches the decoder; None where nothing is weighed.
+      of_paths: the part in it of each of the adapter's paths, by name.
+    """
+
+    media: tuple[Medium, ...]
+    weights: np.ndarray | None
+    of_paths: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +177,23 @@ class Answering:
             self._kept.popitem(last=False)
         return seen
 
-    def frame_weights(self, request: Request) -> np.ndarray | None:
-        """[T, N] how much of each patch of a request's frames reaches the decoder; None where nothing is weighed."""
-        row = self._prepare(request)
-        weights = self.engine.frame_weights(row.seen.features, self._batch([row], 1))
-        shown = sum(len(medium.frames) for medium in row.seen.media)
-        return None if weights is None else weights[0, :shown]
+    def look(self, request: Request) -> Look:
+        """What a request's answer is made from, for pictures.
+
+        Raises:
+          InputError, BadSampleError: as `answer`.
+        """
+        prompt, row = self.prompts.prompt(request), self._prepare(request)
+        media = tuple(row.seen.media[marker.medium] for marker in prompt.markers)
+        shown = sum(len(medium.frames) for medium in media)
+        batch = self._batch([row], 1)
+        weights = self.engine.frame_weights(row.seen.features, batch)
+        of_paths = self.engine.path_weights(row.seen.features, batch)
+        return Look(
+            media,
+            None if weights is None else weights[0, :shown],
+            {name: found[0, :shown] for name, found in of_paths.items()},
+        )
 
     # --- a batch -----------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,10 @@ class Engine:
         """[B, T, N] how much of each patch reaches the decoder, for pictures; None where the adapter weighs nothing."""
         return jax.device_get(self._of_adapter("frame_weights", features, batch))
 
+    def path_weights(self, features: Features, batch: Batch) -> dict[str, np.ndarray]:
+        """The same of each of the adapter's paths, see `VideoAdapter.path_weights`."""
+        return jax.device_get(self._of_adapter("path_weights", features, batch))
+
     def picked(self, features: Features, batch: Batch) -> dict[str, np.ndarray]:
         """What the adapter chose for each row of a batch, see `VideoAdapter.picked`."""
         return jax.device_get(self._of_adapter("picked", features, batch))

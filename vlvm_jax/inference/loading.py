@@ -60,8 +60,8 @@ def load(
       chat_template: instead of the recipe's, the run's or the checkpoint's own; `templates.TEMPLATES`.
       dtype: of parameters and computation; by default the recipe's or run's, else float32 for a checkpoint of that
         dtype and bfloat16 for all others.
-      mesh: of the devices; by default the recipe's, else as many as divide its key/value heads along `tensor` and the
-        others along `fsdp`.
+      mesh: of the devices; by default that of a recipe with stages, else as many as divide its key/value heads along
+        `tensor` and the others along `fsdp`.
       rows: questions in a batch at most.
       cache_bytes: of seen media that are kept.
       where: the flag that named the checkpoint, for messages.
@@ -75,7 +75,7 @@ def load(
     )
     data = setup.data if chat_template is None else _changed(setup.data, chat_template)
     spec = _spec(model, data, frames or setup.frames, length)
-    found = make_mesh(mesh or (config.mesh if config else _spread(model.decoder)))
+    found = make_mesh(mesh or (config.mesh if config is not None and config.stages else _spread(model.decoder)))
     initial = Initial(model)
     params = _parameters(model, initial, found)
     if model.lora is not None:

@@ -331,12 +331,16 @@ class PathsAdapter(VideoAdapter):
     ) -> Float[Array, "B T N"]:
         """Of each token that the connector gives of a frame, its share in the sequence: a frame's sum is the number of
         tokens that it has there."""
-        num_frames = layout.media.shape[1]
         of_images = (layout.mask & ~layout.is_video).astype(jnp.float32)
         weights = jnp.repeat(of_images[:, :, None], self.connector.num_tokens, axis=2)
-        for chosen in self._all_chosen(features, layout, guidance):
-            weights += chosen.patch_shares(num_frames)
-        return weights
+        return sum(self.path_weights(features, layout, guidance).values(), start=weights)
+
+    def path_weights(
+        self, features: Any, layout: FrameLayout, guidance: Guidance | None = None
+    ) -> dict[str, Float[Array, "B T N"]]:
+        """Of the clip's; what a path crops has none in it."""
+        chosen = self._all_chosen(features, layout, guidance)
+        return {one.path.name: one.patch_shares(layout.media.shape[1]) for one in chosen}
 
     def picked(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> dict[str, Array]:
         """What each path takes of each row's clip.

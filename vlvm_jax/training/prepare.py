@@ -89,6 +89,8 @@ def check_adapter(config: Config) -> None:
                     f"config.data.prompt_tokenizer: the adapter {name!r} reads questions; name its text tower's "
                     "tokenizer"
                 )
+            if isinstance(part, EvalConfig) and "shuffled_prompt" in part.controls and not adapter.needs_prompt:
+                raise InputError(f"{where}.controls: the adapter {name!r} reads no question; leave out shuffled_prompt")
             if isinstance(part, StageConfig) and part.objective == "adapter" and not adapter.has_own_losses:
                 raise InputError(f"{where}.objective: the adapter {name!r} learns nothing by itself; use 'text'")
 

@@ -90,17 +90,21 @@ def check_clip(want: ClipConfig, source: "ClipDirectory | Stored", free: tuple[s
       want: `vision` None where the image tower is the model's own.
       free: settings of the image tower that change no parameter.
     """
-    if isinstance(source, ClipDirectory):
-        have = source.clip
-    else:
-        assert source.config is not None  # an import holds no adapter with a CLIP
-        have = held_clip(source.config.model)
-        assert have is not None
-    part = "adapter.options.clip"
+    have, part = sizes(source), "adapter.options.clip"
     same_part(want, have, part, source.name, ("text", "vision", "dtype"))
     same_part(want.text, have.text, f"{part}.text", source.name)
     if want.vision is not None:
         same_part(want.vision, have.vision, f"{part}.vision", source.name, free)
+
+
+def sizes(source: "ClipDirectory | Stored") -> ClipConfig:
+    """Those of a CLIP that was opened; `vision` None where its image tower is that of the model it is in."""
+    if isinstance(source, ClipDirectory):
+        return source.clip
+    assert source.config is not None  # an import holds no adapter with a CLIP
+    have = held_clip(source.config.model)
+    assert have is not None
+    return have
 
 
 def held_clip(model: ModelConfig) -> ClipConfig | None:

@@ -131,6 +131,13 @@ class VideoAdapter(nnx.Module, abc.ABC):
         del features, layout, guidance
         return None
 
+    def path_weights(
+        self, features: Any, layout: FrameLayout, guidance: Guidance | None = None
+    ) -> dict[str, Float[Array, "B T N"]]:
+        """The part that each path has in `frame_weights`, by its name, for pictures; empty where there are no paths."""
+        del features, layout, guidance
+        return {}
+
     def picked(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> dict[str, Array]:
         """What was chosen of each row's clip, for pictures and records; empty where nothing is."""
         del features, layout, guidance

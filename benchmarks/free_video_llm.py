@@ -1,0 +1,173 @@
+"""Whether the question's guidance pays: Free Video-LLM against uniform frames, SlowFast, IG-VLM and FreeVA.
+
+usage: python -m benchmarks.free_video_llm [--workdir DIR] [--seeds 0 1 2] [--only SETTING ...]
+
+Per seed the tiny recipe's two stages make a CLIP and an image model once; neither sees a clip. Then every setting asks
+the same held-out questions about clips in which a thing shows in few frames (`rare`) or small in a corner (`small`),
+without training. Guided settings also answer with another question's words to guide them. Every result is a file of its
+own in DIR/results; what is done is not run again. Prints the tables of docs/free_video_llm.md and draws
+DIR/free_video_llm.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from etils import epath
+
+from benchmarks.arms import ask_image_model
+from benchmarks.red_villm import spread
+from configs import free_video_llm
+from configs.free_video_llm import BUDGETS, FRAMES, budget
+from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training import stages
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.prepare import adapter_of
+from vlvm_jax.training.progress import say
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FAST = {"num_frames": "all", "grid": [1, 1]}
+OFF = {"num_frames": 0}
+# Name -> the adapter's options that differ from the recipe's; slow_fast's where there is a slow path.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "guided 513": {**BUDGETS["513"], "fast_path": OFF},
+    "uniform 513": {**budget(0, 3, 0.6), "fast_path": OFF, "roi_box": "centre"},
+    "guided 1026": {**BUDGETS["1026"], "fast_path": OFF},
+    "uniform 1026": {**budget(0, 6, 0.6), "fast_path": OFF, "roi_box": "centre"},
+    "guided 2648": {**BUDGETS["2648"], "fast_path": FAST},
+    "uniform 2648": {**budget(0, 8, 0.8), "fast_path": FAST, "roi_box": "centre"},
+    "guided 2648, corrected boxes": {**BUDGETS["2648"], "fast_path": FAST, "roi_layout": "corrected"},
+    "guided 2648, random boxes": {**BUDGETS["2648"], "fast_path": FAST, "roi_box": "random"},
+    "random frames 2648": {**BUDGETS["2648"], "fast_path": FAST, "frame_select": "random"},
+    "SlowFast": {"slow_path": {"num_frames": 10}, "fast_path": FAST},
+    "FreeVA D1": {"slow_path": {"num_frames": "all", "pool": "concat"}, "fast_path": OFF},
+    "FreeVA D2": {"slow_path": {"num_frames": "all"}, "fast_path": OFF},
+    "IG-VLM": {},
+}
+TAKEN = {"FreeVA D1": 4, "FreeVA D2": 8, "IG-VLM": 6}  # frames of a clip, where not all
+FAMILIES = {"guided": "guided", "uniform": "uniform"}
+GROUPS = ("rare", "small")
+
+
+def setting(name: str, seed: int) -> Config:
+    """The tiny recipe, its last evaluation with a setting's adapter."""
+    config = free_video_llm.get_config(f"tiny,seed={seed}")
+    config.tensorboard = False
+    held_out, options = config.evals[0], dict(SETTINGS[name])
+    held_out.controls = ["shuffled_prompt"] if name.startswith("guided") else []
+    if name == "guided 2648":
+        held_out.controls = ["blank_video", "shuffled_prompt"]
+    if name in TAKEN:
+        held_out.frames = TAKEN[name]
+    if "slow_path" in options or name == "IG-VLM":
+        config.model.adapter.name = "frames" if name == "IG-VLM" else "slow_fast"
+        config.model.adapter.options = options
+        config.data.prompt_tokenizer = None
+    else:
+        config.model.adapter.options = {**config.model.adapter.options.to_dict(), **options}
+    if name == "IG-VLM":
+        config.data.update({"clips": "grid", "frame_sampling": "segment_start", "frame_fit": "squash"})
+    config.evals[0].length = 264
+    return build(Config, config)
+
+
+def image_setting(seed: int) -> Config:
+    """The recipe's training, whose models all settings share."""
+    config = free_video_llm.get_config(f"tiny,seed={seed}")
+    config.tensorboard = False
+    config.evals = []
+    return build(Config, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/free_video_llm-study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), default=list(SETTINGS))
+    args = parser.parse_args()
+    workdir = epath.Path(args.workdir).expanduser().resolve()
+    results = Path(args.workdir) / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(MeshConfig())
+    with StopSignal() as stop:
+        for seed in args.seeds:
+            image = image_setting(seed)
+            stages.run(image, workdir / f"models-{seed}", stop)
+            folder = workdir / f"models-{seed}" / image.stages[-1].name
+            for name in args.only:
+                path = results / f"{name.replace(' ', '_')}-{seed}.json"
+                if path.exists():
+                    continue
+                found = ask_image_model(setting(name, seed), image, folder, mesh, stop)["eval"]["searches"]
+                path.write_text(json.dumps(found, indent=2))
+                say(f"{name}, seed {seed}: accuracy {found['accuracy']:.3f}")
+    runs = {
+        name: [json.loads(p.read_text()) for p in sorted(results.glob(f"{name.replace(' ', '_')}-[0-9]*.json"))]
+        for name in SETTINGS
+    }
+    runs = {name: found for name, found in runs.items() if found}
+    print(table(runs))
+    draw(runs, Path(args.workdir) / "free_video_llm.png")
+
+
+def groups(run: dict[str, Any]) -> dict[str, float]:
+    """Accuracy over all questions and by kind of clip."""
+    by_type = run["by_type"]
+    found = {
+        group: float(np.mean([value for kind, value in by_type.items() if kind.startswith(group)])) for group in GROUPS
+    }
+    return {"all": run["accuracy"], **found}
+
+
+def tokens(name: str) -> int:
+    config = setting(name, 0)
+    adapter = adapter_of(config)
+    return adapter.num_image_tokens() if name == "IG-VLM" else adapter.num_video_tokens(TAKEN.get(name, FRAMES))
+
+
+def table(runs: dict[str, list[dict[str, Any]]]) -> str:
+    lines = ["| setting | visual tokens | all | rare | small | seeds |", "|---|---:|---:|---:|---:|---:|"]
+
+    def row(name: str, count: str, found: list[dict[str, Any]]) -> str:
+        cells = [spread([groups(run)[group] for run in found]) for group in ("all", *GROUPS)]
+        return f"| {name} | {count} | {' | '.join(cells)} | {len(found)} |"
+
+    for name, found in runs.items():
+        lines.append(row(name, str(tokens(name)), found))
+        for control in found[0]["controls"]:
+            if control != "majority":
+                given = [run["controls"][control] for run in found]
+                lines.append(row(f"{name}, {control.replace('_', ' ')}", "", given))
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Accuracy over visual tokens, by kind of clip."""
+    figure = plt.figure(figsize=(11, 4), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for panel, group in zip(panels, GROUPS, strict=True):
+        for family in FAMILIES:
+            names = [name for name in runs if name.startswith(family) and "," not in name]
+            values = [[groups(run)[group] for run in runs[name]] for name in names]
+            panel.errorbar(
+                [tokens(name) for name in names], [np.mean(v) for v in values], [np.std(v) for v in values],
+                marker="o", capsize=3, label=FAMILIES[family],
+            )  # fmt: skip
+        for name in ("SlowFast", "FreeVA D1", "FreeVA D2", "IG-VLM", "random frames 2648"):
+            if name in runs:
+                values = [groups(run)[group] for run in runs[name]]
+                panel.errorbar(tokens(name), np.mean(values), np.std(values), marker="s", capsize=3, label=name)
+        panel.set(title=group, xlabel="visual tokens", ylim=(0, 1.05))
+    panels[0].set_ylabel("held-out accuracy")
+    panels[1].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What pages of text bring to a video model: arms of the T2Vid recipe against each other.
+
+usage: python -m benchmarks.t2vid [--workdir DIR] [--seeds 0 1 2] [--only ARM ...] [--epochs N]
+
+Per seed an image model is trained once, that reads stories as text, single pictures and single pages. From it every
+arm trains the recipe's `video` stage with the same optimizer, rates and epochs; what differs is the data: all videos,
+or 15% as many samples: of videos, of videos and pages (`hybrid`), of videos and the same texts as text (`pure text`).
+All answer questions over held-out clips, short ones as those trained on and long ones; `zero-shot` is the image model.
+`hybrid` also answers the controls. Every result is a file of its own in DIR/results; what is done is not run again.
+Prints the tables of docs/t2vid.md and draws DIR/t2vid.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from etils import epath
+
+from benchmarks.arms import ask_image_model, train_and_ask, train_image_model
+from benchmarks.red_villm import spread
+from configs import t2vid
+from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.training.progress import say
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ARMS = {
+    "zero-shot": "zero_shot",
+    "100% video": "full_video",
+    "15% video": "video_only",
+    "15% hybrid": "hybrid",
+    "15% pure text": "pure_text",
+}
+CONTROLLED = "15% hybrid"
+
+
+def setting(arm: str, seed: int, epochs: float) -> Config:
+    config = t2vid.get_config(f"tiny,arm={ARMS[arm]},seed={seed},epochs={epochs}")
+    config.tensorboard = False
+    for held_out in config.evals:
+        held_out.controls = ["blank_video", "shuffled_frames"] if arm == CONTROLLED else []
+    return build(Config, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/t2vid-study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS))
+    args = parser.parse_args()
+    workdir = epath.Path(args.workdir).expanduser().resolve()
+    results = Path(args.workdir) / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(MeshConfig())
+    with StopSignal() as stop:
+        for seed in args.seeds:
+            image = setting(CONTROLLED, seed, args.epochs)
+            folder = train_image_model(image, workdir / f"image-{seed}", stop)
+            for arm in args.only:
+                name = f"{ARMS[arm]}-{args.epochs:g}-{seed}"
+                if (results / f"{name}.json").exists():
+                    continue
+                config = setting(arm, seed, args.epochs)
+                if arm == "zero-shot":
+                    found = ask_image_model(config, image, folder, mesh, stop)
+                else:
+                    found = train_and_ask(config, image, folder, workdir / name, mesh, stop)
+                (results / f"{name}.json").write_text(json.dumps(found, indent=2))
+                say(f"{name}: " + ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in found["eval"].items()))
+    runs = {
+        arm: [json.loads(p.read_text()) for p in sorted(results.glob(f"{ARMS[arm]}-{args.epochs:g}-*.json"))]
+        for arm in ARMS
+    }
+    runs = {arm: found for arm, found in runs.items() if found}
+    print(costs(runs))
+    for length in ("short", "long"):
+        print(f"\n{length} clips\n{table(runs, length)}")
+    draw(runs, Path(args.workdir) / "t2vid.png")
+
+
+def costs(runs: dict[str, list[dict[str, Any]]]) -> str:
+    lines = ["| arm | samples | steps | seconds | short | long | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for arm, found in runs.items():
+        trained = [run["stage"] for run in found if "stage" in run]
+        samples = sum(entry.count or 0 for entry in setting(arm, 0, 1.0).stages[-1].data) if trained else 0
+        steps = f"{trained[0]['steps']:,}" if trained else "-"
+        seconds = f"{np.mean([stage['seconds'] for stage in trained]):.0f}" if trained else "-"
+        cells = [spread([run["eval"][length]["accuracy"] for run in found]) for length in ("short", "long")]
+        lines.append(f"| {arm} | {samples:,} | {steps} | {seconds} | {' | '.join(cells)} | {len(found)} |")
+    return "\n".join(lines)
+
+
+def table(runs: dict[str, list[dict[str, Any]]], length: str) -> str:
+    """One row an arm, one column a type of question; then the controls."""
+    types = list(next(iter(runs.values()))[0]["eval"][length]["by_type"])
+    lines = [f"| arm | all | {' | '.join(types)} |", "|---|" + "---:|" * (len(types) + 1)]
+
+    def row(name: str, found: list[dict[str, Any]]) -> str:
+        cells = [spread([one["accuracy"] for one in found])]
+        cells += [spread([one["by_type"][kind] for one in found]) for kind in types]
+        return f"| {name} | {' | '.join(cells)} |"
+
+    for arm, found in runs.items():
+        lines.append(row(arm, [run["eval"][length] for run in found]))
+    for control in runs.get(CONTROLLED, [{"eval": {length: {"controls": {}}}}])[0]["eval"][length]["controls"]:
+        found = [run["eval"][length]["controls"][control] for run in runs[CONTROLLED]]
+        lines.append(row(f"{CONTROLLED}, {control.replace('_', ' ')}", found))
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Accuracy of the arms, and over the seconds that their training took."""
+    figure = plt.figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, length in enumerate(("short", "long")):
+        values = [[run["eval"][length]["accuracy"] for run in found] for found in runs.values()]
+        where = np.arange(len(runs)) + 0.4 * number - 0.2
+        left.bar(where, [np.mean(v) for v in values], 0.38, yerr=[np.std(v) for v in values], label=f"{length} clips")
+        for place, of_arm in zip(where, values, strict=True):
+            left.plot([place] * len(of_arm), of_arm, ".", color="black", markersize=4)
+        for arm, of_arm in zip(runs, values, strict=True):
+            seconds = np.mean([run.get("stage", {"seconds": 0})["seconds"] for run in runs[arm]])
+            right.errorbar(
+                seconds, np.mean(of_arm), np.std(of_arm), marker="os"[number], color=f"C{list(ARMS).index(arm)}",
+                capsize=3, label=f"{arm}, {length}",
+            )  # fmt: skip
+    left.set_xticks(range(len(runs)), list(runs), fontsize=8)
+    left.set(ylim=(0, 1.05), ylabel="held-out accuracy")
+    left.legend()
+    right.set(xlabel="seconds of training after the image model", ylim=(0, 1.05))
+    right.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
