@@ -109,11 +109,11 @@ def write_llava(folder: Path, scale: Scale) -> None:
     )  # fmt: skip
     config = transformers.LlavaNextConfig(
         vision_config=tower(transformers.CLIPVisionConfig, scale, image_size=size, patch_size=scale.patch),
-        text_config=text, image_grid_pinpoints=pinpoints, image_token_index=words.convert_tokens_to_ids("<image>"),
+        text_config=text, image_grid_pinpoints=pinpoints, image_token_index=words.get_vocab()["<image>"],
     )  # fmt: skip
     save(transformers.LlavaNextForConditionalGeneration, config, scale, folder)
     words.save_pretrained(folder)
-    edges = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    edges: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     images = LlavaNextImageProcessorPil(**edges, image_grid_pinpoints=pinpoints)
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": images.to_dict()}))
 
@@ -198,7 +198,7 @@ def load_theirs(folder: Path, scale: Scale) -> Any:
         print(f"PyTorch {torch.__version__} has no {platform}: ours alone", file=sys.stderr, flush=True)
         return None
     torch.set_num_threads(threads())
-    model = transformers.LlavaNextForConditionalGeneration.from_pretrained(
+    model: Any = transformers.LlavaNextForConditionalGeneration.from_pretrained(
         folder / "llava", dtype=getattr(torch, scale.dtype), attn_implementation="sdpa"
     )
     model.generation_config.eos_token_id = None
@@ -236,7 +236,7 @@ class Case:
         self.limits = Limits(np.zeros(0, np.int32), np.full(1, new + 1, np.int32))  # type: ignore[arg-type]
         with jax.set_mesh(engine.mesh):
             embed = jax.jit(lambda params, features, batch: engine.model.bind(params).embed(batch, features=features))
-            embedded = np.asarray(embed(engine.params, self.features, self.batch).astype("float32"))
+            embedded = np.array(embed(engine.params, self.features, self.batch).astype("float32"))
         if theirs is not None:
             self.inputs = torch.from_numpy(embedded[:, : self.tokens]).to(theirs.device, theirs.dtype)
 
@@ -395,7 +395,7 @@ def table(result: dict[str, Any]) -> str:
     for name, case in result["budgets"].items():
         ours, theirs, new = case["ours"], case["theirs"], result["new"]
         together = zip(ours["clip"], ours["tower"], ours["first"], strict=True)
-        cold = [{kind: sum(part[kind] for part in parts) for kind in parts[0]} for parts in together]
+        cold: list[Cost] = [{kind: sum(part[kind] for part in parts) for kind in parts[0]} for parts in together]
         cells = [
             name, str(case["visual_tokens"]), str(case["prompt_tokens"]), seconds(ours["clip"]),
             seconds(ours["tower"]), seconds(ours.get("selection")), seconds(cold), seconds(ours["first"]),

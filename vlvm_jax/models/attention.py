@@ -18,7 +18,7 @@ from vlvm_jax.parallel import rules
 
 Kernel = Literal["splash", "cudnn", "xla"]
 _LANES = 128  # splash works on blocks of a multiple of this many positions
-_BLOCK = 512  # queries at a time where no fused kernel runs; measured on a CPU, 256 to 512 are alike
+_BLOCK = 512  # queries at a time where no fused kernel runs; on a CPU, 256 to 512 are alike
 
 
 def kernel_here(dtype) -> Kernel:
@@ -111,15 +111,28 @@ def blocked_attention(
 ) -> Float[Array, "B L H F"]:
     """Causal self-attention, block of queries by block, each over the keys up to its last query.
 
-    Half of the products fall away, and a block's logits fit a CPU's cache, with which long prompts take half the time.
+    Half of the products fall away. Key heads take turns where they lie on one device, so that only one's logits are
+    ever held: on a CPU, memory that is touched for the first time costs more than a pass over it.
     """
+    batch, length, heads, width = query.shape
+    groups, mesh = key.shape[2], jax.sharding.get_abstract_mesh()
+
+    def run(query, key, value):
+        """[B, L, heads, F] and [B, groups, L, F] of some groups."""
+        outs = []
+        for start in range(0, length, block):
+            stop = min(start + block, length)
+            seen = mask[:, :, start:stop, :stop]
+            outs.append(cached_attention(query[:, start:stop], key[:, :, :stop], value[:, :, :stop], seen))
+        return jnp.concatenate(outs, axis=1)
+
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    length, outs = query.shape[1], []
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        seen = mask[:, :, start:stop, :stop]
-        outs.append(cached_attention(query[:, start:stop], key[:, :, :stop], value[:, :, :stop], seen))
-    return jnp.concatenate(outs, axis=1)
+    if not mesh.empty and rules.divided("heads", groups, mesh):
+        return run(query, key, value)
+    of_group = jnp.moveaxis(query.reshape(batch, length, groups, heads // groups, width), 2, 0)
+    in_turn = (of_group, *(jnp.expand_dims(x.swapaxes(0, 1), 2) for x in (key, value)))
+    out = jax.lax.map(lambda one: run(*one), in_turn)
+    return jnp.moveaxis(out, 0, 2).reshape(batch, length, heads, width)
 
 
 def cached_attention(
