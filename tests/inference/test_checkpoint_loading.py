@@ -14,8 +14,11 @@ from configs import own
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.data.text.conversation import load_tokenizer
 from vlvm_jax.errors import InputError
-from vlvm_jax.inference.answering import Decoding, Request
+from vlvm_jax.inference.answering import Answering, Decoding, Request
+from vlvm_jax.inference.engine import Engine
 from vlvm_jax.inference.loading import load
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model
 from vlvm_jax.training import stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.weights.importing import import_checkpoint
@@ -54,6 +57,18 @@ def ask(answering, path, question="what is it ?"):
 def test_an_import_answers_as_the_directory_it_came_from(folder):
     answers = [ask(load(str(folder / name), frames=4, mesh=ONE), folder / "clip.mp4") for name in ("hf", "imported")]
     assert answers[0].text == answers[1].text and answers[0].visual_tokens == answers[1].visual_tokens == 17
+
+
+def test_on_a_cpu_every_layer_has_its_own_arrays(folder):
+    """Stacked ones would be copied for every token."""
+    answering = load(str(folder / "hf"), frames=4, mesh=ONE)
+    engine, layers = answering.engine, answering.engine.model.config.decoder.num_hidden_layers
+    parts = {path: value for path, value in engine.params.items() if path.endswith("/self_attn/q_proj/kernel")}
+    of_decoder = [value for path, value in parts.items() if path.startswith("decoder/")]
+    assert len(of_decoder) == layers and {value.shape[0] for value in of_decoder} == {1}
+    stacked = Engine(Model(engine.model.config), params_lib.split(params_lib.join(engine.params), {}), engine.mesh)
+    whole = Answering(stacked, answering.prompts)
+    assert ask(answering, folder / "clip.mp4").text == ask(whole, folder / "clip.mp4").text
 
 
 def test_a_run_answers_with_its_own_tokenizer_template_and_frames(run, data_root):

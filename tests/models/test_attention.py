@@ -1,5 +1,7 @@
 """The kernels against the plain formula, forward and backward. Splash runs interpreted, on any device."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.models import attention as attention_lib
-from vlvm_jax.models.attention import causal_mask, segment_mask, splash_attention
+from vlvm_jax.models.attention import attention, blocked_attention, causal_mask, segment_mask, splash_attention
 from vlvm_jax.parallel.mesh import make_mesh
 
 
@@ -68,6 +70,43 @@ def test_splash_is_full_attention_for_towers(length):
     query, key, value = inputs(length, 2, 2, 64)
     got = splash_attention(query, key, value, None, causal=False, interpret=True)
     np.testing.assert_allclose(got, plain(query, key, value), atol=2e-5)
+
+
+@pytest.mark.parametrize(("length", "block"), [(64, 16), (70, 16), (9, 16)], ids=["whole", "a rest", "less than one"])
+def test_blocks_of_queries_are_causal_attention_within_segments(length, block):
+    query, key, value = inputs(length, 4, 2, 8)
+    segments, positions = packed(length)
+    mask = segment_mask(segments, segments, positions, positions)
+    real = (segments > 0)[:, :, None, None]
+
+    def weighed(function):
+        return lambda *qkv: jnp.sum(jnp.where(real, function(*qkv, mask), 0) * jnp.cos(jnp.arange(8)))
+
+    def blocked(*args):
+        return blocked_attention(*args, block=block)
+
+    got = blocked(query, key, value, mask)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-6)
+    ours = jax.grad(weighed(blocked), argnums=(0, 1, 2))(query, key, value)
+    theirs = jax.grad(weighed(plain), argnums=(0, 1, 2))(query, key, value)
+    for got, want in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mesh", "blocks"), [(None, 3), (MeshConfig(data=8), 3), (MeshConfig(context=8), 1)])
+def test_long_sequences_go_by_blocks_unless_they_are_split_over_devices(mesh, blocks):
+    """The shapes of the products say which."""
+    length = 2 * attention_lib._BLOCK + 8
+    query, key, value = inputs(length, 2, 2, 8, batch=8)
+    segments, positions = packed(length, batch=8)
+
+    def run(query, key, value):
+        return attention(query, key, value, causal_mask(segments, positions, jnp.float32))
+
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
+        text = str(jax.make_jaxpr(run)(query, key, value))
+    assert text.count("dot_general[") == 2 * blocks
 
 
 def test_splash_on_a_mesh_splits_rows_and_heads():

@@ -177,6 +177,15 @@ class Answering:
             self._kept.popitem(last=False)
         return seen
 
+    def inputs(self, request: Request) -> tuple[Features, Batch]:
+        """A request as the engine takes it, in a batch of its own.
+
+        Raises:
+          InputError, BadSampleError: as `answer`.
+        """
+        row = self._prepare(request)
+        return row.seen.features, self._batch([row], 1)
+
     def look(self, request: Request) -> Look:
         """What a request's answer is made from, for pictures.
 

@@ -25,7 +25,7 @@ from vlvm_jax.inference.answering import CACHE_BYTES, ROWS, Answering
 from vlvm_jax.inference.engine import Engine
 from vlvm_jax.inference.prompts import Prompts
 from vlvm_jax.models import params as params_lib
-from vlvm_jax.models.params import Model, Params
+from vlvm_jax.models.params import Model, Params, Splits
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import prepare
@@ -81,7 +81,11 @@ def load(
     if model.lora is not None:
         params = {path: lora.merged(path, params.__getitem__, model.lora) for path in params if not lora.is_lora(path)}
         model = model.model_copy(update={"lora": None})
-    engine = Engine(Model(model), params_lib.split(params, {}), found)
+    splits = _splits(model.decoder, found)
+    segmented: Params = {}
+    for path in list(params):  # a stack at a time, for there may be no room for all of them twice
+        segmented |= params_lib.split({path: params.pop(path)}, splits)
+    engine = Engine(Model(model, splits), segmented, found)
     prompts = Prompts(spec, model.decoder.max_position_embeddings, setup.answers)
     return Answering(engine, prompts, rows=rows, cache_bytes=cache_bytes)
 
@@ -194,6 +198,16 @@ def _spread(decoder: DecoderConfig) -> MeshConfig:
     devices, heads = len(jax.devices()), decoder.num_key_value_heads
     tensor = next(size for size in range(min(devices, heads), 0, -1) if devices % size == heads % size == 0)
     return MeshConfig(data=1, fsdp=-1, tensor=tensor)
+
+
+def _splits(decoder: DecoderConfig, mesh: jax.sharding.Mesh) -> Splits:
+    """Where the decoder's stack is cut: on CPUs, around every layer.
+
+    A CPU's matrix products read whole arrays, so that a scan over stacked layers first copies each layer's weights out
+    of the stack, for every token that is said. Other devices read them where they are.
+    """
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"decoder": tuple(range(1, decoder.num_hidden_layers))} if cpu else {}
 
 
 def _parameters(model: ModelConfig, initial: Initial, mesh: jax.sharding.Mesh) -> Params:

@@ -18,6 +18,7 @@ from vlvm_jax.parallel import rules
 
 Kernel = Literal["splash", "cudnn", "xla"]
 _LANES = 128  # splash works on blocks of a multiple of this many positions
+_BLOCK = 512  # queries at a time where no fused kernel runs; on a CPU, 256 to 512 are alike
 
 
 def kernel_here(dtype) -> Kernel:
@@ -89,8 +90,49 @@ def attention(
         segments = None if mask is None else mask.segments
         return splash_attention(query, key, value, segments, causal=mask is not None)
     visible = mask.visible if isinstance(mask, SelfMask) else mask
+    if kernel == "xla" and isinstance(mask, SelfMask) and visible is not None and _worth_blocks(query.shape[1]):
+        return blocked_attention(query, key, value, visible)
     fused = kernel == "cudnn" and query.shape[1] > 1 and query.shape[-1] <= 128 and query.shape[-1] % 8 == 0
     return jax.nn.dot_product_attention(query, key, value, mask=visible, implementation="cudnn" if fused else "xla")
+
+
+def _worth_blocks(length: int) -> bool:
+    """Whether a sequence is longer than a block, and lies whole on each device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return length > _BLOCK and (mesh.empty or rules.divided("length", length, mesh) is None)
+
+
+def blocked_attention(
+    query: Float[Array, "B L H F"],
+    key: Float[Array, "B L G F"],
+    value: Float[Array, "B L G F"],
+    mask: Bool[Array, "B 1 L L"],
+    block: int = _BLOCK,
+) -> Float[Array, "B L H F"]:
+    """Causal self-attention, block of queries by block, each over the keys up to its last query.
+
+    Half of the products fall away. Key heads take turns where they lie on one device, so that only one's logits are
+    ever held: on a CPU, memory that is touched for the first time costs more than a pass over it.
+    """
+    batch, length, heads, width = query.shape
+    groups, mesh = key.shape[2], jax.sharding.get_abstract_mesh()
+
+    def run(query, key, value):
+        """[B, L, heads, F] and [B, groups, L, F] of some groups."""
+        outs = []
+        for start in range(0, length, block):
+            stop = min(start + block, length)
+            seen = mask[:, :, start:stop, :stop]
+            outs.append(cached_attention(query[:, start:stop], key[:, :, :stop], value[:, :, :stop], seen))
+        return jnp.concatenate(outs, axis=1)
+
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    if not mesh.empty and rules.divided("heads", groups, mesh):
+        return run(query, key, value)
+    of_group = jnp.moveaxis(query.reshape(batch, length, groups, heads // groups, width), 2, 0)
+    in_turn = (of_group, *(jnp.expand_dims(x.swapaxes(0, 1), 2) for x in (key, value)))
+    out = jax.lax.map(lambda one: run(*one), in_turn)
+    return jnp.moveaxis(out, 0, 2).reshape(batch, length, heads, width)
 
 
 def cached_attention(
