@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from recipes import small
 
+from vlvm_jax.models import attention
 from vlvm_jax.training import ahead_of_time
 from vlvm_jax.training.flops import count
 
@@ -79,3 +80,15 @@ def test_a_frozen_head_s_gradient_does_not_count_however_it_is_cut():
     cut, _ = of_stage("align", loss_chunks=4)
     assert cut.backward == pytest.approx(whole.backward, rel=0.01)
     assert cut.recomputed > whole.recomputed
+
+
+def test_long_causal_attention_counts_in_full():
+    """No halving, whatever way this host would run it: 2 products of L x L x (heads x width), 2 operations each."""
+    length, heads, width = 1024, 2, 8
+    x = jax.ShapeDtypeStruct((1, length, heads, width), jnp.float32)
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def attend(x, segments):
+        return attention.attention(x, x, x, attention.causal_mask(segments, segments, x.dtype))
+
+    assert count(attend, x, segments) == 2 * 2 * length**2 * heads * width

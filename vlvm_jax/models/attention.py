@@ -4,8 +4,11 @@ Everything that decides *which* kernel runs lives here, so that a new backend is
 attention (Pallas) on TPU, cuDNN's on GPU where its dtype allows, XLA's elsewhere.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -96,8 +99,23 @@ def attention(
     return jax.nn.dot_product_attention(query, key, value, mask=visible, implementation="cudnn" if fused else "xla")
 
 
+_in_full = contextvars.ContextVar("in_full", default=False)
+
+
+@contextlib.contextmanager
+def in_full() -> Iterator[None]:
+    """What is traced within has attention as one product of all queries with all keys: for who counts operations."""
+    before = _in_full.set(True)
+    try:
+        yield
+    finally:
+        _in_full.reset(before)
+
+
 def _worth_blocks(length: int) -> bool:
     """Whether a sequence is longer than a block, and lies whole on each device."""
+    if _in_full.get():
+        return False
     mesh = jax.sharding.get_abstract_mesh()
     return length > _BLOCK and (mesh.empty or rules.divided("length", length, mesh) is None)
 

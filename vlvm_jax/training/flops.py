@@ -16,6 +16,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from vlvm_jax.config import ModelConfig, StageConfig
+from vlvm_jax.models.attention import in_full
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.training import losses
@@ -50,7 +51,8 @@ class StepFlops:
 
 def count(function: Callable, *args: Any) -> float:
     """Operations in the matrix products of `function(*args)` that its results need; nothing is run."""
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    with in_full():
+        jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(needed)
 
