@@ -1,6 +1,10 @@
 """What studies share: one image model, and settings that each train one more stage from it and answer questions."""
 
+import argparse
+import json
 import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,14 +14,51 @@ from vlvm_jax.config import Config
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
-from vlvm_jax.storage import Logs
+from vlvm_jax.storage import Logs, write_text
 from vlvm_jax.training import prepare, stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.profiling import Profiler
+from vlvm_jax.training.progress import say
 from vlvm_jax.training.throughput import Timeline, Watch
 
 TEMPORAL = ("direction", "order", "speed", "before_after")
+
+
+def arguments(doc: str | None, name: str, arms: Sequence[str]) -> argparse.ArgumentParser:
+    """What every study takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default=f"runs/{name}-study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(arms), default=list(arms))
+    return parser
+
+
+class Results:
+    """A file for every arm and seed; what is there is not made again.
+
+    Args:
+      suffix: of the names, what else the results depend on.
+    """
+
+    def __init__(self, folder: Path, suffix: str = ""):
+        self.folder, self.suffix = folder, suffix
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def name(self, arm: str, seed: int | str) -> str:
+        return f"{arm.replace(' ', '_')}{self.suffix}-{seed}"
+
+    def once(self, arm: str, seed: int, make: Callable[[], dict[str, Any]]) -> None:
+        path = self.folder / f"{self.name(arm, seed)}.json"
+        if not path.exists():
+            found = make()
+            write_text(str(path), json.dumps(found, indent=2))
+            say(f"{path.stem}: " + ", ".join(f"{name} {one['accuracy']:.3f}" for name, one in found["eval"].items()))
+
+    def by_arm(self, arms: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """The runs of each arm that has any, by seed."""
+        paths = {arm: sorted(self.folder.glob(f"{self.name(arm, '[0-9]*')}.json")) for arm in arms}
+        return {arm: [json.loads(path.read_text()) for path in found] for arm, found in paths.items() if found}
 
 
 def train_image_model(config: Config, workdir: epath.Path, stop: StopSignal) -> epath.Path:

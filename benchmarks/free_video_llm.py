@@ -1,6 +1,6 @@
 """Whether the question's guidance pays: Free Video-LLM against uniform frames, SlowFast, IG-VLM and FreeVA.
 
-usage: python -m benchmarks.free_video_llm [--workdir DIR] [--seeds 0 1 2] [--only SETTING ...]
+usage: python -m benchmarks.free_video_llm [--workdir DIR] [--seeds 0 1 2] [--only ARM ...]
 
 Per seed the tiny recipe's two stages make a CLIP and an image model once; neither sees a clip. Then every setting asks
 the same held-out questions about clips in which a thing shows in few frames (`rare`) or small in a corner (`small`),
@@ -9,8 +9,7 @@ own in DIR/results; what is done is not run again. Prints the tables of docs/fre
 DIR/free_video_llm.png.
 """
 
-import argparse
-import json
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from benchmarks.arms import ask_image_model
+from benchmarks.arms import Results, arguments, ask_image_model
 from benchmarks.red_villm import spread
 from configs import free_video_llm
 from configs.free_video_llm import BUDGETS, FRAMES, budget
@@ -27,7 +26,6 @@ from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import stages
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import adapter_of
-from vlvm_jax.training.progress import say
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -86,34 +84,21 @@ def image_setting(seed: int) -> Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default="runs/free_video_llm-study")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", metavar="SETTING", choices=list(SETTINGS), default=list(SETTINGS))
-    args = parser.parse_args()
+    args = arguments(__doc__, "free_video_llm", list(SETTINGS)).parse_args()
     workdir = epath.Path(args.workdir).expanduser().resolve()
-    results = Path(args.workdir) / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh(MeshConfig())
+    results, mesh = Results(Path(workdir) / "results"), make_mesh(MeshConfig())
     with StopSignal() as stop:
         for seed in args.seeds:
             image = image_setting(seed)
             stages.run(image, workdir / f"models-{seed}", stop)
             folder = workdir / f"models-{seed}" / image.stages[-1].name
             for name in args.only:
-                path = results / f"{name.replace(' ', '_')}-{seed}.json"
-                if path.exists():
-                    continue
-                found = ask_image_model(setting(name, seed), image, folder, mesh, stop)["eval"]["searches"]
-                path.write_text(json.dumps(found, indent=2))
-                say(f"{name}, seed {seed}: accuracy {found['accuracy']:.3f}")
-    runs = {
-        name: [json.loads(p.read_text()) for p in sorted(results.glob(f"{name.replace(' ', '_')}-[0-9]*.json"))]
-        for name in SETTINGS
-    }
-    runs = {name: found for name, found in runs.items() if found}
+                config = setting(name, seed)
+                results.once(name, seed, functools.partial(ask_image_model, config, image, folder, mesh, stop))
+    found = results.by_arm(list(SETTINGS))
+    runs = {name: [run["eval"]["searches"] for run in of_setting] for name, of_setting in found.items()}
     print(table(runs))
-    draw(runs, Path(args.workdir) / "free_video_llm.png")
+    draw(runs, Path(workdir) / "free_video_llm.png")
 
 
 def groups(run: dict[str, Any]) -> dict[str, float]:

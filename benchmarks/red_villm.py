@@ -11,8 +11,7 @@ result is a file of its own in DIR/results; what is done is not run again. Print
 draws DIR/red_villm.png.
 """
 
-import argparse
-import json
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
+from benchmarks.arms import TEMPORAL, Results, arguments, train_and_ask, train_image_model
 from configs import red_villm
 from configs.common import PATCHES
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import adapter_of
-from vlvm_jax.training.progress import say
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -67,36 +65,23 @@ def image_setting(seed: int) -> Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default="runs/red_villm-study")
+    parser = arguments(__doc__, "red_villm", list(ARMS))
     parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--image_seed", type=int, metavar="N", help="one image model for all seeds")
-    parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS))
     args = parser.parse_args()
     workdir = epath.Path(args.workdir).expanduser().resolve()
-    results = Path(args.workdir) / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh(MeshConfig())
+    results, mesh = Results(Path(workdir) / "results", f"-{args.steps}"), make_mesh(MeshConfig())
     with StopSignal() as stop:
         for seed in args.seeds:
             image_seed = seed if args.image_seed is None else args.image_seed
             image = image_setting(image_seed)
             folder = train_image_model(image, workdir / f"image-{image_seed}", stop)
             for arm in args.only:
-                name = f"{arm.replace(' ', '_')}-{args.steps}-{seed}"
-                if (results / f"{name}.json").exists():
-                    continue
-                config = setting(arm, seed, args.steps)
-                found = train_and_ask(config, image, folder, workdir / name, mesh, stop)["eval"]["videos"]
-                (results / f"{name}.json").write_text(json.dumps(found, indent=2))
-                say(f"{name}: accuracy {found['accuracy']:.3f}")
-    runs = {
-        arm: [json.loads(p.read_text()) for p in sorted(results.glob(f"{arm.replace(' ', '_')}-{args.steps}-*.json"))]
-        for arm in ARMS
-    }
-    print(table({arm: found for arm, found in runs.items() if found}))
-    draw(runs, Path(args.workdir) / "red_villm.png")
+                config, place = setting(arm, seed, args.steps), workdir / results.name(arm, seed)
+                results.once(arm, seed, functools.partial(train_and_ask, config, image, folder, place, mesh, stop))
+    runs = {arm: [run["eval"]["videos"] for run in found] for arm, found in results.by_arm(list(ARMS)).items()}
+    print(table(runs))
+    draw({arm: runs.get(arm, []) for arm in ARMS}, Path(workdir) / "red_villm.png")
 
 
 def by_type(run: dict[str, Any]) -> dict[str, float]:

@@ -10,8 +10,7 @@ All answer questions over held-out clips, short ones as those trained on and lon
 Prints the tables of docs/t2vid.md and draws DIR/t2vid.png.
 """
 
-import argparse
-import json
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from benchmarks.arms import ask_image_model, train_and_ask, train_image_model
+from benchmarks.arms import Results, arguments, ask_image_model, train_and_ask, train_image_model
 from benchmarks.red_villm import spread
 from configs import t2vid
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.training.progress import say
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,40 +47,26 @@ def setting(arm: str, seed: int, epochs: float) -> Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", default="runs/t2vid-study")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = arguments(__doc__, "t2vid", list(ARMS))
     parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--only", nargs="+", metavar="ARM", choices=list(ARMS), default=list(ARMS))
     args = parser.parse_args()
     workdir = epath.Path(args.workdir).expanduser().resolve()
-    results = Path(args.workdir) / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh(MeshConfig())
+    results, mesh = Results(Path(workdir) / "results", f"-{args.epochs:g}"), make_mesh(MeshConfig())
     with StopSignal() as stop:
         for seed in args.seeds:
             image = setting(CONTROLLED, seed, args.epochs)
             folder = train_image_model(image, workdir / f"image-{seed}", stop)
             for arm in args.only:
-                name = f"{ARMS[arm]}-{args.epochs:g}-{seed}"
-                if (results / f"{name}.json").exists():
-                    continue
-                config = setting(arm, seed, args.epochs)
+                config, place = setting(arm, seed, args.epochs), workdir / results.name(arm, seed)
+                make = functools.partial(train_and_ask, config, image, folder, place, mesh, stop)
                 if arm == "zero-shot":
-                    found = ask_image_model(config, image, folder, mesh, stop)
-                else:
-                    found = train_and_ask(config, image, folder, workdir / name, mesh, stop)
-                (results / f"{name}.json").write_text(json.dumps(found, indent=2))
-                say(f"{name}: " + ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in found["eval"].items()))
-    runs = {
-        arm: [json.loads(p.read_text()) for p in sorted(results.glob(f"{ARMS[arm]}-{args.epochs:g}-*.json"))]
-        for arm in ARMS
-    }
-    runs = {arm: found for arm, found in runs.items() if found}
+                    make = functools.partial(ask_image_model, config, image, folder, mesh, stop)
+                results.once(arm, seed, make)
+    runs = results.by_arm(list(ARMS))
     print(costs(runs))
     for length in ("short", "long"):
         print(f"\n{length} clips\n{table(runs, length)}")
-    draw(runs, Path(args.workdir) / "t2vid.png")
+    draw(runs, Path(workdir) / "t2vid.png")
 
 
 def costs(runs: dict[str, list[dict[str, Any]]]) -> str:

@@ -6,46 +6,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vlvm_jax"
+LOWER = ("weights", "models", "data", "parallel", "storage", "config", "errors")
 # A package may import itself and what stands to its right.
 ALLOWED = {
     "models": {"models", "parallel", "config", "errors"},
     "data": {"data", "storage", "memory", "config", "errors"},
     "parallel": {"parallel", "config", "errors"},
-    "evaluation": {
-        "evaluation",
-        "inference",
-        "training",
-        "weights",
-        "models",
-        "data",
-        "parallel",
-        "storage",
-        "config",
-        "errors",
-    },
-    "training": {
-        "training",
-        "evaluation",
-        "weights",
-        "models",
-        "data",
-        "parallel",
-        "storage",
-        "config",
-        "errors",
-    },
+    "evaluation": {"evaluation", "inference", "training", *LOWER},
+    "training": {"training", "evaluation", *LOWER},
     "weights": {"weights", "__version__", "models", "data", "parallel", "storage", "config", "errors"},
-    "inference": {
-        "inference",
-        "training",
-        "weights",
-        "models",
-        "data",
-        "parallel",
-        "storage",
-        "config",
-        "errors",
-    },
+    "inference": {"inference", "training", *LOWER},
     "gcs.py": {"storage", "errors"},
     "storage.py": {"errors"},
     "config": {"config", "errors"},

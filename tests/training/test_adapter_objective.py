@@ -7,19 +7,15 @@ import numpy as np
 import pytest
 import torch
 from recipes import small
+from steps import begin
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.errors import InputError
-from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.clip import contrastive_losses
-from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import ahead_of_time, prepare
 from vlvm_jax.training.loop import to_device
-from vlvm_jax.training.partition import resolve
-from vlvm_jax.training.stages import divide
-from vlvm_jax.training.step import make_step
 
 CONFIG = small()
 ROWS, LENGTH, SIDE = 8, 24, 3
@@ -55,12 +51,7 @@ def run(steps: int, *, model=GUIDED, mesh=None, data=None, **changes):
     """Metrics of the steps, and the parameters before and after."""
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     stage = STAGE.model_copy(update=changes)
-    partition = resolve(model, stage)
-    functions = make_step(model, stage, partition, mesh, steps)
-    whole = params_lib.join(jax.jit(lambda: Model(model).init(0))())
-    trained, frozen = divide(whole, partition, functions, stage)
-    state = functions.init(trained, jax.random.key_data(jax.random.key(0)))
-    before = {path: np.array(value) for path, value in {**trained, **frozen}.items()}
+    _, functions, state, frozen, before = begin(model, stage, mesh, steps)
     found = []
     with jax.set_mesh(mesh):
         for _ in range(steps):

@@ -8,17 +8,14 @@ import numpy as np
 import optax
 import pytest
 from recipes import small
+from steps import begin
 
 from vlvm_jax.config import AdapterConfig, MeshConfig
-from vlvm_jax.models import params as params_lib
-from vlvm_jax.models.params import Model, whole_path
+from vlvm_jax.models.params import whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import losses as losses_lib
 from vlvm_jax.training.loop import to_device
-from vlvm_jax.training.partition import resolve
-from vlvm_jax.training.stages import divide
-from vlvm_jax.training.step import make_step
 
 CONFIG = small()
 ROWS, FRAMES, LENGTH = 8, 3, 24
@@ -55,12 +52,7 @@ def run(steps: int, *, mesh=None, model=CONFIG.model, **changes):
     stage = CONFIG.stages[-1].model_copy(
         update={"trainable": trainable, "batch_size": ROWS, "length": LENGTH, **changes}
     )
-    partition = resolve(model, stage)
-    functions = make_step(model, stage, partition, mesh, steps)
-    whole = params_lib.join(jax.jit(lambda: Model(model).init(0))())
-    trained, frozen = divide(whole, partition, functions, stage)
-    state = functions.init(trained, jax.random.key_data(jax.random.key(0)))
-    before = {path: np.array(value) for path, value in {**trained, **frozen}.items()}
+    partition, functions, state, frozen, before = begin(model, stage, mesh, steps)
     losses = []
     with jax.set_mesh(mesh):
         for step in range(steps):

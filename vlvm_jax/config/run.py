@@ -25,7 +25,7 @@ class StageConfig(Settings):
     logarithm of the step (`training.optimizer`).
 
     `objective` is what is learned: the next token of the text, or what the adapter itself has to learn before the
-    decoder has a part in it (`VideoAdapter.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
+    decoder has a part in it (`LearnsByItself.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
     """
 
     name: str

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from vlvm_jax.models.adapters.base import LearnsByItself
 from vlvm_jax.models.video_llm import Batch, VideoLLM
 from vlvm_jax.parallel import rules
 
@@ -40,6 +41,7 @@ def token_losses(
 
 def adapter_losses(model: VideoLLM, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Sums of what the adapter learns by itself: loss, how many it is of, how many are right. No decoder is run."""
+    assert isinstance(model.adapter, LearnsByItself)  # `prepare.check_adapter` refuses others
     return model.adapter.own_losses(model.see(batch.frames), batch.layout, batch.guidance)
 
 

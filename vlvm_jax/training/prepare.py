@@ -23,7 +23,7 @@ from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.sources.mixture import Mixture
 from vlvm_jax.errors import InputError, Interrupted
-from vlvm_jax.models.adapters.base import VideoAdapter
+from vlvm_jax.models.adapters.base import LearnsByItself, VideoAdapter
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import processes, rules
 from vlvm_jax.training import partition as partition_lib
@@ -81,7 +81,11 @@ def check_adapter(config: Config) -> None:
                 raise InputError(f"{where}.pack: the adapter {name!r} reads {why} a row; set pack to False")
             if isinstance(part, EvalConfig) and "shuffled_prompt" in part.controls and not adapter.needs_prompt:
                 raise InputError(f"{where}.controls: the adapter {name!r} reads no question; leave out shuffled_prompt")
-            if isinstance(part, StageConfig) and part.objective == "adapter" and not adapter.has_own_losses:
+            if (
+                isinstance(part, StageConfig)
+                and part.objective == "adapter"
+                and not isinstance(adapter, LearnsByItself)
+            ):
                 raise InputError(f"{where}.objective: the adapter {name!r} learns nothing by itself; use 'text'")
 
 

@@ -77,13 +77,11 @@ class VideoAdapter(nnx.Module, abc.ABC):
     Attributes:
       needs_prompt: it reads `guidance`, so that a row holds one sample (`pack: False`).
       one_clip: a row holds one clip at most, beside any images.
-      has_own_losses: it can be trained by itself (`own_losses`).
     """
 
     Options: ClassVar[type[Settings]]
     needs_prompt: ClassVar[bool] = False
     one_clip: ClassVar[bool] = False
-    has_own_losses: ClassVar[bool] = False
 
     @abc.abstractmethod
     def num_video_tokens(self, num_frames: int) -> int:
@@ -143,6 +141,10 @@ class VideoAdapter(nnx.Module, abc.ABC):
         del features, layout, guidance
         return {}
 
+
+class LearnsByItself(abc.ABC):
+    """What an adapter is too that can be trained without the decoder (`StageConfig.objective`)."""
+
+    @abc.abstractmethod
     def own_losses(self, features: Any, layout: FrameLayout, guidance: Guidance | None = None) -> Losses:
-        """Sums over the batch, fp32: the loss, how many it is of, how many are right (`StageConfig.objective`)."""
-        raise NotImplementedError(f"{type(self).__module__} has no losses of its own")
+        """Sums over the batch, fp32: the loss, how many it is of, how many are right."""

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from vlvm_jax.config import ClipConfig, ModelConfig, Settings
 from vlvm_jax.errors import InputError
-from vlvm_jax.models.adapters.base import FrameLayout, Guidance, Losses
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, LearnsByItself, Losses
 from vlvm_jax.models.clip import Clip, contrastive_losses, cosine, resized
 from vlvm_jax.models.frame_paths import (
     Chosen,
@@ -74,11 +74,10 @@ class GuidedFeatures(PathFeatures):
     change: Float[Array, "B T"] | None
 
 
-class Adapter(PathsAdapter):
+class Adapter(PathsAdapter, LearnsByItself):
     """Prompt-picked frames, uniform frames, fast path; time order within each."""
 
     needs_prompt = True
-    has_own_losses = True
 
     class Options(Settings):
         """Attributes:
