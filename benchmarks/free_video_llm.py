@@ -43,6 +43,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guided 2648, corrected boxes": {**BUDGETS["2648"], "fast_path": FAST, "roi_layout": "corrected"},
     "guided 2648, random boxes": {**BUDGETS["2648"], "fast_path": FAST, "roi_box": "random"},
     "random frames 2648": {**BUDGETS["2648"], "fast_path": FAST, "frame_select": "random"},
+    "guided, alpha 0.25": {**budget(3, 0, 0.25), "fast_path": OFF},
+    "guided, alpha 0.25, corrected boxes": {**budget(3, 0, 0.25), "fast_path": OFF, "roi_layout": "corrected"},
+    "guided, alpha 0.25, random boxes": {
+        **budget(3, 0, 0.25), "fast_path": OFF, "roi_layout": "corrected", "roi_box": "random",
+    },
     "SlowFast": {"slow_path": {"num_frames": 10}, "fast_path": FAST},
     "FreeVA D1": {"slow_path": {"num_frames": "all", "pool": "concat"}, "fast_path": OFF},
     "FreeVA D2": {"slow_path": {"num_frames": "all"}, "fast_path": OFF},

@@ -77,7 +77,7 @@ def mix(options: Any, captions: dict, instructions: dict, texts: list[dict], sam
 
 # --- tiny --------------------------------------------------------------------------------------------------------
 
-FRAMES = 24
+FRAMES = 16
 LONGEST = 16  # events of a story, at most
 SAMPLES = {"full_video": 6000}  # 15% of it in the other arms
 
@@ -87,7 +87,8 @@ def tiny(options: Any) -> ConfigDict:
 
     The first stage makes the image model: it learns to read stories as text and questions about them, to say what a
     single picture shows and what a single page says. It has never seen two images together. The second stage is the
-    recipe. Its clips show three to six events; texts have up to sixteen, and so have the clips of the second test.
+    recipe. Its clips show three to six events; texts have up to sixteen, the
+    clips of the second test eight to twelve.
     """
     frames = options.frames or FRAMES
     captions = entry(f"{EMBEDDED}/train_stories_captions.json")
@@ -117,7 +118,7 @@ def tiny(options: Any) -> ConfigDict:
     if options.arm != "zero_shot":
         video = tiny_stage(
             options, "video", mix(options, captions, instructions, texts, samples), 1, dict.fromkeys(whole, 5e-4),
-            frames=2 * frames, video_frames=frames, visual=100, rows=16, schedule="log_warmup_cosine",
+            frames=2 * frames, video_frames=frames, visual=100, rows=4, schedule="log_warmup_cosine",
             final_lr_ratio=0.1, loss_on=options.loss_on, epochs=options.epochs or 3.0,
         )  # fmt: skip
         stages.append({**video, "steps": None})

@@ -16,7 +16,7 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=
   --limit           the first so many questions only.
   --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
   --prefix          with which every answer is made to begin; replies are what comes after it (default: the config's).
-  --max_new_tokens  (default: the config's, else 128), --temperature (default 0: greedy), --top_p, --seed,
+  --max_new_tokens  (default: the recipe's, else 128), --temperature (default 0: greedy), --top_p, --seed,
   --stop            a string that ends an answer; may be given several times.
   --match           what decides on free text: exact, normalised (default) or contains. All are reported.
   --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
@@ -67,13 +67,11 @@ _DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "rele
 _CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
 
 
-def _decoding(config: "Config | None") -> "Decoding":
+def _decoding() -> "Decoding":
     from vlvm_jax.inference.requests import Decoding
 
-    recipes = config.answers.max_new_tokens if config else Decoding.max_new_tokens
-    most = recipes if _MAX_NEW_TOKENS.value is None else _MAX_NEW_TOKENS.value
     try:
-        return Decoding(most, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
+        return Decoding(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
     except InputError as error:
         raise InputError(f"--{error}") from None
 
@@ -97,7 +95,7 @@ def main() -> None:
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=media, output=output,
         format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
-        decoding=_decoding(config), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
+        decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
     )  # fmt: skip
     memory.give_back_large()

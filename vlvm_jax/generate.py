@@ -97,8 +97,6 @@ def _run(config, media, asked, decoding: "Decoding") -> None:
         chat_template=_CHAT_TEMPLATE.value,
         dtype=cast(Any, _DTYPE.value),
     )
-    if _MAX_NEW_TOKENS.value is None:
-        decoding = dataclasses.replace(decoding, max_new_tokens=answering.prompts.answers.max_new_tokens)
     if asked is None:
         _chat(answering, media, decoding)
         return
@@ -138,8 +136,7 @@ def _decoding() -> "Decoding":
     from vlvm_jax.inference.requests import Decoding
 
     try:
-        most = Decoding.max_new_tokens if _MAX_NEW_TOKENS.value is None else _MAX_NEW_TOKENS.value
-        return Decoding(most, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
+        return Decoding(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_P.value, tuple(_STOP.value), _SEED.value)
     except InputError as error:
         raise InputError(f"--{error}") from None
 

@@ -438,6 +438,15 @@ def test_too_many_frames_gives_the_arithmetic(world):
     assert (note["cause"], note["detail"]) == ("too_many_frames", "notes.json: record 11: 4 frames for a row of 3")
 
 
+def test_more_clips_than_the_adapter_takes_are_refused_before_any_is_decoded(world):
+    clip = one_clip(world)[0]
+    two = dataclasses.replace(clip, media=(("video", "/nowhere/a.mp4"), ("video", "/nowhere/b.mp4")))
+    spec = dataclasses.replace(world[1], max_clips=1)
+    note = json.loads(SampleLoader([two], spec)(0)["bad"].tobytes())
+    assert (note["cause"], note["detail"]) == ("too_many_clips", "notes.json: record 11: 2 clips; the model takes 1")
+    assert not len(SampleLoader([clip], spec)(0)["bad"])
+
+
 def test_check_lengths_fails_before_anything_is_decoded(world):
     clip = dataclasses.replace(one_clip(world)[0], media=(("video", "/nowhere/clip.mp4"),))
     text = Record("t", "notes.json: record 10", (), (Turn("how many ?", "two"),))

@@ -74,7 +74,7 @@ def test_from_a_list_to_results(options, model, tmp_path, capsys):
     assert [line["id"] for line in scored][:5] == ["a0", "b0", "c0", "d0", "gone0"]
     assert [line["right"]["exact"] for line in scored][:5] == [True, True, False, False, False]
     card = json.loads((tmp_path / "out" / "run_card.json").read_text())
-    assert card["asked"]["decoding"]["max_new_tokens"] == 128
+    assert card["asked"]["decoding"]["max_new_tokens"] is None
     assert card["data"]["questions"] == 10 and card["versions"]["jax"] and card["devices"]
     shown = capsys.readouterr().out
     assert "own.json: 10 questions" in shown and "counted as wrong: 2 corrupt, 2 missing" in shown
@@ -126,7 +126,7 @@ def test_controls_have_files_and_accuracies_of_their_own(options, model, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decoding": Decoding(max_new_tokens=5)}, r"made with another decoding \(.*128.* there, .*5.* here\)"),
+        ({"decoding": Decoding(max_new_tokens=5)}, r"made with another decoding \(.*None.* there, .*5.* here\)"),
         ({"checkpoint": "other"}, r"another checkpoint \('model' there, 'other' here\)"),
         ({"frames": 3}, r"another frames \(None there, 3 here\)"),
         ({"prefix": "In"}, "another prefix"),

@@ -229,10 +229,11 @@ class Answering:
         start = time.perf_counter()
         texts = [AnswerText(self.prompts.decode, self.prompts.end_ids, decoding.stop) for _ in rows]
         count = power_bucket(len(rows))
-        limits, sampling = self._limits(rows, count, decoding), self._sampling(rows, count, decoding)
+        most = decoding.max_new_tokens or self.prompts.answers.max_new_tokens
+        limits, sampling = self._limits(rows, count, most), self._sampling(rows, count, decoding)
         seen = [row.seen.features for row in rows]
         features = self.engine.beside(seen + seen[:1] * (count - len(rows)))
-        room = power_bucket(decoding.max_new_tokens, _LEAST_ROOM)
+        room = power_bucket(most, _LEAST_ROOM)
         asked = self._batch(rows, count)
         progress = self.engine.begin(features, asked, room, limits, sampling)
         picked = self.engine.picked(features, asked)
@@ -262,9 +263,9 @@ class Answering:
             decode, picked,
         )  # fmt: skip
 
-    def _limits(self, rows: Sequence[_Row], count: int, decoding: Decoding) -> Limits:
+    def _limits(self, rows: Sequence[_Row], count: int, most_new: int) -> Limits:
         room = [self.prompts.longest - len(row.sample["token_ids"]) for row in rows]
-        most = np.minimum(np.pad(room, (0, count - len(rows))), decoding.max_new_tokens)
+        most = np.minimum(np.pad(room, (0, count - len(rows))), most_new)
         return Limits(np.asarray(self.prompts.end_ids, np.int32), most.astype(np.int32))  # type: ignore[arg-type]
 
     def _sampling(self, rows: Sequence[_Row], count: int, decoding: Decoding) -> Sampling | None:

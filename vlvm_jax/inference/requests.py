@@ -42,7 +42,8 @@ class Decoding:
     """How answers are made.
 
     Attributes:
-      max_new_tokens: of an answer at most; fewer where the model's context ends before.
+      max_new_tokens: of an answer at most, fewer where the model's context ends before; None for as many as the
+        checkpoint's recipe says (`config.answers`), 128 where it has none.
       temperature: 0 takes the likeliest token each time.
       top_p: above temperature 0, tokens are drawn from the fewest that have this probability together.
       stop: strings that end an answer; they and what follows are cut off.
@@ -52,14 +53,14 @@ class Decoding:
       InputError: a value that cannot be.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens: {self.max_new_tokens}; an answer needs 1 or more")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature: {self.temperature}; expected 0 (the likeliest token) or more")

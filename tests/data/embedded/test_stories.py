@@ -85,7 +85,7 @@ def turns(record):
 
 @pytest.mark.parametrize(
     ("name", "lengths", "each"),
-    [("train_stories", (3, 6), 1), ("heldout_stories", (3, 6), 0), ("heldout_long_stories", (9, 16), 0)],
+    [("train_stories", (3, 6), 1), ("heldout_stories", (3, 6), 0), ("heldout_long_stories", (8, 12), 0)],
 )
 def test_clips_on_disk(folder, name, lengths, each):
     found = records(folder, f"{name}.json")

@@ -15,6 +15,7 @@ from PIL import Image
 import vlvm_jax
 from vlvm_jax.data.images.image_rules import PixelProcessor, image_rule, read_settings
 from vlvm_jax.data.processor import load_processor
+from vlvm_jax.data.text_images import PageOptions, render_pages
 from vlvm_jax.errors import InputError
 
 SIZES = [(32, 32), (50, 70), (70, 50), (20, 130), (131, 23), (33, 32), (200, 210)]  # height, width
@@ -143,6 +144,20 @@ def test_without_splitting_as_transformers_has_it(processors, family):
         expected = np.asarray(theirs(picture(size))["pixel_values"])[0, 0].transpose(1, 2, 0)
         ours = processors[family]["single"]
         np.testing.assert_allclose(normalised(single.frames[0], ours.image_mean, ours.image_std), expected, atol=1e-6)
+
+
+def test_a_page_of_text_is_shown_to_idefics3_as_transformers_shows_it():
+    """T2Vid's settings: 448 pixels become 364, one square of 26 x 26 patches, 169 tokens."""
+    pages = render_pages("the quick brown fox jumps over the lazy dog . " * 30, PageOptions()).pages
+    square = {"longest_edge": 364}
+    settings = {"size": square, "max_image_size": square, "do_image_splitting": False}
+    frames = PixelProcessor("Idefics3ImageProcessor", {**settings, "do_pad": False}, 364, "file")(list(pages))
+    theirs = pil("Idefics3")(**settings)
+    expected = np.asarray(theirs([Image.fromarray(page) for page in pages])["pixel_values"])[0]
+    assert frames.shape == (len(pages), 364, 364, 3) and len(pages) > 1 and frames.min() < 64
+    np.testing.assert_allclose(
+        normalised(frames, theirs.image_mean, theirs.image_std), expected.transpose(0, 2, 3, 1), atol=1e-6
+    )
 
 
 def test_a_checkpoint_that_does_not_split(tmp_path):
@@ -318,6 +333,7 @@ def test_everything_works_where_torch_is_not_installed(tmp_path):
         sys.path[:0] = sys.argv[1:3]
         import numpy as np
         from vlvm_jax.data.processor import load_processor
+from vlvm_jax.data.text_images import PageOptions, render_pages
         image = np.zeros((50, 70, 3), np.uint8)
         for folder in sys.argv[3:]:
             for layout in ("single", "anyres"):

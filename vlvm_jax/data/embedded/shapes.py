@@ -45,7 +45,7 @@ class ShapesOptions(Settings):
     `search_frames` frames, of which a rare thing shows in `search_shown` and a small one fills a cell of `search_cells`
     x `search_cells`; and records of up to `sheet_images` of the singles.
 
-    What `embedded.stories` draws: `*_stories` clips of three to six events, `heldout_long_stories` of nine to sixteen;
+    What `embedded.stories` draws: `*_stories` clips of three to six events, `heldout_long_stories` of eight to twelve;
     `train_story_texts`, stories of any length as text with questions; `train_long_texts`, texts of six to sixteen
     events with one question each; `train_events`, single events as images and as words.
     """
