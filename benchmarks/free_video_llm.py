@@ -46,7 +46,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guided, alpha 0.25": {**budget(3, 0, 0.25), "fast_path": OFF},
     "guided, alpha 0.25, corrected boxes": {**budget(3, 0, 0.25), "fast_path": OFF, "roi_layout": "corrected"},
     "guided, alpha 0.25, random boxes": {
-        **budget(3, 0, 0.25), "fast_path": OFF, "roi_layout": "corrected", "roi_box": "random",
+        **budget(3, 0, 0.25),
+        "fast_path": OFF,
+        "roi_layout": "corrected",
+        "roi_box": "random",
     },
     "SlowFast": {"slow_path": {"num_frames": 10}, "fast_path": FAST},
     "FreeVA D1": {"slow_path": {"num_frames": "all", "pool": "concat"}, "fast_path": OFF},

@@ -90,6 +90,12 @@ def see(adapter, encoder, frames):
 
 
 @nnx.jit
+def connected(adapter, encoder, frames):
+    """[B, T, N, C] every frame's tokens, before any path."""
+    return adapter.connector(encoder(frames).patches)
+
+
+@nnx.jit
 def call(adapter, features, layout, guidance=None):
     return adapter(features, layout, guidance=guidance)
 

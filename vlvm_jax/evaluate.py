@@ -38,7 +38,6 @@ from vlvm_jax import cli
 from vlvm_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from vlvm_jax.config import Config
     from vlvm_jax.inference.requests import Decoding
 
 _FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]

@@ -133,11 +133,11 @@ def test_tokens_equal_the_reference(case, counts, seed):
     where = guided.clips(counts, frames=7)
     asked = guided.question(seed, batch=2)
     x = guided.frames(7, side, batch=2, seed=seed)
-    features = guided.see(made, guided.tower(side), x)
+    features, whole = (part(made, guided.tower(side), x) for part in (guided.see, guided.connected))
     out, found = guided.call(made, features, where, asked), guided.picked(made, features, where, asked)
     text, patches = (np.asarray(found) for found in clip_sides(made, asked, x))
     for row, count in enumerate(counts):
-        tokens = np.asarray(made.connector(features.patches[row, :count]))
+        tokens = np.asarray(whole[row, :count])
         expected, best, boxes = reference(
             tokens, text[row], np.asarray(features.frames)[row, :count], patches[row, :count], prompt=prompt,
             uniform=uniform, alphas=alphas, layout=layout, side=side, grid=2,

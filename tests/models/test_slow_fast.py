@@ -77,10 +77,11 @@ def reference(tokens, slow, fast, side):
 def test_tokens_equal_the_reference(slow, counts, seed):
     made = guided.adapter("slow_fast", 4, slow_path={"num_frames": slow}, fast_path={"grid": (2, 2)})
     layout = guided.clips(counts, frames=6)
-    features = guided.see(made, guided.tower(4), guided.frames(6, 4, batch=2, seed=seed))
+    seen = made, guided.tower(4), guided.frames(6, 4, batch=2, seed=seed)
+    features, whole = guided.see(*seen), np.asarray(guided.connected(*seen))
     out = guided.call(made, features, layout)
     for row, count in enumerate(counts):
-        expected = reference(np.asarray(made.connector(features.patches[row, :count])), slow, 99, 4)
+        expected = reference(whole[row, :count], slow, 99, 4)
         np.testing.assert_allclose(guided.row_tokens(out, row), expected, atol=1e-5)
         assert len(expected) == made.num_video_tokens(count)
 
@@ -90,9 +91,9 @@ def test_images_stand_where_they_are_among_the_media(room):
     """On 3 x 3 grids: an image, a clip of three frames, two images, all with every patch of theirs."""
     made = guided.adapter("slow_fast", 3, slow_path={"num_frames": 2}, fast_path={"grid": (1, 1)})
     layout = guided.clips([3, 1], room, before=1, after=2)
-    features = guided.see(made, guided.tower(3), guided.frames(6, 3, batch=2))
+    seen = made, guided.tower(3), guided.frames(6, 3, batch=2)
+    features, whole = guided.see(*seen), np.asarray(guided.connected(*seen))
     out = guided.call(made, features, layout)
-    whole = np.asarray(made.connector(features.patches))
     for row, count in enumerate((3, 1)):
         got = guided.row_tokens(out, row)
         clip = made.num_video_tokens(count)
@@ -109,9 +110,10 @@ def test_images_stand_where_they_are_among_the_media(room):
 def test_rows_without_a_clip_are_their_images():
     made = guided.adapter("slow_fast", 3, slow_path={"num_frames": 2}, fast_path={"grid": (1, 1)})
     layout = guided.clips([0], before=2, after=0)
-    features = guided.see(made, guided.tower(3), guided.frames(2, 3))
+    seen = made, guided.tower(3), guided.frames(2, 3)
+    features, whole = guided.see(*seen), np.asarray(guided.connected(*seen))
     got = guided.row_tokens(guided.call(made, features, layout))
-    np.testing.assert_allclose(got, np.asarray(made.connector(features.patches)).reshape(18, -1), atol=1e-5)
+    np.testing.assert_allclose(got, whole.reshape(18, -1), atol=1e-5)
 
 
 def test_freeva_settings():
@@ -123,9 +125,9 @@ def test_freeva_settings():
         ("s1", lambda t: t.mean(0)),
     ):
         made = guided.adapter("slow_fast", 4, slow_path=FREEVA[name], fast_path=OFF)
-        features = guided.see(made, guided.tower(4), x)
+        features, whole = (part(made, guided.tower(4), x) for part in (guided.see, guided.connected))
         got = guided.row_tokens(guided.call(made, features, layout))
-        np.testing.assert_allclose(got, expected(np.asarray(made.connector(features.patches))[0]), atol=1e-5)
+        np.testing.assert_allclose(got, expected(np.asarray(whole)[0]), atol=1e-5)
         weights = guided.weights(made, features, layout)
         np.testing.assert_allclose(weights.sum(), made.num_video_tokens(4), rtol=1e-5)
 

@@ -64,11 +64,13 @@ class Picks:
 @dataclasses.dataclass(frozen=True)
 class PathFeatures:
     """Attributes:
-    patches: [B, T, N, D] of the tower's chosen layer.
+    patches: [B, T, N, D] of the tower's chosen layer, None with a fast path.
+    tokens: [B, T, N, C] what the connector makes of them, None without a fast path.
     fast: [B, T, F, C] tokens of every frame on the fast path, None without one.
     """
 
-    patches: Float[Array, "B T N D"]
+    patches: Float[Array, "B T N D"] | None
+    tokens: Float[Array, "B T N C"] | None
     fast: Float[Array, "B T F C"] | None
 
 
@@ -275,20 +277,28 @@ class PathsAdapter(VideoAdapter):
         return self.path_features(encoder(frames).patches)
 
     def path_features(self, patches: Float[Array, "B T N D"]) -> PathFeatures:
-        return PathFeatures(patches, None if self.fast is None else self.fast.pool(self.connector(patches)))
+        """A fast path needs every frame to pass the connector: here, once for all questions. Else only those frames
+        pass it that a question's paths take."""
+        if self.fast is None:
+            return PathFeatures(patches, None, None)
+        tokens = self.connector(patches)
+        return PathFeatures(None, tokens, self.fast.pool(tokens))
+
+    def connected(self, features: PathFeatures, picks: Picks) -> Float[Array, "B S N C"]:
+        """The connector's tokens of the picked frames."""
+        if features.tokens is not None:
+            return take(features.tokens, picks)
+        assert features.patches is not None
+        return self.connector(take(features.patches, picks))
 
     def __call__(
         self, features: Any, layout: FrameLayout, *, guidance: Guidance | None = None, rng: jax.Array | None = None
     ) -> VisualTokens:
-        """The paths of a row's clip one after the other, the fast one last; images where they stand among the media.
-
-        Only frames that a path takes pass the connector for it.
-        """
+        """The paths of a row's clip one after the other, the fast one last; images where they stand among the media."""
         del rng
         parts = []
         for chosen in self.choose(features, layout, guidance):
-            taken = self.connector(take(features.patches, chosen.picks))
-            parts.append(chosen.tokens(chosen.path.pool(taken)))
+            parts.append(chosen.tokens(chosen.path.pool(self.connected(features, chosen.picks))))
         if self.fast is not None:
             chosen = self.choose_fast(self.fast, features, layout, guidance)
             parts.append(chosen.tokens(take(features.fast, chosen.picks)))
@@ -296,12 +306,12 @@ class PathsAdapter(VideoAdapter):
             jnp.concatenate([part.tokens for part in parts], axis=1),
             jnp.concatenate([part.valid for part in parts], axis=1),
         )
-        return self._among_images(clip, features.patches, layout)
+        return self._among_images(clip, features, layout)
 
-    def _among_images(self, clip: VisualTokens, patches: Float[Array, "B T N D"], layout: FrameLayout) -> VisualTokens:
+    def _among_images(self, clip: VisualTokens, features: PathFeatures, layout: FrameLayout) -> VisualTokens:
         """The clip's tokens between those of the images before it and after it.
 
-        Only as many images pass the connector as the row has room for.
+        Only as many images pass the connector as the row has room for, and none where the batch has none.
         """
         num_frames = layout.media.shape[1]
         each = self.connector.num_tokens
@@ -310,7 +320,9 @@ class PathsAdapter(VideoAdapter):
             return clip
         is_image = layout.mask & ~layout.is_video
         picks = best_picks(jnp.where(is_image, 0.0, -jnp.inf), most)
-        images = flat(self.connector(take(patches, picks)), picks.valid)
+        empty = jnp.zeros((len(layout.media), most, each, clip.tokens.shape[2]), clip.tokens.dtype)
+        seen = jax.lax.cond(is_image.any(), lambda: self.connected(features, picks), lambda: empty)
+        images = flat(seen, picks.valid)
         first = jnp.where(layout.is_video.any(axis=1), jnp.argmax(layout.is_video, axis=1), num_frames)
         before = (is_image & (jnp.arange(num_frames) < first[:, None])).sum(axis=1)[:, None] * each
         # Image slots before the clip, the clip's, the other image slots.

@@ -153,9 +153,11 @@ class Adapter(PathsAdapter, LearnsByItself):
         else:
             of_frames = patches.mean(axis=2, dtype=jnp.float32).astype(patches.dtype)
         on_grid = _regridded(patches, self.side)
-        change = _change(self.connector(seen.patches)) if self.options.frame_select == "change" else None
+        change = None
+        if self.options.frame_select == "change":
+            change = _change(self.connector(seen.patches) if paths.tokens is None else paths.tokens)
         places = tuple(pool(on_grid) for pool in self.score_pools)
-        return GuidedFeatures(paths.patches, paths.fast, of_frames, places, change)
+        return GuidedFeatures(paths.patches, paths.tokens, paths.fast, of_frames, places, change)
 
     # --- the question's side -----------------------------------------------------------------------------------------
 
