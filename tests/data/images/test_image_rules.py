@@ -333,7 +333,6 @@ def test_everything_works_where_torch_is_not_installed(tmp_path):
         sys.path[:0] = sys.argv[1:3]
         import numpy as np
         from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.text_images import PageOptions, render_pages
         image = np.zeros((50, 70, 3), np.uint8)
         for folder in sys.argv[3:]:
             for layout in ("single", "anyres"):
