@@ -14,12 +14,12 @@ Contenders take turns, round after round, after one that is not counted; the num
 ratios are within rounds. In brackets: CPU seconds of the process, which suffer less from a busy machine than the time
 on the clock.
 
-- `clip`: decoding its frames and scaling them. `tower`: what the towers see of them; both are kept for the next
-  question.
+- `clip`: decoding its frames and scaling them. `tower`: what the towers see of them, and with a fast path the connector's
+  tokens of every frame; both are kept for the next question.
 - `selection`: the question through CLIP's text tower, scores and boxes; part of `first token` too.
-- `first token`: from what was kept to the first token of the answer: selection, crops, prompt. `cold` has `clip` and
-  `tower` before it. transformers reads embeddings that are ready, of exactly the prompt's length, where our prompts are
-  padded to their bucket.
+- `first token`: from what was kept to the first token of the answer: selection, crops, the connector where `tower` has
+  not run it, prompt. `cold` has `clip` and `tower` before it. transformers reads embeddings that are ready, of exactly
+  the prompt's length, where our prompts are padded to their bucket.
 - `tokens/s`: of the tokens after it, with a cache of that length; `generate` for transformers.
 """
 

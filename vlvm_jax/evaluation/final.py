@@ -47,6 +47,9 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Picture]]:
     """Answers every held-out set with and without its controls.
 
+    Args:
+      trained_on: whose commonest answers are the control `majority`; without any there is none.
+
     Returns:
       The `eval` entry of the summary by set, and pictures of the last set's first clips.
     """
@@ -75,7 +78,8 @@ def evaluate(
                     workers=config.data.workers, on_batch=on_batch,
                 )  # fmt: skip
         answers = given.pop(None)
-        given["majority"] = heldout.majority_answers([a.record for a in answers], usable(trained_on, MAJORITY_OF))
+        if trained_on:
+            given["majority"] = heldout.majority_answers([a.record for a in answers], usable(trained_on, MAJORITY_OF))
         results[held_out.name] = heldout.summarise(answers, given)
         if has_video:
             pictures = draw_clips(config, segmented, held_out, asked, mesh)

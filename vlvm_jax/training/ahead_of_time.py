@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -257,26 +257,38 @@ def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topolo
     return {"compute": compute, "hbm": hbm, "interconnect": interconnect, "mfu_bound": mfu}
 
 
-def search(config: Config, name: str, mesh: Mesh, topology: Topology, say: Callable[[str], None]) -> Report | None:
-    """The report of the largest batch that fits, to an eighth."""
+def search(
+    config: Config, name: str, mesh: Mesh, topology: Topology, say: Callable[[str], None], known: int | None = None
+) -> Report | None:
+    """The report of the largest batch that fits, to an eighth.
+
+    Args:
+      known: what the config's own batch needs, if it was compiled before; it is not compiled again then, and None comes
+        back also where it is the largest.
+    """
     sizes = {stage.name: (stage.batch_size, stage.accumulate) for stage in config.stages}
     rows, accumulate = sizes.get(name, (config.stages[-1].batch_size, 1))
     unit = rules.batch_shards(mesh) * accumulate
+    first = max(1, rows // unit)
     reports: dict[int, Report] = {}
 
     def needs(size: int) -> int | None:
+        if size == first and known is not None:
+            return known
         report = reports[size] = compile_program(program(config, name, unit * size, mesh), mesh, topology)
         say(f"{name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
         return report.needed
 
-    return reports.get(largest_size(needs, int(topology.chip.hbm), max(1, rows // unit)))
+    return reports.get(largest_size(needs, int(topology.chip.hbm), first))
 
 
 def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> int:
     """The largest size, to an eighth, that needs no more than the limit; 0 if there is none.
 
-    Needs grow about evenly with the size, so the line through the two best known ones says where to look next. Where
-    that does not come to an end in a few trials, halving the range does.
+    A program's peak is the largest of what it needs at several moments, each of which grows evenly with the batch. So
+    the line through two sizes that fit says where to look next, and beyond them a size needs at least what it says:
+    where that is too much for an eighth more, the search is at its end. Where no end comes in a few trials, halving the
+    range brings it.
 
     Args:
       needs: of a size; None where that cannot even be said, which is too much. Asked seldom, as it takes minutes.
@@ -295,13 +307,21 @@ def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> 
             high = size
         if high is not None and high - low <= max(1, low // 8):
             return low
-        size = 2 * low if high is None else math.isqrt(max(1, low) * high)
+        fitting = sorted(size for size in known if known[size] <= limit)
+        if len(fitting) >= 2 and _line(known, *fitting[-2:])(low + max(1, low // 8)) > limit:
+            return low
+        size = max(2 * low, low * limit // max(1, known[low])) if high is None else math.isqrt(max(1, low) * high)
         if len(known) >= 2 and trials < 5:
-            (a, need_a), (b, need_b) = sorted(known.items(), key=lambda item: abs(item[1] - limit))[:2]
-            if (slope := (need_b - need_a) / (b - a)) > 0:
-                size = max(int(a + (limit - need_a) / slope), low + max(1, low // 8))
+            a, b = sorted(sorted(known, key=lambda size: abs(known[size] - limit))[:2])
+            if known[b] > known[a]:
+                on_line = a + (limit - known[a]) * (b - a) // (known[b] - known[a])
+                size = max(on_line, low + max(1, low // 8))
         if high is not None:
             size = min(max(size, low + 1), high - 1)
+
+
+def _line(known: Mapping[int, int], a: int, b: int) -> Callable[[int], float]:
+    return lambda size: known[b] + (known[b] - known[a]) / (b - a) * (size - b)
 
 
 def _brief(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -106,6 +107,6 @@ def to_json(config: Config, reports: Sequence[Report], topology: Topology) -> di
         "config": config.name,
         "topology": dataclasses.asdict(topology),
         "chips": topology.chips,
-        "versions": {"jax": jax.__version__},
+        "versions": {"jax": jax.__version__, "libtpu": version("libtpu")},
         "stages": [{**dataclasses.asdict(report), "needed": report.needed} for report in reports],
     }
