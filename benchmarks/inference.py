@@ -14,8 +14,8 @@ Contenders take turns, round after round, after one that is not counted; the num
 ratios are within rounds. In brackets: CPU seconds of the process, which suffer less from a busy machine than the time
 on the clock.
 
-- `clip`: decoding its frames and scaling them. `tower`: what the towers see of them, and with a fast path the connector's
-  tokens of every frame; both are kept for the next question.
+- `clip`: decoding its frames and scaling them. `tower`: what the towers see of them, and with a fast path the
+  connector's tokens of every frame; both are kept for the next question.
 - `selection`: the question through CLIP's text tower, scores and boxes; part of `first token` too.
 - `first token`: from what was kept to the first token of the answer: selection, crops, the connector where `tower` has
   not run it, prompt. `cold` has `clip` and `tower` before it. transformers reads embeddings that are ready, of exactly
