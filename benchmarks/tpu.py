@@ -94,8 +94,9 @@ def hundred_frames() -> Any:
     return red_villm.get_config("llava-1.5-7b,train=decoder")
 
 
-def decoder_alone() -> Any:
-    """Llama2-7B by itself, 2 x 2048 tokens a chip of v5e-64: what MaxText 0.2.5 compiles to 2.80 GiB of temporaries."""
+def decoder_alone(length: int | None = None) -> Any:
+    """Llama2-7B by itself; as it is, 2 x 2048 tokens a chip of v5e-64: what MaxText 0.2.5 compiles to 2.80 GiB of
+    temporaries."""
     config = llava_7b()
     config.model.vision = {
         "kind": "siglip", "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1,
@@ -105,6 +106,8 @@ def decoder_alone() -> Any:
     config.model.decoder.vocab_size = 32000
     config.data.update({"processor": None, "chat_template": "vicuna_v1"})
     config.stages[-1].update({"trainable": {"decoder/**": 1e-5}, "batch_size": 128, "frames": 1})
+    if length is not None:
+        _lengthen(config, length)
     return config
 
 
@@ -122,8 +125,16 @@ ROWS = (
     *(Row(f"7B-{stage}-{slice_}", slice_, stage, llava_7b) for slice_ in SLICES for stage in STAGES),
     *(Row(f"7B-sampled-{slice_}", slice_, "instruct", sampled) for slice_ in SLICES),
     *(Row(f"7B-unsampled-{slice_}", slice_, "instruct", unsampled) for slice_ in SLICES),
+    # The most rows, by and large, that the unsampled step has room for; and the decoder's part of it by itself.
     Row("7B-sampled-384-v5e-64", "v5e-64", "instruct", sampled, rows=384, searched=False),
     Row("7B-unsampled-384-v5e-64", "v5e-64", "instruct", unsampled, rows=384, searched=False),
+    *(
+        Row(f"decoder-{name}-384-v5e-64", "v5e-64", "instruct", part, rows=384, searched=False)
+        for name, part in (
+            ("sampled", lambda: decoder_alone(8 * 32 + TEXT)),
+            ("unsampled", lambda: decoder_alone(8 * 576 + TEXT)),
+        )
+    ),
     *(Row(f"13B-{stage}-v5p-64", "v5p-64", stage, llava_13b) for stage in STAGES),
     Row("7B-64k-v5e-64", "v5e-64", "instruct", long_video),
     Row("7B-100-frames-v5e-64", "v5e-64", "video", hundred_frames),
