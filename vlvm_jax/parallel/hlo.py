@@ -25,23 +25,26 @@ class Collectives:
     Attributes:
       count: how often each kind runs, loops unrolled.
       bytes: bytes of each kind's result (of a reduce-scatter: of what goes in), times that.
+      at_least: there are loops with collectives of which the text does not say how often they turn; they count once.
     """
 
     count: Mapping[str, int]
     bytes: Mapping[str, int]
+    at_least: bool = False
 
 
 @dataclasses.dataclass
 class _Computation:
     lines: list[str] = dataclasses.field(default_factory=list)
-    calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    calls: list[tuple[str, int | None]] = dataclasses.field(default_factory=list)
 
 
 def collectives(text: str) -> Collectives:
     """Counts the collectives of a program as `compiled.as_text()` gives it."""
     computations, entry = _parse(text)
     times: dict[str, int] = defaultdict(int)
-    _walk(computations, entry, 1, times)
+    unsure: set[str] = set()
+    _walk(computations, entry, 1, times, unsure)
     count: dict[str, int] = defaultdict(int)
     size: dict[str, int] = defaultdict(int)
     chains: set[tuple[str, ...]] = set()
@@ -57,7 +60,8 @@ def collectives(text: str) -> Collectives:
                 kind = "reduce-scatter"
             count[kind] += runs
             size[kind] += runs * moved
-    return Collectives(dict(count), dict(size))
+    at_least = any(_kind(line) for name in unsure for line in computations[name].lines)
+    return Collectives(dict(count), dict(size), at_least)
 
 
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
@@ -75,38 +79,70 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     return computations, entry
 
 
-def _calls(line: str, computations: Mapping[str, _Computation]) -> list[tuple[str, int]]:
-    """Computations that an instruction runs, and how often each time."""
+def _calls(line: str, computations: Mapping[str, _Computation]) -> list[tuple[str, int | None]]:
+    """Computations that an instruction runs, and how often each time; None where that cannot be read."""
     if " while(" in line:
         found = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)  # the CPU's compiler says it, the TPU's does not
-        return [(found["body"], int(known[1]) if known else trip_count(computations[found["condition"]].lines))]
+        turns = int(known[1]) if known else trip_count(*(computations[found[part]].lines for part in _LOOP))
+        return [(found["body"], turns)]
     names = _CALLED.findall(line)
     for branches in _BRANCHES.findall(line):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
     return [(name, 1) for name in names if name in computations]
 
 
-def trip_count(condition: list[str]) -> int:
-    """Of a loop that counts from 0 while it is less than a constant, as scans are; anything else counts as one."""
-    constants = {
-        match[1]: int(match[2])
-        for line in condition
-        if (match := re.match(r"^\s+(?:ROOT )?%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line))
-    }
+_LOOP = ("condition", "body")
+_CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r"= [su]32\[\]\S* get-tuple-element\(.*index=(\d+)")
+
+
+def trip_count(condition: list[str], body: list[str]) -> int | None:
+    """Of a loop that counts from 0 in equal steps while it is less than a constant.
+
+    Scans do by ones; products that rotate shards around a ring, as on v5p, by twos where they go both ways.
+    """
+    tested = _named(condition)
     for line in condition:
-        if " compare(" in line and "direction=LT" in line:
-            operands = re.findall(r"%([\w.\-]+)", line.split(" compare(")[1].split(")")[0])
-            for name in operands:
-                if name in constants:
-                    return constants[name]
-    return 1
+        if " compare(" not in line or "direction=LT" not in line:
+            continue
+        counter, limit = (tested.get(name, "") for name in _operands(line, "compare"))
+        element, constant = _ELEMENT.search(counter), _CONSTANT.search(limit)
+        step = _step(body, int(element[1])) if element else None
+        if constant and step:
+            return -(-int(constant[1]) // step)
+    return None
 
 
-def _walk(computations: Mapping[str, _Computation], name: str, runs: int, times: dict[str, int]) -> None:
+def _step(body: list[str], index: int) -> int | None:
+    """What one turn adds to that element of what the loop carries."""
+    lines = _named(body)
+    root = next(line for line in body if line.lstrip().startswith("ROOT "))
+    results = _operands(root, "tuple")
+    added = lines.get(results[index], "") if index < len(results) else ""
+    steps = [match for name in _operands(added, "add") if (match := _CONSTANT.search(lines.get(name, "")))]
+    return int(steps[0][1]) if len(steps) == 1 else None
+
+
+def _named(lines: list[str]) -> dict[str, str]:
+    return {match[1]: line for line in lines if (match := _INSTRUCTION.match(line))}
+
+
+def _operands(line: str, operation: str) -> list[str]:
+    """Names of an instruction's operands; none of another operation's."""
+    _, found, rest = line.partition(f" {operation}(")
+    return re.findall(r"%([\w.\-]+)", rest.split(")")[0]) if found else []
+
+
+def _walk(
+    computations: Mapping[str, _Computation], name: str, runs: int, times: dict[str, int], unsure: set[str]
+) -> None:
+    """Adds up how often each computation runs, and which of them run in a loop whose turns are not known."""
     times[name] += runs
     for called, often in computations[name].calls:
-        _walk(computations, called, runs * often, times)
+        if often is None or name in unsure:
+            unsure.add(called)
+        _walk(computations, called, runs * (often or 1), times, unsure)
 
 
 def _kind(line: str) -> str | None:

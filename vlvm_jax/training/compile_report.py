@@ -54,7 +54,8 @@ def show(reports: Sequence[Report], topology: Topology) -> None:
         speed.add_row(*_speed(report))
         if report.collectives is not None:
             counts, sizes = report.collectives.count, report.collectives.bytes
-            cells = [f"{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in _KINDS]
+            least = "≥ " if report.collectives.at_least else ""
+            cells = [f"{least}{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in _KINDS]
             moved.add_row(report.name, *cells)
     wide = Console(highlight=False, width=max(console.width, _WIDTH))  # figures cut short are of no use in a log
     for table in (memory, speed, moved):
