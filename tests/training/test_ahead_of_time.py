@@ -100,7 +100,7 @@ def test_the_search_finds_the_largest_size_in_few_trials(fixed, each, power, fir
 
     found = ahead_of_time.largest_size(needs, limit, first)
     assert found == 0 or needs(found) <= limit
-    if power >= 1:  # slower growth than that is not what memory does, and may end the search early
+    if power >= 1:  # with slower growth the line may end the search early
         assert (needs(found + max(1, found // 8)) or 10**18) > limit - 1
     assert len(trials) < 30
 

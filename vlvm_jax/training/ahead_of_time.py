@@ -260,7 +260,7 @@ def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topolo
 def search(
     config: Config, name: str, mesh: Mesh, topology: Topology, say: Callable[[str], None], known: int | None = None
 ) -> Report | None:
-    """The report of the largest batch that fits, to an eighth.
+    """The report of about the largest batch that fits: see `largest_size`.
 
     Args:
       known: what the config's own batch needs, if it was compiled before; it is not compiled again then, and None comes
@@ -283,12 +283,12 @@ def search(
 
 
 def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> int:
-    """The largest size, to an eighth, that needs no more than the limit; 0 if there is none.
+    """About the largest size that needs no more than the limit; 0 if there is none.
 
-    A program's peak is the largest of what it needs at several moments, each of which grows evenly with the batch. So
-    the line through two sizes that fit says where to look next, and beyond them a size needs at least what it says:
-    where that is too much for an eighth more, the search is at its end. Where no end comes in a few trials, halving the
-    range brings it.
+    Needs grow about evenly with the size, so the line through two sizes that fit says where to look next, and ends the
+    search where an eighth more would be too much by it. (Close to its limit the compiler may find room that the line
+    does not know of, so an eighth more may fit all the same; each trial there takes many minutes.) Where no end comes
+    in a few trials, halving the range brings it.
 
     Args:
       needs: of a size; None where that cannot even be said, which is too much. Asked seldom, as it takes minutes.
