@@ -104,9 +104,10 @@ def trip_count(condition: list[str], body: list[str]) -> int | None:
     """
     tested = _named(condition)
     for line in condition:
-        if " compare(" not in line or "direction=LT" not in line:
+        operands = [tested.get(name, "") for name in _operands(line, "compare")]
+        if len(operands) != 2 or "direction=LT" not in line:
             continue
-        counter, limit = (tested.get(name, "") for name in _operands(line, "compare"))
+        counter, limit = operands
         element, constant = _ELEMENT.search(counter), _CONSTANT.search(limit)
         step = _step(body, int(element[1])) if element else None
         if constant and step:
