@@ -4,7 +4,8 @@ usage: python benchmarks/tpu.py [--workdir DIR] [--only ROW ...] [--search] [--l
 
 No TPU is needed, libtpu is (`pip install -e '.[tpu]'`). Every row is a program compiled ahead of time, minutes each,
 and a file of its own in DIR; what is there is not compiled again. `--search` also finds the largest batch that fits of
-every row that is to be searched, which takes two or three more compilations each.
+every row that is to be searched, by the line through two that do, which takes two or three more compilations each
+(`vlvm_jax.compile --search` also tries whether an eighth more fits).
 """
 
 import argparse
@@ -151,11 +152,11 @@ def compile_row(row: Row) -> dict[str, Any]:
 
 
 def largest_batch(row: Row, found: dict[str, Any]) -> int:
-    """Rows of the largest batch that fits; 0 where none does."""
+    """Rows of about the largest batch that fits, found `by_line`; 0 where none does."""
     config, topology = row.config(), topology_lib.parse(row.topology)
     report = found["stages"][0]
     mesh = make_mesh(config.mesh, topology.devices())
-    largest = ahead_of_time.search(config, row.stage, mesh, topology, say, known=report["needed"])
+    largest = ahead_of_time.search(config, row.stage, mesh, topology, say, known=report["needed"], by_line=True)
     if largest is not None:
         return largest.batch_size
     return report["batch_size"] if report["fits"] else 0

@@ -9,7 +9,7 @@ usage: python -m vlvm_jax.compile --config=configs/ftfv.py:llava-1.5-7b --topolo
   --stages    only these of the recipe's stages, prefill and decode (default: all). prefill reads a row of the last
               stage's length, decode one token after it, both one row for each part of the mesh that holds rows.
   --rows      rows of a batch, instead of the recipe's.
-  --search    find about the largest batch that fits; an eighth more does not, by what two that do need.
+  --search    find the largest batch that fits, to an eighth.
   --json      write all figures to a file as well.
 
 Needs libtpu (pip install 'vlvm_jax[tpu]'), no TPU. Memory and collectives are the TPU compiler's, operations are

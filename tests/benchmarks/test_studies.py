@@ -58,6 +58,8 @@ def test_a_study(study, recipe, data, arms, questions, tmp_path, monkeypatch, ca
     assert all(word in table for word in questions)
     results = sorted((tmp_path / "study" / "results").iterdir())
     assert len(results) == len(arms) and next((tmp_path / "study").glob("*.png")).stat().st_size > 10_000
+    untrained = [path for path in results if path.stem.startswith(("zero-shot", "guided"))]
+    assert untrained and all("majority" not in path.read_text() for path in untrained)  # no training answers
     written = [path.stat().st_mtime_ns for path in results]
     study.main()
     assert [path.stat().st_mtime_ns for path in results] == written

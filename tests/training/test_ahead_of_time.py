@@ -100,15 +100,20 @@ def test_the_search_finds_the_largest_size_in_few_trials(fixed, each, power, fir
 
     found = ahead_of_time.largest_size(needs, limit, first)
     assert found == 0 or needs(found) <= limit
-    if power >= 1:  # with slower growth the line may end the search early
-        assert (needs(found + max(1, found // 8)) or 10**18) > limit - 1
+    assert (needs(found + max(1, found // 8)) or 10**18) > limit
     assert len(trials) < 30
 
 
-def test_the_search_follows_a_line():
+@pytest.mark.parametrize("by_line, tried", [(False, [16, 55, 130, 146]), (True, [16, 55, 130])])
+def test_the_search_follows_a_line(by_line, tried):
     trials = []
-    assert ahead_of_time.largest_size(lambda size: trials.append(size) or 3000 + 100 * size, 16000, 16) == 130
-    assert trials == [16, 55, 130]
+
+    def needs(size):
+        trials.append(size)
+        return 3000 + 100 * size
+
+    assert ahead_of_time.largest_size(needs, 16000, 16, by_line=by_line) == 130
+    assert trials == tried
 
 
 def test_the_search_goes_back_where_the_line_promised_too_much():

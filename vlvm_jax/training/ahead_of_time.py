@@ -258,13 +258,21 @@ def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topolo
 
 
 def search(
-    config: Config, name: str, mesh: Mesh, topology: Topology, say: Callable[[str], None], known: int | None = None
+    config: Config,
+    name: str,
+    mesh: Mesh,
+    topology: Topology,
+    say: Callable[[str], None],
+    *,
+    known: int | None = None,
+    by_line: bool = False,
 ) -> Report | None:
-    """The report of about the largest batch that fits: see `largest_size`.
+    """The report of the largest batch that fits, to an eighth.
 
     Args:
       known: what the config's own batch needs, if it was compiled before; it is not compiled again then, and None comes
         back also where it is the largest.
+      by_line: see `largest_size`.
     """
     sizes = {stage.name: (stage.batch_size, stage.accumulate) for stage in config.stages}
     rows, accumulate = sizes.get(name, (config.stages[-1].batch_size, 1))
@@ -279,20 +287,20 @@ def search(
         say(f"{name}: batch {unit * size}: {'fits' if report.fits else 'does not fit'}")
         return report.needed
 
-    return reports.get(largest_size(needs, int(topology.chip.hbm), first))
+    return reports.get(largest_size(needs, int(topology.chip.hbm), first, by_line=by_line))
 
 
-def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> int:
-    """About the largest size that needs no more than the limit; 0 if there is none.
+def largest_size(needs: Callable[[int], int | None], limit: int, first: int, *, by_line: bool = False) -> int:
+    """The largest size, to an eighth, that needs no more than the limit; 0 if there is none.
 
-    Needs grow about evenly with the size, so the line through two sizes that fit says where to look next, and ends the
-    search where an eighth more would be too much by it. (Close to its limit the compiler may find room that the line
-    does not know of, so an eighth more may fit all the same; each trial there takes many minutes.) Where no end comes
-    in a few trials, halving the range brings it.
+    Needs grow about evenly with the size, so the line through the two best known ones says where to look next. Where
+    that does not come to an end in a few trials, halving the range does.
 
     Args:
       needs: of a size; None where that cannot even be said, which is too much. Asked seldom, as it takes minutes.
       first: where to begin.
+      by_line: also be content where an eighth more would be too much by the line through two sizes that fit. Close to
+        its limit the compiler may find room that the line does not know of; trials there take the longest.
     """
     known: dict[int, int] = {}
     low, high, size, trials = 0, None, first, 0
@@ -308,20 +316,21 @@ def largest_size(needs: Callable[[int], int | None], limit: int, first: int) -> 
         if high is not None and high - low <= max(1, low // 8):
             return low
         fitting = sorted(size for size in known if known[size] <= limit)
-        if len(fitting) >= 2 and _line(known, *fitting[-2:])(low + max(1, low // 8)) > limit:
+        if by_line and len(fitting) >= 2 and _where(known, *fitting[-2:], limit) < low + max(1, low // 8):
             return low
         size = max(2 * low, low * limit // max(1, known[low])) if high is None else math.isqrt(max(1, low) * high)
         if len(known) >= 2 and trials < 5:
             a, b = sorted(sorted(known, key=lambda size: abs(known[size] - limit))[:2])
-            if known[b] > known[a]:
-                on_line = a + (limit - known[a]) * (b - a) // (known[b] - known[a])
-                size = max(on_line, low + max(1, low // 8))
+            if (reached := _where(known, a, b, limit)) < math.inf:
+                size = max(int(reached), low + max(1, low // 8))
         if high is not None:
             size = min(max(size, low + 1), high - 1)
 
 
-def _line(known: Mapping[int, int], a: int, b: int) -> Callable[[int], float]:
-    return lambda size: known[b] + (known[b] - known[a]) / (b - a) * (size - b)
+def _where(known: Mapping[int, int], a: int, b: int, limit: int) -> float:
+    """The size at which the line through two known ones reaches the limit, rounded down."""
+    rise = known[b] - known[a]
+    return a + (limit - known[a]) * (b - a) // rise if rise > 0 else math.inf
 
 
 def _brief(message: str) -> str:
