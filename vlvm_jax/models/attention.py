@@ -229,11 +229,13 @@ def _splash_kernel(heads: int, length: int, *, causal: bool, shards: int, interp
     """The kernel with its block tables, for sequences split into `shards` as `_exchange` leaves them."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import, for TPUs only
 
-    mask = splash.CausalMask((length, length)) if causal else splash.FullMask((length, length))
-    local = length // shards
-    if shards > 1:
-        mask.q_sequence = np.arange(length, dtype=np.int32).reshape(2 * shards, -1)[_halves(shards)].reshape(-1)
-        local //= 2
+    if causal:
+        mask = splash.CausalMask((length, length))
+        if shards > 1:
+            mask.q_sequence = np.arange(length, dtype=np.int32).reshape(2 * shards, -1)[_halves(shards)].reshape(-1)
+    else:
+        mask = splash.FullMask((length, length))
+    local = length // (2 * shards) if shards > 1 else length
     block = max(size for size in (128, 256, 384, 512) if local % size == 0)
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block

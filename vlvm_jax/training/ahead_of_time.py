@@ -316,13 +316,14 @@ def largest_size(needs: Callable[[int], int | None], limit: int, first: int, *, 
         if high is not None and high - low <= max(1, low // 8):
             return low
         fitting = sorted(size for size in known if known[size] <= limit)
-        if by_line and len(fitting) >= 2 and _where(known, *fitting[-2:], limit) < low + max(1, low // 8):
+        more = low + max(1, low // 8)
+        if by_line and len(fitting) >= 2 and _where(known, fitting[-2], fitting[-1], limit) < more:
             return low
         size = max(2 * low, low * limit // max(1, known[low])) if high is None else math.isqrt(max(1, low) * high)
         if len(known) >= 2 and trials < 5:
             a, b = sorted(sorted(known, key=lambda size: abs(known[size] - limit))[:2])
             if (reached := _where(known, a, b, limit)) < math.inf:
-                size = max(int(reached), low + max(1, low // 8))
+                size = max(int(reached), more)
         if high is not None:
             size = min(max(size, low + 1), high - 1)
 

@@ -57,7 +57,7 @@ class Sampler(nn.Module, abc.ABC):
     num_slots: int
 
     @abc.abstractmethod
-    def weights(self, x, attention):
+    def weights(self, x, attention) -> torch.Tensor:
         """Tokens [F, N, C] and attention received [F, N] to weights [F, K, N], fp32."""
 
     def values(self, x):
