@@ -1,7 +1,8 @@
 """Samples to rows of fixed shape and rows to batches, with Grain's first-fit packing."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -59,20 +60,27 @@ def batched(
 def samples_per_batch(sizes: Sequence[tuple[int, int]], *, length: int, frames: int, rows: int) -> float:
     """How many samples of such (tokens, frames) `batched` packs into a batch, on average; each fits a row by itself.
 
-    First fit, as `batched` does it: a batch is full when the next sample fits none of its rows. The sizes come again
-    and again, each time in another order, until there are enough batches for an average.
+    The sizes come again and again, each time in another order, until there are enough batches for an average.
     """
     order = np.random.default_rng(0)
-    taken, full, free = 0, [], [(length, frames)] * rows
-    while len(full) < _ENOUGH_BATCHES:
-        for tokens, shown in (sizes[i] for i in order.permutation(len(sizes))):
-            place = next((i for i, (left, room) in enumerate(free) if tokens <= left and shown <= room), None)
-            if place is None:
-                full.append(taken)
-                taken, free, place = 0, [(length, frames)] * rows, 0
-            free[place] = (free[place][0] - tokens, free[place][1] - shown)
-            taken += 1
-    return float(np.mean(full))
+    endless = (sizes[i] for _ in itertools.count() for i in order.permutation(len(sizes)))
+    full = filled(endless, length=length, frames=frames, rows=rows)
+    return float(np.mean(list(itertools.islice(full, _ENOUGH_BATCHES))))
+
+
+def filled(sizes: Iterable[tuple[int, int]], *, length: int, frames: int, rows: int) -> Iterator[int]:
+    """How many samples of such (tokens, frames) `batched` packs into each batch that becomes full, in this order.
+
+    First fit: a batch is full when the next sample fits none of its rows.
+    """
+    taken, free = 0, [(length, frames)] * rows
+    for tokens, shown in sizes:
+        place = next((i for i, (left, room) in enumerate(free) if tokens <= left and shown <= room), None)
+        if place is None:
+            yield taken
+            taken, free, place = 0, [(length, frames)] * rows, 0
+        free[place] = (free[place][0] - tokens, free[place][1] - shown)
+        taken += 1
 
 
 def _drop_note(sample: Sample) -> Sample:
