@@ -137,6 +137,8 @@ ROWS = (
         )
     ),
     *(Row(f"13B-{stage}-v5p-64", "v5p-64", stage, llava_13b) for stage in STAGES),
+    # The smallest slices that the whole decoder trains on.
+    *(Row(f"7B-instruct-{slice_}", slice_, "instruct", llava_7b, rows=16) for slice_ in ("v5e-8", "v5p-8", "v6e-8")),
     Row("7B-64k-v5e-64", "v5e-64", "instruct", long_video),
     Row("7B-100-frames-v5e-64", "v5e-64", "video", hundred_frames),
     Row("decoder-v5e-64", "v5e-64", "instruct", decoder_alone, searched=False),

@@ -168,15 +168,15 @@ class Layer(nnx.Module):
         self.kernel = nnx.Param(rngs.params.normal((4, 4)))
 
     def __call__(self, x, shift, shared=None):
-        out = jnp.tanh(x @ self.kernel[...] + shift)
+        out = jnp.tanh(x @ self.kernel[...].astype(x.dtype) + shift)
         if shared is None:
             return out, x.mean()
         given, number = shared
         return out + given[number], given.at[number].set(x.mean())
 
 
-def stack(**kwargs) -> LayerStack:
-    return LayerStack(Layer, 4, rngs=nnx.Rngs(0), **kwargs)
+def stack(dtype=jnp.float32, **kwargs) -> LayerStack:
+    return LayerStack(Layer, 4, dtype=dtype, rngs=nnx.Rngs(0), **kwargs)
 
 
 @pytest.mark.parametrize(("used", "splits"), [(4, ()), (2, ()), (3, (2,)), (2, (1, 3)), (2, (2,))])
@@ -244,3 +244,24 @@ def test_remat_policies_differ_in_what_they_keep():
         counts[remat] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
     assert counts["full"] > counts["none"]
     assert counts["minimal"] == counts["none"]
+
+
+def test_gradients_are_stacked_in_the_dtype_of_the_computation():
+    graphdef, params = nnx.split(stack(dtype=jnp.bfloat16))
+    x = jnp.linspace(-1, 1, 12, dtype=jnp.bfloat16).reshape(3, 4)
+
+    def loss(params):
+        return nnx.merge(graphdef, params)(x, 0.5)[0].astype(jnp.float32).sum()
+
+    def unrolled(params):
+        out = x
+        for kernel in jax.tree.leaves(params)[0]:
+            out = jnp.tanh(out @ kernel.astype(jnp.bfloat16) + 0.5)
+        return out.astype(jnp.float32).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(params)
+    scanned = [out.aval for scan in traced.eqns if scan.primitive.name == "scan" for out in scan.outvars]
+    assert {str(out.dtype) for out in scanned if out.shape == (4, 4, 4)} == {"bfloat16"}
+    (found,), (expected,) = (jax.tree.leaves(jax.jit(jax.grad(of))(params)) for of in (loss, unrolled))
+    assert found.dtype == jnp.float32 and found.any(axis=(1, 2)).all()
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-3)

@@ -182,6 +182,7 @@ class Decoder(nnx.Module):
         self.layers = LayerStack(
             lambda rngs: DecoderLayer(config, dtype=dtype, rngs=rngs),
             config.num_hidden_layers,
+            dtype=dtype,
             splits=splits,
             remat=remat,
             rngs=rngs,

@@ -37,6 +37,7 @@ class LayerStack(nnx.Module):
 
     Args:
       make_layer: builds one layer; called under `nnx.vmap`.
+      dtype: that the layers compute in.
       splits: increasing layer indices at which the stack is cut into segments.
       remat: key of `REMAT_POLICIES`; what the backward pass keeps of each layer.
     """
@@ -46,12 +47,14 @@ class LayerStack(nnx.Module):
         make_layer: Callable[[nnx.Rngs], nnx.Module],
         num_layers: int,
         *,
+        dtype,
         num_used: int | None = None,
         splits: tuple[int, ...] = (),
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
         self.num_used = num_layers if num_used is None else num_used
+        self.dtype = dtype
         self.remat = remat
         self.bounds = segment_bounds(num_layers, splits)
 
@@ -83,6 +86,9 @@ class LayerStack(nnx.Module):
             graphdef, params = nnx.split(segment)
             if high - low < segment_length(params):
                 params = jax.tree.map(lambda p, a=low - begin, b=high - begin: p[a:b], params)
+            # Before the scan, so that the gradients it stacks are no wider than what layers compute. XLA for TPUs has a
+            # whole copy in `dtype` anyway: it moves casts of a scan's inputs before the scan.
+            params = jax.tree.map(lambda p: p.astype(self.dtype) if p.ndim > 2 else p, params)
 
             def body(carry, inputs, graphdef=graphdef):
                 layer_params, number = inputs

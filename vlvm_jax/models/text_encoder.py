@@ -59,7 +59,11 @@ class TextTower(nnx.Module):
         )  # fmt: skip
         self.position_embedding = nnx.Param(init(0.01)(rngs.params(), (config.max_position_embeddings, width)))
         self.layers = LayerStack(
-            lambda rngs: TextLayer(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, remat=remat, rngs=rngs
+            lambda rngs: TextLayer(config, dtype=dtype, rngs=rngs),
+            config.num_hidden_layers,
+            dtype=dtype,
+            remat=remat,
+            rngs=rngs,
         )
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 

@@ -116,6 +116,7 @@ class VisionTower(nnx.Module):
         self.layers = LayerStack(
             lambda rngs: VisionLayer(config, dtype=dtype, rngs=rngs),
             config.num_hidden_layers,
+            dtype=dtype,
             num_used=config.num_used_layers,
             splits=splits,
             remat=remat,
