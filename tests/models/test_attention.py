@@ -161,8 +161,8 @@ def test_the_kernel_follows_the_mesh_not_the_process():
     assert attention_lib.kernel_here(jnp.float32) == "xla"
     device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    segments, positions = packed(128)
     with jax.sharding.use_abstract_mesh(mesh):
         assert attention_lib.kernel_here(jnp.float32) == "splash"
-        segments, positions = packed(128)
         assert causal_mask(segments, positions, jnp.float32).visible is None
     assert causal_mask(segments, positions, jnp.float32).visible.shape == (2, 1, 128, 128)

@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import pytest
@@ -50,5 +51,7 @@ def test_the_memory_of_a_chip_is_what_the_compiler_lets_programs_use(name):
     parsed = topology.parse(name)
     sharding = jax.sharding.SingleDeviceSharding(parsed.devices()[0])
     too_large = jax.ShapeDtypeStruct((2**15, 2**20), "float32", sharding=sharding)
-    with pytest.raises(Exception, match=rf"exceeds available HBM \({parsed.chip.hbm / 2**30:.2f}G\)"):
+    with pytest.raises(Exception, match="exceeds available HBM") as refused:
         jax.jit(lambda x: x + 1).lower(too_large).compile()
+    said = re.search(r"available HBM \(([\d.]+)G\)", str(refused.value))
+    assert said and float(said[1]) == pytest.approx(parsed.chip.hbm / 2**30, abs=0.02)  # some releases keep 10 MiB more
