@@ -158,7 +158,9 @@ def largest_batch(row: Row, found: dict[str, Any]) -> int:
     config, topology = row.config(), topology_lib.parse(row.topology)
     report = found["stages"][0]
     mesh = make_mesh(config.mesh, topology.devices())
-    largest = ahead_of_time.search(config, row.stage, mesh, topology, say, known=report["needed"], by_line=True)
+    largest = ahead_of_time.search(
+        config, row.stage, mesh, topology, say, rows=row.rows, known=report["needed"], by_line=True
+    )
     if largest is not None:
         return largest.batch_size
     return report["batch_size"] if report["fits"] else 0

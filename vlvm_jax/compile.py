@@ -9,7 +9,7 @@ usage: python -m vlvm_jax.compile --config=configs/ftfv.py:llava-1.5-7b --topolo
   --stages    only these of the recipe's stages, prefill and decode (default: all). prefill reads a row of the last
               stage's length, decode one token after it, both one row for each part of the mesh that holds rows.
   --rows      rows of a batch, instead of the recipe's.
-  --search    find the largest batch that fits, to an eighth.
+  --search    find the largest batch that fits, to an eighth, beginning with these rows.
   --json      write all figures to a file as well.
 
 Needs libtpu (pip install 'vlvm_jax[tpu]'), no TPU. Memory and collectives are the TPU compiler's, operations are
@@ -62,7 +62,7 @@ def main() -> None:
     for name in _STAGES.value or known:
         say(f"{name}: compiling for {topology.chips} chips of {topology.chip.name}")
         if _SEARCH.value:
-            report = ahead_of_time.search(config, name, mesh, topology, say)
+            report = ahead_of_time.search(config, name, mesh, topology, say, rows=_ROWS.value)
             if report is None:
                 raise InputError(f"--search: {name}: not even one row for each part of the mesh fits {topology.name}")
         else:

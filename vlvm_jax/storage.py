@@ -151,6 +151,13 @@ def writing(path: str) -> Iterator[str]:
         partial.unlink(missing_ok=True)
 
 
+def sweep(folder: str) -> None:
+    """Removes what killed processes left half-written under a local folder, to which nobody writes any more."""
+    if not is_remote(folder):
+        for file in Path(folder).rglob(f".*{PARTIAL}"):
+            file.unlink(missing_ok=True)
+
+
 def sha256(path: str) -> str:
     """Of a file's content, in hexadecimal digits.
 

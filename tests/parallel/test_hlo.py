@@ -72,7 +72,8 @@ RING = """
   %i.1 = u32[]{:T(128)} get-tuple-element(%p.1), index=1
   %there = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
   %back = bf16[8,4]{1,0} collective-permute-done(%there)
-  %next = u32[]{:T(128)} add(%i.1, %two)
+  %sum = u32[]{:T(128)S(6)} add(%i.1, %two)
+  %next = u32[]{:T(128)} copy(%sum)
   ROOT %t = (bf16[8,4]{1,0}, u32[]{:T(128)}) tuple(%back, %next)
 }
 

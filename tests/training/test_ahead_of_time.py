@@ -1,5 +1,8 @@
 """The TPU compiler on small models, for every family of chips: what fits, what is donated, what moves."""
 
+import functools
+from types import SimpleNamespace
+
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -125,6 +128,28 @@ def test_the_search_goes_back_where_the_line_promised_too_much():
 
     assert 72 <= ahead_of_time.largest_size(needs, 16000, 16) <= 80
     assert len(trials) <= 5
+
+
+def test_the_search_begins_with_the_rows_it_is_told(monkeypatch):
+    """Close to what fits a program compiles for minutes: here its needs are a line."""
+    made, parsed = config({"fsdp": 4}), topology_lib.parse("v5e-4")
+    each, tried = int(parsed.chip.hbm) // 1000, []
+
+    def compile_program(program, mesh, topology):
+        tried.append(program.batch_size)
+        needed = each * program.batch_size
+        return SimpleNamespace(needed=needed, fits=needed <= topology.chip.hbm, batch_size=program.batch_size)
+
+    monkeypatch.setattr(ahead_of_time, "compile_program", compile_program)
+    find = functools.partial(ahead_of_time.search, made, "instruct", make_mesh(made.mesh, parsed.devices()), parsed)
+    assert 880 < find(lambda _: None, rows=96).batch_size <= 1000
+    assert tried[0] == 96
+    tried.clear()
+    assert 880 < find(lambda _: None, rows=400, known=400 * each).batch_size <= 1000
+    assert 400 not in tried
+    tried.clear()
+    assert 880 < find(lambda _: None).batch_size <= 1000
+    assert tried[0] == 8
 
 
 def test_meshes_and_slices():

@@ -121,6 +121,8 @@ def _step(body: list[str], index: int) -> int | None:
     root = next(line for line in body if line.lstrip().startswith("ROOT "))
     results = _operands(root, "tuple")
     added = lines.get(results[index], "") if index < len(results) else ""
+    while copied := _operands(added, "copy"):
+        added = lines.get(copied[0], "")
     steps = [match for name in _operands(added, "add") if (match := _CONSTANT.search(lines.get(name, "")))]
     return int(steps[0][1]) if len(steps) == 1 else None
 

@@ -264,20 +264,22 @@ def search(
     topology: Topology,
     say: Callable[[str], None],
     *,
+    rows: int | None = None,
     known: int | None = None,
     by_line: bool = False,
 ) -> Report | None:
     """The report of the largest batch that fits, to an eighth.
 
     Args:
-      known: what the config's own batch needs, if it was compiled before; it is not compiled again then, and None comes
-        back also where it is the largest.
+      rows: of the batch to begin with, by default the config's.
+      known: what that batch needs, if it was compiled before; it is not compiled again then, and None comes back also
+        where it is the largest.
       by_line: see `largest_size`.
     """
     sizes = {stage.name: (stage.batch_size, stage.accumulate) for stage in config.stages}
-    rows, accumulate = sizes.get(name, (config.stages[-1].batch_size, 1))
+    own, accumulate = sizes.get(name, (config.stages[-1].batch_size, 1))
     unit = rules.batch_shards(mesh) * accumulate
-    first = max(1, rows // unit)
+    first = max(1, (rows or own) // unit)
     reports: dict[int, Report] = {}
 
     def needs(size: int) -> int | None:

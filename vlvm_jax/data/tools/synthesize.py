@@ -355,7 +355,7 @@ def _shard(plan: Plan, index: int) -> Iterator[_Shard]:
 
 
 def finish(plan: Plan, version: str) -> Report:
-    """Joins the parts, lists what was dropped and writes the card; all parts must be there.
+    """Joins the parts, lists what was dropped, writes the card and clears up; all parts must be there.
 
     Args:
       version: of this package, for the card.
@@ -387,6 +387,7 @@ def finish(plan: Plan, version: str) -> Report:
         _write_manifest(plan)
     card = {**plan.settings, "vlvm_jax": version, "counts": dict(counts), "dropped": dict(sorted(dropped.items()))}
     storage.write_text(plan.path(CARD), json.dumps(card, indent=2))
+    storage.sweep(plan.job.output)
     return Report(counts, dropped, plan.job.output if plan.job.format == "array_record" else result)
 
 
