@@ -1,0 +1,57 @@
+"""What the reference files hold, and how a model is asked about them. Imports no torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlvm_jax.data.media import Sample
+from vlvm_jax.inference.answering import Answering
+from vlvm_jax.inference.requests import Request
+from vlvm_jax.models.video_llm import Batch
+
+FAMILIES = ("llava", "llava_onevision", "smolvlm")
+QUESTION = "what is in the picture ?"
+FRAMES = 4
+NEW_TOKENS = 16
+# A training run that takes a minute: the README's command on fewer files and with fewer steps.
+TRAINING = (
+    "--config=configs/ftfv.py:tiny,scale=0.02",
+    "--config.data.embedded.train_images=400",
+    "--config.data.embedded.train_videos=200",
+    "--config.data.embedded.heldout_videos=40",
+)
+
+
+def requests(folder) -> dict[str, Request]:
+    """One question about each kind of medium in the reference folder."""
+    media = {
+        "text": (),
+        "image": (("image", f"{folder}/picture.png"),),
+        "clip": (("video", f"{folder}/clip.mp4"),),
+    }
+    return {kind: Request(kind, files, QUESTION) for kind, files in media.items()}
+
+
+def sample_of(answering: Answering, request: Request) -> Sample:
+    prompts = answering.prompts
+    return prompts.sample(request, prompts.prompt(request), prompts.media(request))
+
+
+def logits(answering: Answering, sample: Sample) -> np.ndarray:
+    """fp32 logits [L, vocabulary] of a prompt with its media."""
+    length = len(sample["token_ids"])
+    fields = {
+        **sample,
+        "positions": np.arange(length, dtype=np.int32),
+        "segment_ids": np.ones(length, np.int32),
+        "loss_mask": np.zeros(length, bool),
+    }
+    batch = Batch(**{name: jnp.asarray(value[None]) for name, value in fields.items()})
+    model = answering.engine.model
+
+    def run(params, batch):
+        bound = model.bind(params)
+        return bound.decoder.logits(bound(batch)[0])
+
+    with jax.set_mesh(answering.engine.mesh), jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(run)(answering.engine.params, batch))[0]
