@@ -8,8 +8,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import av
-from av.error import ArgumentError, InvalidDataError
 
+from vlvm_jax.data.decoding.pyav import ArgumentError, InvalidDataError
 from vlvm_jax.data.decoding.video_file import VideoFile
 from vlvm_jax.data.faults import BadSampleError
 

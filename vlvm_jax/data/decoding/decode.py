@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from vlvm_jax.data.decoding import pyav
 from vlvm_jax.data.decoding.cursor import Cursor, Picture
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError
@@ -191,13 +192,12 @@ def _scanned_grid(video: VideoFile) -> Grid:
 
 
 class _Converter:
-    """Decoded frame to upright pixels. One conversion context for all frames of a clip, and no threads in it: either
-    would take longer than decoding small clips."""
+    """Decoded frame to upright pixels, with one conversion context for all frames of a clip."""
 
     def __init__(self):
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        pixels = pyav.reformat(self._reformatter, frame, format="rgb24").to_ndarray()
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

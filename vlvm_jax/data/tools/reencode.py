@@ -14,11 +14,11 @@ import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.frame import PictureType
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
-from vlvm_jax.data.decoding import decode, sampling
+from vlvm_jax.data.decoding import decode, pyav, sampling
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError, reading
 
@@ -28,7 +28,7 @@ _PRESET = "veryfast"
 _JPEG_QUALITY = 92
 _BITEXACT = {"fflags": "+bitexact"}
 _CLOCK = 90_000  # ticks per second of a frame's time
-_INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_INTERPOLATION = pyav.BICUBIC | pyav.ACCURATE_RND | pyav.BITEXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +90,8 @@ def _encode(source: VideoFile, container: OutputContainer, target: Target) -> in
             slot = now
         frame = _upright(frame)
         encoder = encoder or _encoder(container, frame, target)
-        scaled = resize.reformat(
-            frame, encoder.width, encoder.height, "yuv420p", interpolation=_INTERPOLATION, threads=1
-        )
+        size = {"width": encoder.width, "height": encoder.height}
+        scaled = pyav.reformat(resize, frame, **size, format="yuv420p", interpolation=_INTERPOLATION)
         last = max(round((time - start) * _CLOCK), last + 1)
         scaled.pts, scaled.time_base, scaled.pict_type = last, Fraction(1, _CLOCK), PictureType.NONE
         container.mux(encoder.encode(scaled))
