@@ -40,6 +40,10 @@ def sample_of(answering: Answering, request: Request) -> Sample:
 def logits(answering: Answering, sample: Sample) -> np.ndarray:
     """fp32 logits [L, vocabulary] of a prompt with its media."""
     length = len(sample["token_ids"])
+    if not len(sample["media"]):  # a batch has at least one frame; number 0 marks it as padding
+        size = sample["frames"].shape[1]
+        blank = {"frames": np.zeros((1, size, size, 3), np.uint8), "media": np.zeros(1, np.int32)}
+        sample = {**sample, **blank, "is_video": np.zeros(1, bool)}
     fields = {
         **sample,
         "positions": np.arange(length, dtype=np.int32),
