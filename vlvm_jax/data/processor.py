@@ -163,6 +163,8 @@ class Processor:
     @property
     def _own_video_tokens(self) -> tuple[int, int]:
         """Tokens per frame and at the end of a clip in the checkpoint's own class."""
+        if self.settings.clip_tokens is not None:
+            return self.settings.clip_tokens
         if self.family == "llava_next_video":
             return (self.side // self.settings.config.spatial_pool_stride) ** 2, 0
         if self.family == "llava_onevision":
@@ -275,6 +277,9 @@ class Processor:
         return prompts.time_instruction(times, duration) if self.time_instruction else ""
 
     def _expansion(self, pieces: prompts.Pieces, kind: MediaKind = "image", note: str = "") -> Expansion:
+        if self.settings.around is not None:
+            before, after = self.settings.around
+            pieces = (before, *pieces, after)
         return Expansion(pieces, self._visual_tokens_of(self.tokenizer)[kind], note)
 
     # --- text ----------------------------------------------------------------------------------------------------
@@ -324,6 +329,12 @@ class Processor:
         Raises:
           InputError: it is to be the checkpoint's, which has none.
         """
+        for mark in self.settings.around or ():
+            if mark not in self.tokenizer.get_vocab():
+                raise InputError(
+                    f"{self.settings.where}: mm_use_im_start_end puts {mark} around images, which is no token of "
+                    f"{self.tokenizer_path}; copy the tokenizer's files of the checkpoint there"
+                )
         if self.chat_template != "checkpoint":
             return templates.get_template(self.chat_template, self._backend)
         template, where = _chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)

@@ -7,7 +7,7 @@ appears whole or not at all, and only after the exported model was compared with
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from etils import epath
 from tokenizers import Tokenizer
 
 from vlvm_jax.config import DecoderConfig, ModelConfig, VisionConfig
+from vlvm_jax.data import llava_layout
+from vlvm_jax.data.files import read_json
 from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
@@ -125,7 +127,7 @@ class Export:
         self.tokenizer = _tokenizer(source)
         self.rung = ladder.choose(
             source.vision, source.decoder, source.adapter, self.base_family,
-            trained=self.trained, media=options.media, asked=options.format,
+            trained=self.trained, own_clips=self._own_clips(), media=options.media, asked=options.format,
         )  # fmt: skip
         if self.rung.family == OWN_CLASS:
             assert source.adapter is not None
@@ -141,6 +143,11 @@ class Export:
             self.carried = side_files.carried_of(source.checkpoint)
         if options.lora == "peft":
             self._check_peft()
+
+    def _own_clips(self) -> dict[str, Any] | None:
+        """What the original LLaVA layout says of clips."""
+        is_original = self.base is not None and llava_layout.language(self.base) is not None
+        return llava_layout.clip_options(self.base) if is_original and self.base else None
 
     def _check_peft(self) -> None:
         if self.lora is None:
@@ -272,16 +279,36 @@ class Export:
     def _write_files(self, folder: Path) -> None:
         if self.source.hf_files is not None:
             side_files.copy_flat(self.source.hf_files, folder)
+            self._write_processors(folder)
         if self.tokens is not None and self.tokenizer is not None:
             media_tokens.write_tokenizer(self.tokenizer, folder, self.tokens)
-        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+        _write_json(folder / "config.json", self.config())
         if not (folder / "generation_config.json").exists() and self.end_id is not None:
             values = {"eos_token_id": self.end_id, "pad_token_id": self.end_id}
-            (folder / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
+            _write_json(folder / "generation_config.json", values)
         if self.rung.family == OWN_CLASS:
             assert self.adapter is not None
             for name, path in own_names.source_files(self.adapter.name).items():
                 (folder / name).write_text(path.read_text())
+
+    def _write_processors(self, folder: Path) -> None:
+        """The processors' files for a tower in the original LLaVA layout, which has none."""
+        if self.source.hf_files is None or self.vision is None:
+            return
+        files = Path(side_files.local(side_files.of_tower(self.source.hf_files)))
+        raw = read_json(files / "config.json")
+        if llava_layout.language(raw) is None:
+            return
+        tower = llava_layout.tower_processor(files, raw, llava_layout.tower_sizes(files, raw))
+        family, size = self.rung.family, self.vision.image_size
+        padded = raw.get("image_aspect_ratio") == "pad" and family == "llava"
+        image = llava_layout.processor_of(family, tower, size, self.config().get("image_grid_pinpoints"), padded)
+        _write_json(folder / "preprocessor_config.json", image)
+        if name := {"llava_next_video": "LlavaNextVideo", "llava_onevision": "LlavaOnevision"}.get(family):
+            kept = {key: value for key, value in tower.items() if not key.endswith("_type")}
+            _write_json(
+                folder / "video_preprocessor_config.json", {"video_processor_type": f"{name}VideoProcessor", **kept}
+            )
 
     def config(self) -> dict[str, Any]:
         if self.rung.family != OWN_CLASS:
@@ -317,6 +344,10 @@ def _tokenizer(source: Source) -> epath.Path | None:
     if source.hf_files is not None and (source.hf_files / "tokenizer.json").exists():
         return source.hf_files / "tokenizer.json"
     return None
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_room(decoder: DecoderConfig, tokens: MediaTokens, rung: Rung) -> DecoderConfig:
