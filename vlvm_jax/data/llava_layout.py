@@ -101,7 +101,9 @@ def check(raw: dict[str, Any], where: str) -> None:
         if value is None or isinstance(allowed, str) or value in allowed:
             continue
         if key not in KEYS:
-            raise InputError(f"{where}: {key} {value!r}: a key that this library does not know; remove it if it is idle")
+            raise InputError(
+                f"{where}: {key} {value!r}: a key that this library does not know; remove it if it is idle"
+            )
         expected = f"only {', '.join(map(repr, allowed))} can be run exactly" if allowed else "only null can be run"
         raise InputError(f"{where}: {key} {value!r}: {expected}")
     _check_together(raw, where)
@@ -227,8 +229,8 @@ def tower_sizes(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
     if name in KNOWN_TOWERS:
         return KNOWN_TOWERS[name]
     raise InputError(
-        f"{directory / 'config.json'}: mm_vision_tower {name!r} is neither a directory, nor in the hub's cache, nor one "
-        f"of {', '.join(KNOWN_TOWERS)}; put the tower's directory there"
+        f"{directory / 'config.json'}: mm_vision_tower {name!r} is neither a directory, nor in the hub's cache, nor "
+        f"one of {', '.join(KNOWN_TOWERS)}; put the tower's directory there"
     )
 
 

@@ -171,7 +171,7 @@ def _sample(export: "Export") -> Sample:
     adapter = Model(model).bind(Model(model).abstract()).adapter
     longest = model.decoder.max_position_embeddings
     room = longest - 2 * _TEXT - ANSWER_TOKENS
-    if family == "llava_next":
+    if family == "llava_next" or (export.options.media == "image" and "image_grid_pinpoints" in export.config()):
         return _tiled_image(export, room)
     frames = next((n for n in range(_MAX_FRAMES, 0, -1) if adapter.num_video_tokens(n) <= room), None)
     if frames is None:
@@ -194,13 +194,16 @@ def _sample(export: "Export") -> Sample:
 
 
 def _tiled_image(export: "Export", room: int) -> Sample:
-    """An image in tiles, LLaVA-NeXT's only input."""
+    """An image in tiles: LLaVA-NeXT's only input, and what an export for images alone is given."""
     model, tokens = export.model, export.tokens
     assert model is not None and tokens is not None
     vision = model.vision
-    pinpoints = export.config()["image_grid_pinpoints"]
+    config = export.config()
+    pinpoints = config["image_grid_pinpoints"]
+    limit = str(config.get("vision_aspect_ratio", "")).removeprefix("anyres_max_")
+    limits = {"taps": 4, "max_tiles": int(limit)} if limit.isdigit() else {}
     sizes = [(tall - tall // 4, wide) for tall, wide in pinpoints]
-    layouts = [anyres.tiled(size, pinpoints, vision.image_size, vision.grid) for size in sizes]
+    layouts = [anyres.tiled(size, pinpoints, vision.image_size, vision.grid, **limits) for size in sizes]
     fitting = [(layout, size) for layout, size in zip(layouts, sizes, strict=True) if len(layout) <= room]
     if not fitting:
         raise InputError(

@@ -5,8 +5,8 @@ from torch import nn
 
 
 class VideoAdapter(nn.Module):
-    """Connector per frame. Frames of clips may be pooled, images never; a learned vector may end a medium, or every frame
-    of a clip, or every row of such a frame."""
+    """Connector per frame. Frames of clips may be pooled, images never. A learned vector may end a medium, or every
+    frame or row of a clip."""
 
     def __init__(self, config, connector):
         super().__init__()
