@@ -17,6 +17,7 @@ from vlvm_jax.weights import hf_config
 
 Media = Literal["all", "image", "video"]
 OWN_CLASS = "vlvm"
+_WITH_VIDEO = ("llava_next_video", "llava_onevision", OWN_CLASS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Rung:
     number: int
     family: str
     reason: str
+
+    @property
+    def has_video(self) -> bool:
+        """Whether the class has an input for clips and a token that stands for them; elsewhere frames are images."""
+        return self.family in _WITH_VIDEO
 
 
 def choose(

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlvm_jax.config import ConnectorConfig
 from vlvm_jax.data import llava_layout
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 from vlvm_jax.weights import hf_config, hub
 from vlvm_jax.weights.hf_config import HFModel
 from vlvm_jax.weights.safetensors_files import SafetensorsReader
@@ -25,7 +25,10 @@ def read(directory: Path, raw: dict[str, Any], language: str) -> HFModel:
     where = str(directory / "config.json")
     llava_layout.check(raw, where)
     text = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
-    config = AutoConfig.for_model(_DECODERS[language], **text)
+    try:
+        config = AutoConfig.for_model(_DECODERS[language], **text)
+    except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
+        raise InputError(f"{where}: transformers cannot read the decoder's settings ({brief(error)})") from None
     reader = SafetensorsReader(directory)
     layers = {tensor.split(".")[6] for tensor in reader.tensors if tensor.startswith(f"{_TOWER_PREFIX}encoder.layers.")}
     tuned = llava_layout.tuned_tower(raw)
