@@ -305,3 +305,33 @@ def test_it_trains_and_answers_from_the_run(folder, tmp_path):
     finally:
         (folder / "away").rename(folder / "video-tower")
     assert answer.visual_tokens == 3 * 2 * 3
+
+
+# --- tokenizers
+
+
+def test_a_tokenizer_without_tokenizer_json_goes_out_with_its_media_tokens(folder, tmp_path):
+    """The older form of byte-level ones, `vocab.json` and `merges.txt`."""
+    source = copied(folder, "plain", tmp_path / "source")
+    learned = json.loads((source / "tokenizer.json").read_text())["model"]
+    (source / "tokenizer.json").unlink()
+    (source / "vocab.json").write_text(json.dumps(learned["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned["merges"]]
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "chat_template": originals.TEMPLATE}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    exporting.export_checkpoint(str(source), tmp_path / "out", Options(verify=False))
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer("what is <image> it ?", add_special_tokens=False)["input_ids"]
+    assert ids.count(config.image_token_id) == 1 and max(ids) < config.text_config.vocab_size
+
+
+def test_what_a_sentencepiece_model_needs_is_said(folder, tmp_path):
+    source = copied(folder, "plain", tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(b"no model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"holds tokenizer.model alone, .* the packages sentencepiece and protobuf"):
+        _ = load_processor(str(source)).tokenizer

@@ -292,7 +292,7 @@ class Processor:
     @functools.cached_property
     def _tokenizer_and_size(self) -> tuple[Any, int]:
         """The tokenizer, and how many tokens are really its own."""
-        tokenizer = _load_tokenizer(self.tokenizer_path)
+        tokenizer = checkpoint_tokenizer(self.tokenizer_path)
         size = len(tokenizer)
         for token in self._visual_tokens_of(tokenizer).values():
             if token not in tokenizer.get_vocab():
@@ -429,7 +429,7 @@ def _size(image: Picture) -> Size:
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
-def _load_tokenizer(path: str) -> Any:
+def checkpoint_tokenizer(path: str) -> Any:
     """The tokenizer of a directory, as transformers sets it up, or of a bare `tokenizer.json`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -437,16 +437,36 @@ def _load_tokenizer(path: str) -> Any:
     file = place / "tokenizer.json" if place.is_dir() else place
     try:
         if place.is_dir() and (place / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+            cls = AutoTokenizer if file.is_file() else _named_class(place)
+            tokenizer = cls.from_pretrained(str(place), local_files_only=True)
         elif file.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
         else:
-            raise InputError(f"config.data.tokenizer: {path} holds no tokenizer.json")
+            raise InputError(
+                f"config.data.tokenizer: {path} holds no tokenizer.json, nor a tokenizer.model with a "
+                "tokenizer_config.json"
+            )
     except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        if not file.is_file() and (place / "tokenizer.model").is_file():
+            raise InputError(
+                f"{path}: holds tokenizer.model alone, which transformers reads with the packages sentencepiece and "
+                f"protobuf: install or update both ({brief(error)})"
+            ) from None
         raise InputError(f"{path}: transformers cannot load its tokenizer ({brief(error)})") from None
     if not tokenizer.is_fast:
         raise InputError(f"{path}: a tokenizer without tokenizer.json; save it once with transformers' fast tokenizer")
     return tokenizer
+
+
+def _named_class(directory: Path) -> Any:
+    """The class that `tokenizer_config.json` names. Without `tokenizer.json` it decides how the files are read, and
+    AutoTokenizer takes another one where it knows the model's type."""
+    import transformers
+
+    name = str(read_json(directory / "tokenizer_config.json").get("tokenizer_class")).removesuffix("Fast")
+    cls = getattr(transformers, name, None)
+    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedTokenizerBase)
+    return cls if known else transformers.AutoTokenizer
 
 
 def _chat_template(directory: Path, tokenizer: Any) -> tuple[str, str]:

@@ -7,6 +7,7 @@ appears whole or not at all, and only after the exported model was compared with
 import dataclasses
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 from vlvm_jax.config import DecoderConfig, LoraConfig, ModelConfig, VisionConfig
 from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json
+from vlvm_jax.data.processor import checkpoint_tokenizer
 from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
@@ -370,10 +372,17 @@ def _base_config(source: Source) -> dict[str, Any] | None:
 
 
 def _tokenizer(source: Source) -> epath.Path | None:
-    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with."""
-    if source.hf_files is not None and (source.hf_files / "tokenizer.json").exists():
+    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with. It is made of
+    another form (`tokenizer.model`, `vocab.json`) if there is only that."""
+    if source.hf_files is None:
+        return None
+    if (source.hf_files / "tokenizer.json").exists():
         return source.hf_files / "tokenizer.json"
-    return None
+    if source.adapter is None or not (source.hf_files / "tokenizer_config.json").exists():
+        return None
+    made = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-tokenizer-")) / "tokenizer.json"
+    checkpoint_tokenizer(str(side_files.local(source.hf_files))).backend_tokenizer.save(str(made))
+    return made
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
