@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from vlvm_jax.config import DecoderConfig, LoraConfig, ModelConfig, VisionConfig
 from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json
-from vlvm_jax.data.processor import checkpoint_tokenizer
 from vlvm_jax.data.text.templates import TEMPLATES
+from vlvm_jax.data.text.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
 from vlvm_jax.weights.class_config import MediaTokens
