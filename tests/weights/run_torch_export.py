@@ -2,14 +2,18 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main(jobs: Path) -> None:
+    warnings.simplefilter("error")
+    transformers.utils.logging.disable_progress_bar()
     for directory in json.loads(jobs.read_text()):
         folder = Path(directory)
         model, loading = AutoModelForCausalLM.from_pretrained(

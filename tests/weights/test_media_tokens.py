@@ -61,7 +61,7 @@ def test_the_tokenizer_says_the_ids_that_were_chosen(tokenizer, special, tmp_pat
     tokens = choose(None, path, 20)
     folder = tmp_path / "export"
     folder.mkdir()
-    write_tokenizer(path, folder, tokens)
+    write_tokenizer(path, folder, {"<image>": tokens.image, "<video>": tokens.video})
     loaded = AutoTokenizer.from_pretrained(folder)
     assert loaded("w3 <image> w4 <video>")["input_ids"] == [3, tokens.image, 4, tokens.video]
     assert loaded.decode([3, tokens.image], skip_special_tokens=True) == "w3"
@@ -71,5 +71,5 @@ def test_a_tokenizer_config_that_there_is_stays(tokenizer, tmp_path):
     folder = tmp_path / "export"
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
-    write_tokenizer(tokenizer(), folder, MediaTokens(10, 11))
+    write_tokenizer(tokenizer(), folder, {"<image>": 10, "<video>": 11})
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"model_max_length": 77}

@@ -53,6 +53,10 @@ FRAMES = [
     {},
     {"newline": "image"},
     {"newline": "video"},
+    {"newline": "all", "newline_place": "frame"},
+    {"newline": "video", "newline_place": "row", "pool": "bilinear"},
+    {"newline": "all", "newline_place": "row", "pool": "average", "pool_place": "before_connector"},
+    {"newline": "image", "newline_place": "row"},
     *(
         {"pool": pool, "pool_stride": stride, "pool_place": place, "newline": newline}
         for pool, stride, place, newline in [

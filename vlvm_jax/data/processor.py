@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.files import read_json, read_text
+from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.data.images.image_rules import (
@@ -28,8 +28,9 @@ from vlvm_jax.data.sources.records import MediaKind, Turn
 from vlvm_jax.data.text import conversation, prompts, templates
 from vlvm_jax.data.text.conversation import Expansion, Message, Prompt, Template, Tokens
 from vlvm_jax.data.text.hf_template import HFTemplate
+from vlvm_jax.data.text.tokenizer_files import chat_template, checkpoint_tokenizer
 from vlvm_jax.data.video import Clip
-from vlvm_jax.errors import InputError, brief
+from vlvm_jax.errors import InputError
 
 ImageLayout = Literal["single", "anyres"]
 _UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times
@@ -163,6 +164,8 @@ class Processor:
     @property
     def _own_video_tokens(self) -> tuple[int, int]:
         """Tokens per frame and at the end of a clip in the checkpoint's own class."""
+        if self.settings.clip_tokens is not None:
+            return self.settings.clip_tokens
         if self.family == "llava_next_video":
             return (self.side // self.settings.config.spatial_pool_stride) ** 2, 0
         if self.family == "llava_onevision":
@@ -275,6 +278,9 @@ class Processor:
         return prompts.time_instruction(times, duration) if self.time_instruction else ""
 
     def _expansion(self, pieces: prompts.Pieces, kind: MediaKind = "image", note: str = "") -> Expansion:
+        if self.settings.around is not None:
+            before, after = self.settings.around
+            pieces = (before, *pieces, after)
         return Expansion(pieces, self._visual_tokens_of(self.tokenizer)[kind], note)
 
     # --- text ----------------------------------------------------------------------------------------------------
@@ -287,7 +293,7 @@ class Processor:
     @functools.cached_property
     def _tokenizer_and_size(self) -> tuple[Any, int]:
         """The tokenizer, and how many tokens are really its own."""
-        tokenizer = _load_tokenizer(self.tokenizer_path)
+        tokenizer = checkpoint_tokenizer(self.tokenizer_path)
         size = len(tokenizer)
         for token in self._visual_tokens_of(tokenizer).values():
             if token not in tokenizer.get_vocab():
@@ -324,9 +330,15 @@ class Processor:
         Raises:
           InputError: it is to be the checkpoint's, which has none.
         """
+        for mark in self.settings.around or ():
+            if mark not in self.tokenizer.get_vocab():
+                raise InputError(
+                    f"{self.settings.where}: mm_use_im_start_end puts {mark} around images, which is no token of "
+                    f"{self.tokenizer_path}; copy the tokenizer's files of the checkpoint there"
+                )
         if self.chat_template != "checkpoint":
             return templates.get_template(self.chat_template, self._backend)
-        template, where = _chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)
+        template, where = chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)
         shows_clips = self.family in ("llava_next_video", "llava_onevision", "smolvlm")
         return HFTemplate(
             self.tokenizer,
@@ -416,42 +428,3 @@ class Processor:
 
 def _size(image: Picture) -> Size:
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
-
-
-def _load_tokenizer(path: str) -> Any:
-    """The tokenizer of a directory, as transformers sets it up, or of a bare `tokenizer.json`."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    place = Path(path).expanduser()
-    file = place / "tokenizer.json" if place.is_dir() else place
-    try:
-        if place.is_dir() and (place / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
-        elif file.is_file():
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
-        else:
-            raise InputError(f"config.data.tokenizer: {path} holds no tokenizer.json")
-    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: transformers cannot load its tokenizer ({brief(error)})") from None
-    if not tokenizer.is_fast:
-        raise InputError(f"{path}: a tokenizer without tokenizer.json; save it once with transformers' fast tokenizer")
-    return tokenizer
-
-
-def _chat_template(directory: Path, tokenizer: Any) -> tuple[str, str]:
-    """The template and its file: the processor's comes before the tokenizer's."""
-    places = {
-        "processor_config.json": read_json(directory / "processor_config.json").get("chat_template"),
-        "chat_template.json": read_json(directory / "chat_template.json").get("chat_template"),
-        "chat_template.jinja": read_text(directory / "chat_template.jinja"),
-        "tokenizer_config.json": tokenizer.chat_template,
-    }
-    for name, template in places.items():
-        if isinstance(template, dict):
-            template = template.get("default")
-        if template:
-            return template, f"{directory}/{name}"
-    raise InputError(
-        f"config.data.chat_template: 'checkpoint', but {directory} has no chat template ({', '.join(places)}); "
-        f"choose one of {', '.join(templates.TEMPLATES)}"
-    )

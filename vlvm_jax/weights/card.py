@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from vlvm_jax.weights.exporting import Export
 
 
+_NEEDS_TORCHVISION = "Its processor needs the package torchvision."
+_NOTES = {
+    "smolvlm": "Give clips to the processor as videos: it writes the time of each frame into the prompt and passes the "
+    "frames as images (`pixel_values`). It needs the packages torchvision and num2words, even for images.",
+}
+
+
 def text(export: "Export", report: Report | None) -> str:
     rung = export.rung
     lines = [
@@ -37,14 +44,20 @@ def text(export: "Export", report: Report | None) -> str:
 
 
 def _title(export: "Export") -> str:
-    summary = _run_file(export, "summary.json")
-    return summary["config"] if summary else str(export.source.name).rstrip("/").rsplit("/", 1)[-1]
+    """The recipe's name, or that of the checkpoint: a directory's, or in the hub's cache the repository's."""
+    config = getattr(export.source, "config", None)
+    if config is not None:
+        return config.name
+    parts = str(export.source.name).rstrip("/").split("/")
+    cached = [part.removeprefix("models--").replace("--", "/") for part in parts if part.startswith("models--")]
+    return cached[-1] if cached else parts[-1]
 
 
 def _tokens(export: "Export") -> list[str]:
     assert export.model is not None and export.tokens is not None
     adapter = Model(export.model).bind(Model(export.model).abstract()).adapter
     one, eight = adapter.num_video_tokens(1), adapter.num_video_tokens(8)
+    ids = " and ".join(f"`{name}` is token {number}" for name, number in export.media_tokens().items())
     return [
         "## Visual tokens",
         "",
@@ -54,15 +67,15 @@ def _tokens(export: "Export") -> list[str]:
         f"| clip of 1 frame | {one} |",
         f"| clip of 8 frames | {eight} |",
         "",
-        f"`<image>` is token {export.tokens.image}, `<video>` token {export.tokens.video}; the decoder has "
-        f"{export.model.decoder.max_position_embeddings} positions.",
+        f"{ids}; the decoder has {export.model.decoder.max_position_embeddings} positions.",
         "",
     ]
 
 
 def _use(export: "Export") -> list[str]:
     family = export.rung.family
-    lines = ["## Use", "", "```python", "from transformers import AutoModelForImageTextToText, AutoTokenizer", ""]
+    loader = "AutoTokenizer" if family == "vlvm" else "AutoProcessor"
+    lines = ["## Use", "", "```python", f"from transformers import AutoModelForImageTextToText, {loader}", ""]
     if family == "vlvm":
         lines += [
             "model = AutoModelForImageTextToText.from_pretrained(DIRECTORY, trust_remote_code=True)",
@@ -73,12 +86,11 @@ def _use(export: "Export") -> list[str]:
         note = "Needs transformers; vLLM and SGLang do not load models with their own code of this kind."
     else:
         lines += ["model = AutoModelForImageTextToText.from_pretrained(DIRECTORY)"]
-        as_images = family in ("llava", "llava_next", "smolvlm", "idefics3")
-        note = (
-            "The class has no video input: send the frames of a clip as images, in order."
-            if as_images
-            else "Send clips as videos (`pixel_values_videos`)."
-        )
+        lines += ["processor = AutoProcessor.from_pretrained(DIRECTORY)"]
+        note = "The class has no video input: send the frames of a clip as images, in order."
+        if export.rung.has_video:
+            note = f"Send clips as videos (`pixel_values_videos`). {_NEEDS_TORCHVISION}"
+        note = _NOTES.get(family, note)
     return [*lines, "```", "", note, ""]
 
 

@@ -5,9 +5,9 @@ import dataclasses
 from typing import Any
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, VisionConfig
+from vlvm_jax.data import llava_layout
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.frames import Adapter as FramesAdapter
-from vlvm_jax.weights import original_llava
 
 ARCHITECTURES = {
     "llava": "LlavaForConditionalGeneration",
@@ -172,8 +172,8 @@ def _tiling(base: dict[str, Any] | None, size: int) -> dict[str, Any]:
     """How the base cuts images into tiles, where it says so."""
     if base is None:
         return {}
-    if "mm_vision_tower" in base:
-        return original_llava.tiling(base, size)
+    if llava_layout.language(base) is not None:
+        return llava_layout.tiling(base, size)
     return {key: base[key] for key in ("image_grid_pinpoints", "vision_aspect_ratio") if base.get(key)}
 
 

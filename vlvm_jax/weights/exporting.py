@@ -7,7 +7,8 @@ appears whole or not at all, and only after the exported model was compared with
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import numpy as np
 from etils import epath
 from tokenizers import Tokenizer
 
-from vlvm_jax.config import DecoderConfig, ModelConfig, VisionConfig
+from vlvm_jax.config import DecoderConfig, LoraConfig, ModelConfig, VisionConfig
+from vlvm_jax.data import llava_layout
+from vlvm_jax.data.files import read_json
 from vlvm_jax.data.text.templates import TEMPLATES
+from vlvm_jax.data.text.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import card, class_config, hf_config, ladder, lora, media_tokens, side_files, tables, verify
 from vlvm_jax.weights.class_config import MediaTokens
@@ -99,7 +103,7 @@ def export_checkpoint(
     try:
         parameters, size = export.write(temporary, progress)
         report = verify.compare(export, temporary) if options.verify else None
-        (temporary / "README.md").write_text(card.text(export, report))
+        (temporary / "README.md").write_text(card.text(export, report), encoding="utf-8")
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,7 +129,7 @@ class Export:
         self.tokenizer = _tokenizer(source)
         self.rung = ladder.choose(
             source.vision, source.decoder, source.adapter, self.base_family,
-            trained=self.trained, media=options.media, asked=options.format,
+            trained=self.trained, own_clips=self._own_clips(), media=options.media, asked=options.format,
         )  # fmt: skip
         if self.rung.family == OWN_CLASS:
             assert source.adapter is not None
@@ -135,12 +139,23 @@ class Export:
         self.stored_vocab = source.decoder.vocab_size if source.decoder else 0
         if source.adapter is not None and source.decoder is not None:
             self.tokens = media_tokens.choose(self.base, self.tokenizer, self.stored_vocab)
-            self.decoder = _with_room(source.decoder, self.tokens, self.rung)
+            self.decoder = _with_room(source.decoder, self.media_tokens(), self.tokenizer)
         self.carried = side_files.carried(source.hf_files) if isinstance(source, Stored) and source.hf_files else {}
         if isinstance(source, HFDirectory):
             self.carried = side_files.carried_of(source.checkpoint)
         if options.lora == "peft":
             self._check_peft()
+
+    def media_tokens(self) -> dict[str, int]:
+        """What stands for media in texts for the class, and the ids."""
+        assert self.tokens is not None
+        image, video = {media_tokens.IMAGE: self.tokens.image}, {media_tokens.VIDEO: self.tokens.video}
+        return image | video if self.rung.has_video else image
+
+    def _own_clips(self) -> dict[str, Any] | None:
+        """What the original LLaVA layout says of clips."""
+        is_original = self.base is not None and llava_layout.language(self.base) is not None
+        return llava_layout.clip_options(self.base) if is_original and self.base else None
 
     def _check_peft(self) -> None:
         if self.lora is None:
@@ -153,12 +168,28 @@ class Export:
     @property
     def model(self) -> ModelConfig | None:
         """As exported, but without room for media tokens; with LoRA only where it goes out as an adapter."""
+        return self._model(self.lora if self.options.lora == "peft" else None)
+
+    @property
+    def source_model(self) -> ModelConfig | None:
+        """As trained: LoRA is not merged."""
+        return self._model(self.lora)
+
+    def _model(self, kept: LoraConfig | None) -> ModelConfig | None:
         if self.vision is None or self.adapter is None or self.source.decoder is None:
             return None
-        kept = self.lora if self.options.lora == "peft" else None
         return ModelConfig(
             vision=self.vision, adapter=self.adapter, decoder=self.source.decoder, lora=kept, dtype="float32"
         )
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights lose digits on their way out: merged or stored ones in fp32 that leave as a shorter type."""
+        if self.dtype == "float32" or not (self.trained or self.options.dtype):
+            return False
+        merged = self.lora is not None and self.options.lora == "merge"
+        stored = {str(a.dtype) for path, a in self.source.shapes.items() if not lora.is_lora(path)}
+        return merged or stored != {self.dtype}
 
     def parameter(self, path: str) -> np.ndarray:
         """A parameter of `model` as it goes out: merged, and rounded to the export's dtype (LoRA's own stay fp32)."""
@@ -258,10 +289,18 @@ class Export:
         return value if axis is None else _with_rows(value, axis, self.decoder.vocab_size)
 
     def _merged(self, path: str) -> np.ndarray:
-        """A parameter as stored, with its LoRA folded in unless that goes out as an adapter."""
+        """A parameter as stored, with its LoRA folded in unless that goes out as an adapter: in fp32 then, and rounded
+        once, to the dtype that it goes out in."""
         if self.lora is None or self.options.lora == "peft":
             return self.source.read(path)
-        return np.asarray(lora.merged(path, self.source.read, self.lora))
+        wanted = jnp.dtype(self.dtype)
+
+        def get(name: str) -> np.ndarray:
+            value = self.source.read(name)
+            longer = name == path and value.dtype != wanted  # `merged` gives the dtype of the kernel
+            return value.astype(np.float32) if longer else value
+
+        return np.asarray(lora.merged(path, get, self.lora))
 
     def cast(self, value: np.ndarray) -> np.ndarray:
         """Imports keep every tensor's own dtype unless told otherwise; trained ones get the export's."""
@@ -272,16 +311,36 @@ class Export:
     def _write_files(self, folder: Path) -> None:
         if self.source.hf_files is not None:
             side_files.copy_flat(self.source.hf_files, folder)
+            self._write_processors(folder)
         if self.tokens is not None and self.tokenizer is not None:
-            media_tokens.write_tokenizer(self.tokenizer, folder, self.tokens)
-        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n")
+            media_tokens.write_tokenizer(self.tokenizer, folder, self.media_tokens())
+        _write_json(folder / "config.json", self.config())
         if not (folder / "generation_config.json").exists() and self.end_id is not None:
             values = {"eos_token_id": self.end_id, "pad_token_id": self.end_id}
-            (folder / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
+            _write_json(folder / "generation_config.json", values)
         if self.rung.family == OWN_CLASS:
             assert self.adapter is not None
             for name, path in own_names.source_files(self.adapter.name).items():
-                (folder / name).write_text(path.read_text())
+                shutil.copyfile(path, folder / name)
+
+    def _write_processors(self, folder: Path) -> None:
+        """The processors' files for a tower in the original LLaVA layout, which has none."""
+        if self.source.hf_files is None or self.vision is None:
+            return
+        files = Path(side_files.local(side_files.of_tower(self.source.hf_files)))
+        raw = read_json(files / "config.json")
+        if llava_layout.language(raw) is None:
+            return
+        tower = llava_layout.tower_processor(files, raw, llava_layout.tower_sizes(files, raw))
+        family, size = self.rung.family, self.vision.image_size
+        padded = raw.get("image_aspect_ratio") == "pad" and family == "llava"
+        image = llava_layout.processor_of(family, tower, size, self.config().get("image_grid_pinpoints"), padded)
+        _write_json(folder / "preprocessor_config.json", image)
+        if name := {"llava_next_video": "LlavaNextVideo", "llava_onevision": "LlavaOnevision"}.get(family):
+            kept = {key: value for key, value in tower.items() if not key.endswith("_type")}
+            _write_json(
+                folder / "video_preprocessor_config.json", {"video_processor_type": f"{name}VideoProcessor", **kept}
+            )
 
     def config(self) -> dict[str, Any]:
         if self.rung.family != OWN_CLASS:
@@ -313,17 +372,27 @@ def _base_config(source: Source) -> dict[str, Any] | None:
 
 
 def _tokenizer(source: Source) -> epath.Path | None:
-    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with."""
-    if source.hf_files is not None and (source.hf_files / "tokenizer.json").exists():
+    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with. It is made of
+    another form (`tokenizer.model`, `vocab.json`) if there is only that."""
+    if source.hf_files is None:
+        return None
+    if (source.hf_files / "tokenizer.json").exists():
         return source.hf_files / "tokenizer.json"
-    return None
+    if source.adapter is None or not (source.hf_files / "tokenizer_config.json").exists():
+        return None
+    made = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-tokenizer-")) / "tokenizer.json"
+    checkpoint_tokenizer(str(side_files.local(source.hf_files))).backend_tokenizer.save(str(made))
+    return made
 
 
-def _with_room(decoder: DecoderConfig, tokens: MediaTokens, rung: Rung) -> DecoderConfig:
-    """The vocabulary with rows for the media tokens, in multiples of 64 if any are missing."""
-    has_video = rung.family in ("llava_next_video", "llava_onevision")
-    needed = 1 + (max(tokens.image, tokens.video) if has_video else tokens.image)
-    if rung.family == OWN_CLASS or needed <= decoder.vocab_size:
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_room(decoder: DecoderConfig, media: Mapping[str, int], tokenizer: epath.Path | None) -> DecoderConfig:
+    """The vocabulary with a row for every id in texts of the export, in multiples of 64 if any is missing."""
+    needed = 1 + max(*media.values(), media_tokens.highest_id(tokenizer))
+    if needed <= decoder.vocab_size:
         return decoder
     return decoder.model_copy(update={"vocab_size": -(-needed // 64) * 64})
 

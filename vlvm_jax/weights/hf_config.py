@@ -5,13 +5,13 @@ in the values that a `config.json` leaves to its class; it is used without torch
 """
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from vlvm_jax.config import ClipConfig, ConnectorConfig, DecoderConfig, RopeScaling, TextConfig, VisionConfig
+from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json
 from vlvm_jax.errors import InputError, brief
 
@@ -26,7 +26,6 @@ TOWERS = {
 DECODERS = ("llama", "mistral", "qwen2")
 CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_ORIGINAL = re.compile(r"^Llava(Llama|Qwen|Mistral)ForCausalLM$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,10 @@ def read(directory: Path) -> HFModel:
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json here; expected a directory in the Hugging Face format")
     raw = read_json(directory / "config.json")
-    architecture = (raw.get("architectures") or [""])[0]
-    if found := _ORIGINAL.match(architecture):
+    if (language := llava_layout.language(raw)) is not None:
         from vlvm_jax.weights import original_llava
 
-        return original_llava.read(directory, raw, found[1])
+        return original_llava.read(directory, raw, language)
     family = raw.get("model_type")
     config = _class_config(directory)
     where = f"{directory / 'config.json'}"
@@ -116,10 +114,8 @@ def base_family(raw: dict[str, Any] | None) -> str | None:
     """The transformers class that a checkpoint is or corresponds to, from its `config.json` alone."""
     if raw is None:
         return None
-    if found := _ORIGINAL.match((raw.get("architectures") or [""])[0]):
-        from vlvm_jax.weights import original_llava
-
-        return original_llava.hf_family(raw, found[1])
+    if llava_layout.language(raw) is not None:
+        return llava_layout.hf_family(raw)
     family = raw.get("model_type", "")
     return {"clip_vision_model": "clip", "siglip_vision_model": "siglip"}.get(family, family)
 

@@ -7,6 +7,7 @@ docs/weights.md.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, VisionConfig
@@ -16,6 +17,7 @@ from vlvm_jax.weights import hf_config
 
 Media = Literal["all", "image", "video"]
 OWN_CLASS = "vlvm"
+_WITH_VIDEO = ("llava_next_video", "llava_onevision", OWN_CLASS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Rung:
     family: str
     reason: str
 
+    @property
+    def has_video(self) -> bool:
+        """Whether the class has an input for clips and a token that stands for them; elsewhere frames are images."""
+        return self.family in _WITH_VIDEO
+
 
 def choose(
     vision: VisionConfig | None,
@@ -38,6 +45,7 @@ def choose(
     base_family: str | None,
     *,
     trained: bool,
+    own_clips: Mapping[str, Any] | None = None,
     media: Media = "all",
     asked: str | None = None,
 ) -> Rung:
@@ -46,6 +54,7 @@ def choose(
     Args:
       base_family: the transformers class the model was imported from, None if it was trained from scratch.
       trained: False for an import as it came, which is its class whatever that class takes.
+      own_clips: what an import does with clips, where its config says so instead of its class.
       media: what the exported model will be given; a class need be exact for that only.
       asked: a family to export as; it must be exact.
 
@@ -56,7 +65,7 @@ def choose(
         assert base_family is not None
         return Rung(0, base_family, "a bare tower or decoder is its own class")
     # The LLaVA repositories know linear ones, transformers does not.
-    has_class = adapter.connector.kind in ("mlp2x_gelu", "pixel_shuffle")
+    has_class = adapter.connector.kind in ("mlp2x_gelu", "pixel_shuffle") and own_clips is None
     if not trained and has_class and base_family is not None and asked in (None, base_family):
         return Rung(1, base_family, "an import as it came")
     candidates = _candidates(adapter, base_family)
@@ -138,6 +147,8 @@ def _inexact_newline(family: str, have: Any, want: Any, media: Media) -> str | N
             which = "adds" if theirs else "adds no"
             only = " (with --media=video, images do not count)" if kind == "image" and media == "all" else ""
             return f"it {which} newline embedding after {kind}s, this model does{'' if mine else ' not'}{only}"
+        if kind == "video" and mine and have.newline_place != want.newline_place:
+            return f"it adds one newline embedding at a clip's end, this model one after every {have.newline_place}"
     return None
 
 

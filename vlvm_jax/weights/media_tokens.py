@@ -59,8 +59,17 @@ def _tokenizer_size(tokenizer: epath.Path) -> int:
     return Tokenizer.from_str(tokenizer.read_text()).get_vocab_size(with_added_tokens=True)
 
 
-def write_tokenizer(source: epath.Path, folder: Path, tokens: MediaTokens) -> None:
-    """Writes `tokenizer.json` with the two tokens at their ids, and a `tokenizer_config.json` if the folder has none.
+def highest_id(tokenizer: epath.Path | None) -> int:
+    """The highest id that the tokenizer gives; -1 without one."""
+    if tokenizer is None:
+        return -1
+    from tokenizers import Tokenizer
+
+    return max(Tokenizer.from_str(tokenizer.read_text()).get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def write_tokenizer(source: epath.Path, folder: Path, tokens: Mapping[str, int]) -> None:
+    """Writes `tokenizer.json` with the tokens at their ids, and a `tokenizer_config.json` if the folder has none.
 
     The ids follow on each other and on what the tokenizer has, as `choose` gives them; a tokenizer that has them
     already is copied as it is.
@@ -68,7 +77,7 @@ def write_tokenizer(source: epath.Path, folder: Path, tokens: MediaTokens) -> No
     from tokenizers import AddedToken, Tokenizer
 
     tokenizer = Tokenizer.from_str(source.read_text())
-    for content, wanted in sorted(((IMAGE, tokens.image), (VIDEO, tokens.video)), key=lambda pair: pair[1]):
+    for content, wanted in sorted(tokens.items(), key=lambda pair: pair[1]):
         if tokenizer.token_to_id(content) is None and wanted == tokenizer.get_vocab_size(with_added_tokens=True):
             tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False)])
     tokenizer.save(str(folder / "tokenizer.json"))

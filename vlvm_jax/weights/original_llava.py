@@ -1,37 +1,21 @@
 """Checkpoints in the layout of the original LLaVA repositories (haotian-liu/LLaVA, LLaVA-VL/LLaVA-NeXT by lmms-lab).
 
-Their `config.json` is the language model's with `mm_*` keys; the tower is named by a hub id and its weights may or may
-not be in the files. The keys' meaning is read from those repositories' `llava/model` (builder, llava_arch).
+The tower's weights may or may not be in the files. What the keys of `config.json` mean: `vlvm_jax.data.llava_layout`.
 """
 
-import itertools
-import re
 from pathlib import Path
 from typing import Any
 
 from vlvm_jax.config import ConnectorConfig
-from vlvm_jax.data.files import read_json
-from vlvm_jax.errors import InputError
-from vlvm_jax.weights import hf_config
+from vlvm_jax.data import llava_layout
+from vlvm_jax.errors import InputError, brief
+from vlvm_jax.weights import hf_config, hub
 from vlvm_jax.weights.hf_config import HFModel
 from vlvm_jax.weights.safetensors_files import SafetensorsReader
 
-# Sizes of the towers that published checkpoints name, from their own config.json files on the hub.
-_CLIP_L = {
-    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "patch_size": 14,
-}  # fmt: skip
-_SIGLIP_SO400M = {
-    "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-    "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
-}  # fmt: skip
-KNOWN_TOWERS = {
-    "openai/clip-vit-large-patch14": {**_CLIP_L, "image_size": 224},
-    "openai/clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},
-    "google/siglip-so400m-patch14-384": _SIGLIP_SO400M,
-}
 _DECODERS = {"Llama": "llama", "Qwen": "qwen2", "Mistral": "mistral"}
 _TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
+_SELECTED = -2
 
 
 def read(directory: Path, raw: dict[str, Any], language: str) -> HFModel:
@@ -39,77 +23,65 @@ def read(directory: Path, raw: dict[str, Any], language: str) -> HFModel:
     from transformers import AutoConfig
 
     where = str(directory / "config.json")
+    llava_layout.check(raw, where)
     text = {key: value for key, value in raw.items() if key not in ("model_type", "architectures")}
-    config = AutoConfig.for_model(_DECODERS[language], **text)
-    name = raw.get("mm_vision_tower")
-    if not name:
-        raise InputError(f"{where}: mm_vision_tower is missing; expected the tower's hub id or directory")
+    try:
+        config = AutoConfig.for_model(_DECODERS[language], **text)
+    except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
+        raise InputError(f"{where}: transformers cannot read the decoder's settings ({brief(error)})") from None
     reader = SafetensorsReader(directory)
     layers = {tensor.split(".")[6] for tensor in reader.tensors if tensor.startswith(f"{_TOWER_PREFIX}encoder.layers.")}
-    sizes = _tower_sizes(name, where)
-    select = raw.get("mm_vision_select_layer", -2)
+    tuned = llava_layout.tuned_tower(raw)
+    if tuned is not None and not layers:
+        raise InputError(
+            f"{where}: {tuned} {raw[tuned]!r} says that the tower was trained too, but its tensors are not among the "
+            "checkpoint's; the tower of mm_vision_tower has other weights"
+        )
+    sizes = _tower_sizes(directory, raw, bool(layers))
+    siglip = sizes["model_type"].startswith("siglip")
+    select = raw.get("mm_vision_select_layer", _SELECTED)
+    if siglip:  # their class of SigLIP reads the penultimate layer whatever the key says
+        select = _SELECTED
     used = sizes["num_hidden_layers"] + select + 1
     stored = len(layers) or sizes["num_hidden_layers"]  # LLaVA-NeXT drops SigLIP's last layer, which it never runs
     tower_config = AutoConfig.for_model(**{**sizes, "num_hidden_layers": stored})
+    processor = llava_layout.tower_processor(directory, raw, sizes)
+    statistics = processor.get("image_mean"), processor.get("image_std")
     vision = hf_config.tower(
-        tower_config, where, feature_layer=used - stored - 1, statistics=hf_config.pixel_statistics(directory)
+        tower_config, where, feature_layer=used - stored - 1, statistics=statistics if all(statistics) else None
     )
-    if raw.get("mm_vision_select_feature", "patch") != "patch":
-        raise InputError(f"{where}: mm_vision_select_feature: only 'patch' can be run exactly")
-    kind = raw.get("mm_projector_type", "linear")
-    if kind not in ("linear", "mlp2x_gelu"):
-        raise InputError(f"{where}: mm_projector_type {kind!r}: this library has linear and mlp2x_gelu of this layout")
-    family = hf_family(raw, language)
+    if raw.get("mm_hidden_size") not in (None, vision.hidden_size):
+        raise InputError(
+            f"{where}: mm_hidden_size {raw['mm_hidden_size']!r}, but features of the tower have {vision.hidden_size} "
+            "values"
+        )
+    family = llava_layout.hf_family(raw)
+    options = llava_layout.clip_options(raw)
     return HFModel(
         directory=directory,
         family="original",
         hf_family=family,
         vision=vision,
         decoder=hf_config.decoder(config, where, config.tie_word_embeddings),
-        connector=ConnectorConfig(kind=kind),
-        frames_options=hf_config.frames_options(family),
+        connector=ConnectorConfig(kind=raw.get("mm_projector_type") or "linear"),
+        frames_options=hf_config.frames_options(family) if options is None else options,
         has_newline=family != "llava",
-        tower_source=None if layers else name,
+        tower_source=None if layers else _tower_source(directory, raw),
         raw=raw,
     )
 
 
-def hf_family(raw: dict[str, Any], language: str) -> str:
-    """The transformers class of the same computation."""
-    if language == "Qwen" and "anyres_max" in str(raw.get("image_aspect_ratio", "")):
-        return "llava_onevision"
-    return "llava_next" if "unpad" in raw.get("mm_patch_merge_type", "flat") else "llava"
+def _tower_source(directory: Path, raw: dict[str, Any]) -> str:
+    """The tower's directory where there is one, also relative to the checkpoint; else its hub id."""
+    name = raw["mm_vision_tower"]
+    return str(directory / name) if (directory / name / "config.json").is_file() else name
 
 
-def tiling(raw: dict[str, Any], size: int) -> dict[str, Any]:
-    """What the config says of images in tiles, in the keys of transformers' classes.
-
-    Canvases are width first here, height first there; lmms-lab may write them as `(1x1),...,(6x6)`, in tiles.
-
-    Args:
-      size: pixels of a tile's side.
-    """
-    keys = {}
-    canvases = raw.get("image_grid_pinpoints")
-    if isinstance(canvases, str):
-        tiles = [(int(wide), int(tall)) for wide, tall in re.findall(r"(\d+)x(\d+)", canvases)]
-        if "..." in canvases:
-            (first, top), (last, bottom) = tiles[0], tiles[-1]
-            tiles = list(itertools.product(range(first, last + 1), range(top, bottom + 1)))
-        canvases = [[size * wide, size * tall] for wide, tall in tiles]
-    if canvases:
-        keys["image_grid_pinpoints"] = [[tall, wide] for wide, tall in canvases]
-    if str(raw.get("image_aspect_ratio")).startswith("anyres_max_"):
-        keys["vision_aspect_ratio"] = raw["image_aspect_ratio"]
-    return keys
-
-
-def _tower_sizes(name: str, where: str) -> dict[str, Any]:
-    if name in KNOWN_TOWERS:
-        return KNOWN_TOWERS[name]
-    if sizes := read_json(Path(name) / "config.json"):
-        return sizes.get("vision_config", sizes)
-    raise InputError(
-        f"{where}: mm_vision_tower {name!r} is neither a directory nor one of {', '.join(KNOWN_TOWERS)}; put the "
-        "tower's directory there"
-    )
+def _tower_sizes(directory: Path, raw: dict[str, Any], has_weights: bool) -> dict[str, Any]:
+    try:
+        return llava_layout.tower_sizes(directory, raw)
+    except InputError:
+        if has_weights:
+            raise
+    hub.resolve(raw["mm_vision_tower"], f"{directory / 'config.json'}: mm_vision_tower")  # its weights are needed too
+    return llava_layout.tower_sizes(directory, raw)

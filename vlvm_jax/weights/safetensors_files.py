@@ -91,6 +91,11 @@ def _files(directory: Path) -> list[Path]:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from None
+        if (directory / "model.safetensors").is_file() and "model.safetensors" not in names:
+            raise InputError(
+                f"{directory}: holds model.safetensors and {INDEX}, which names other files ({names[0]} ...): two "
+                "checkpoints; remove the files of one"
+            )
         for name in names:
             if not (directory / name).is_file():
                 raise InputError(f"{index}: names the shard {name}, which is not in {directory}; download it again")

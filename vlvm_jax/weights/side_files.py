@@ -1,8 +1,10 @@
 """The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors import deserialize
 from safetensors.numpy import save
 
 from vlvm_jax import storage
+from vlvm_jax.data import llava_layout
 from vlvm_jax.weights.hf_source import HFSource
 from vlvm_jax.weights.safetensors_files import DTYPES
 
@@ -18,6 +21,7 @@ CARRIED_FILE = "carried.safetensors"
 TOWER_FOLDER = "encoder"  # files of a tower that comes from another checkpoint than the decoder, beside the decoder's
 SCORING_FILE = "prompt_tokenizer.json"  # of a CLIP that was trained here
 CLIP_FOLDER = "clip"  # config, tokenizer and processors of a CLIP that an adapter holds
+_NAMED_TOWER = llava_layout.TOWER_FOLDER
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 NAMES = (
     "config.json",
@@ -79,6 +83,9 @@ def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None, clip:
     if clip is not None:
         (temporary / CLIP_FOLDER).mkdir(exist_ok=True)
         copy_into(clip, temporary / CLIP_FOLDER)
+    _keep_named_tower(files, temporary)
+    if tower is not None:
+        _keep_named_tower(tower, temporary / TOWER_FOLDER)
     if (files / CARRIED_FILE).exists():
         (files / CARRIED_FILE).copy(temporary / CARRIED_FILE, overwrite=True)
     checkpoint = getattr(source, "checkpoint", None)  # a Hugging Face directory: its carried tensors are in its files
@@ -86,6 +93,21 @@ def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None, clip:
         (temporary / CARRIED_FILE).write_bytes(save(carried_of(checkpoint)))
     if not in_bucket:
         temporary.rename(folder)
+
+
+def _keep_named_tower(files: epath.Path, folder: epath.Path) -> None:
+    """Keeps the config and processor of the tower that an original LLaVA checkpoint names by a directory or hub id, so
+    that the copy can be read where neither is."""
+    config = files / "config.json"
+    raw = json.loads(config.read_text()) if config.exists() else {}
+    if llava_layout.language(raw) is None:
+        return
+    place: epath.PathLike | None = files / _NAMED_TOWER
+    if "://" not in str(files):
+        place = llava_layout.tower_directory(Path(files), raw["mm_vision_tower"])
+    if place is not None and (epath.Path(place) / "config.json").exists():
+        (folder / _NAMED_TOWER).mkdir(exist_ok=True)
+        copy_into(epath.Path(place), folder / _NAMED_TOWER, ("config.json", *PROCESSORS))
 
 
 def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path, clip: epath.Path | None = None) -> None:
@@ -106,7 +128,7 @@ def local(files: epath.Path) -> epath.Path:
         return files
     folder = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-hf-"))
     copy_into(files, folder)
-    for part in (TOWER_FOLDER, CLIP_FOLDER):
+    for part in (TOWER_FOLDER, CLIP_FOLDER, _NAMED_TOWER, f"{TOWER_FOLDER}/{_NAMED_TOWER}"):
         if (files / part).exists():
             (folder / part).mkdir()
             copy_into(files / part, folder / part)

@@ -212,10 +212,12 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     finished = [name for name in names if (workdir / name / "result.json").exists()]
     if stage is None:
         if not finished:
-            raise InputError(f"{workdir}: no stage of this run is finished; name a stage's folder for its newest step")
+            begun = [str(workdir / name) for name in names if _steps(workdir / name)]
+            can = f"name the newest step of one: {' or '.join(begun)}" if begun else "none has a checkpoint yet"
+            raise InputError(f"{workdir}: no stage of this run is finished; {can}")
         stage = finished[-1]
     folder = workdir / stage / "checkpoints"
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    steps = _steps(workdir / stage)
     if not steps:
         raise InputError(f"{directory}: no complete checkpoint here")
     params = folder / str(steps[-1] if step is None else step)
@@ -223,6 +225,12 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     model = config.model
     parts = Parts(model.vision, model.decoder, model.adapter, model.lora)
     return Stored(str(params), workdir, params, "params", parts, tuple(trained), config)
+
+
+def _steps(stage: epath.Path) -> list[int]:
+    """Those that a stage has checkpoints of."""
+    folder = stage / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
 def same_part(want: Settings, have: Settings | None, part: str, name: str, ignored: tuple[str, ...] = ()) -> None:

@@ -1,6 +1,8 @@
 """Does PyTorch say the same? The exported directory, loaded by transformers, against this model on one clip.
 
-Both run in fp32 from the tensors as exported; what is compared are the logits of every position and a greedy answer.
+Both run in fp32; what is compared are the logits of every position and a greedy answer. Where the export keeps every
+digit, the model as trained is compared, LoRA beside its kernels. Where it rounds, the rounded weights are compared, and
+how far they are from the model as trained is told too.
 torch is imported here and nowhere else in the package, and only when an export is checked.
 """
 
@@ -41,16 +43,22 @@ class Report:
     Attributes:
       difference: largest difference of a logit, divided by the largest logit.
       same_answer: the greedy answers are equal, None where nothing is generated (a bare tower).
+      rounding: largest difference of a logit to the model as trained, likewise, where the export rounds; and the dtype.
     """
 
     what: str
     difference: float
     same_answer: bool | None
     versions: str
+    rounding: tuple[float, str] | None = None
 
     def __str__(self) -> str:
         answer = "" if self.same_answer is None else f"; greedy answers {'equal' if self.same_answer else 'DIFFER'}"
-        return f"{self.what}: logits differ by {self.difference:.1e} of the largest (fp32){answer}; {self.versions}"
+        rounded = ""
+        if self.rounding is not None:
+            rounded = f"; rounded to {self.rounding[1]}, they differ from the trained model's by {self.rounding[0]:.1e}"
+        compared = f"{self.what}: logits differ by {self.difference:.1e} of the largest (fp32)"
+        return f"{compared}{answer}{rounded}; {self.versions}"
 
 
 def compare(export: "Export", folder: Path) -> Report | None:
@@ -78,22 +86,21 @@ def _compare(export: "Export", folder: Path) -> Report:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}"
     if export.rung.number == 0:
         return _compare_bare(export, folder, versions)
-    assert export.model is not None
+    assert export.model is not None and export.source_model is not None
     sample = _sample(export)
     theirs = _load(folder, "AutoModelForImageTextToText")
     if export.options.lora == "peft":
         from peft import PeftModel
 
         theirs = PeftModel.from_pretrained(theirs, folder / "adapter").eval()
-    params = _parameters(export)
-    model = Model(export.model)
     batch = sample.batch
-
-    def logits(params: Params, batch: Batch):
-        bound = model.bind(params)
-        return bound.decoder.logits(bound(batch)[0])
-
-    ours = np.asarray(jax.jit(logits)(params, batch))[0]
+    model, params, rounding = Model(export.source_model), _trained_parameters(export), None
+    ours = _logits(model, params, batch)
+    if export.rounds:
+        del params  # there may be no room for both
+        trained, model, params = ours, Model(export.model), _parameters(export)
+        ours = _logits(model, params, batch)
+        rounding = _difference(ours, trained), export.dtype
     inputs = {name: torch.as_tensor(value) for name, value in sample.inputs.items()}
     with torch.no_grad():
         reference = theirs(**inputs).logits[0].numpy()[:, : ours.shape[1]]
@@ -102,7 +109,17 @@ def _compare(export: "Export", folder: Path) -> Report:
         params, batch
     )
     same = bool((np.asarray(tokens)[0] == answer[0, -ANSWER_TOKENS:].numpy()).all())
-    return Report(sample.what, _difference(ours, reference), same, versions)
+    return Report(sample.what, _difference(ours, reference), same, versions, rounding)
+
+
+def _logits(model: Model, params: Params, batch: Batch) -> np.ndarray:
+    """[L, vocabulary] of the one row."""
+
+    def logits(params: Params, batch: Batch):
+        bound = model.bind(params)
+        return bound.decoder.logits(bound(batch)[0])
+
+    return np.asarray(jax.jit(logits)(params, batch))[0]
 
 
 def _compare_bare(export: "Export", folder: Path, versions: str) -> Report:
@@ -141,6 +158,12 @@ def _parameters(export: "Export") -> Params:
     return params_lib.split({path: jnp.asarray(export.parameter(path), jnp.float32) for path in kept}, {})
 
 
+def _trained_parameters(export: "Export") -> Params:
+    """Those of `Export.source_model` in fp32, segmented."""
+    source = export.source
+    return params_lib.split({path: jnp.asarray(source.read(path), jnp.float32) for path in source.shapes}, {})
+
+
 _TEXT = 8  # tokens of text before the visual ones, and after
 
 
@@ -171,7 +194,7 @@ def _sample(export: "Export") -> Sample:
     adapter = Model(model).bind(Model(model).abstract()).adapter
     longest = model.decoder.max_position_embeddings
     room = longest - 2 * _TEXT - ANSWER_TOKENS
-    if family == "llava_next":
+    if family == "llava_next" or (export.options.media == "image" and "image_grid_pinpoints" in export.config()):
         return _tiled_image(export, room)
     frames = next((n for n in range(_MAX_FRAMES, 0, -1) if adapter.num_video_tokens(n) <= room), None)
     if frames is None:
@@ -181,7 +204,7 @@ def _sample(export: "Export") -> Sample:
         )
     clip = _clip(frames, vision.image_size)
     pixels = _pixels(clip, vision)
-    as_video = family in ("llava_next_video", "llava_onevision", "vlvm")
+    as_video = export.rung.has_video
     count = adapter.num_video_tokens(frames)
     ids = _token_ids(model, count, tokens.video if as_video else tokens.image)
     if as_video:
@@ -194,13 +217,16 @@ def _sample(export: "Export") -> Sample:
 
 
 def _tiled_image(export: "Export", room: int) -> Sample:
-    """An image in tiles, LLaVA-NeXT's only input."""
+    """An image in tiles: LLaVA-NeXT's only input, and what an export for images alone is given."""
     model, tokens = export.model, export.tokens
     assert model is not None and tokens is not None
     vision = model.vision
-    pinpoints = export.config()["image_grid_pinpoints"]
+    config = export.config()
+    pinpoints = config["image_grid_pinpoints"]
+    limit = str(config.get("vision_aspect_ratio", "")).removeprefix("anyres_max_")
+    limits = {"taps": 4, "max_tiles": int(limit)} if limit.isdigit() else {}
     sizes = [(tall - tall // 4, wide) for tall, wide in pinpoints]
-    layouts = [anyres.tiled(size, pinpoints, vision.image_size, vision.grid) for size in sizes]
+    layouts = [anyres.tiled(size, pinpoints, vision.image_size, vision.grid, **limits) for size in sizes]
     fitting = [(layout, size) for layout, size in zip(layouts, sizes, strict=True) if len(layout) <= room]
     if not fitting:
         raise InputError(

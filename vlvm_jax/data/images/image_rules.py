@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
@@ -44,6 +45,9 @@ class Settings:
       image: settings of the image processor, from `image_file`.
       video: settings of the video processor; where the checkpoint has none of its own, those of images.
       processor: the rest of `processor_config.json`.
+      frames: settings of the image processor that takes frames of clips, where that is not the family's own way.
+      clip_tokens: visual tokens of a frame of a clip and at the clip's end, where they are not the family's own.
+      around: tokens before and after every image and clip in the prompt.
     """
 
     directory: Path
@@ -52,6 +56,9 @@ class Settings:
     image_file: str
     video: dict[str, Any]
     processor: dict[str, Any]
+    frames: dict[str, Any] | None = None
+    clip_tokens: tuple[int, int] | None = None
+    around: tuple[str, str] | None = None
 
     @property
     def tower(self) -> Any:
@@ -74,6 +81,9 @@ def read_settings(directory: str) -> Settings:
             f"config.data.processor: {directory} holds no config.json; give the directory of a checkpoint in "
             "Hugging Face format"
         )
+    raw = read_json(folder / "config.json")
+    if llava_layout.language(raw) is not None:
+        return _original_settings(folder, raw)
     try:
         from transformers import AutoConfig
     except ImportError as error:
@@ -90,6 +100,33 @@ def read_settings(directory: str) -> Settings:
         raise InputError(f"{folder}: no preprocessor_config.json; images cannot be prepared as this checkpoint expects")
     video = processor.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
     return Settings(folder, config, image, file, video, processor)
+
+
+def _original_settings(folder: Path, raw: dict[str, Any]) -> Settings:
+    """Of a checkpoint in the layout of the LLaVA repositories, in the terms of the class that it corresponds to."""
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
+    where = f"{folder}/config.json"
+    llava_layout.check(raw, where)
+    sizes = llava_layout.tower_sizes(folder, raw)
+    size, family = sizes["image_size"], llava_layout.hf_family(raw)
+    config = AutoConfig.for_model(family, vision_config=dict(sizes), **llava_layout.tiling(raw, size))
+    tower = llava_layout.tower_processor(folder, raw, sizes)
+    image = llava_layout.image_processor(raw, tower, size)
+    clips = llava_layout.clip_options(raw)
+    return Settings(
+        folder,
+        config,
+        image,
+        "config.json",
+        {"size": {"height": size, "width": size}, "resample": image.get("resample")},
+        {},
+        frames=None if clips is None else tower,
+        clip_tokens=None if clips is None else llava_layout.clip_tokens(clips, size // sizes["patch_size"]),
+        around=("<im_start>", "<im_end>") if raw.get("mm_use_im_start_end") else None,
+    )
 
 
 class PixelProcessor:
@@ -176,6 +213,7 @@ class SquareRule:
     def __init__(self, settings: Settings, default: str = "CLIPImageProcessor"):
         self.size = settings.tower.image_size
         self._images = PixelProcessor(_kind(settings.image, default), settings.image, self.size, settings.where)
+        self._frames = self._images
 
     @property
     def statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -187,7 +225,11 @@ class SquareRule:
 
     def frames(self, frames: Sequence[Picture]) -> Frames:
         """Of a clip, one square each."""
-        return self._images(frames)
+        return self._frames(frames)
+
+    def take_frames(self, processor: PixelProcessor) -> None:
+        """Has the frames of clips prepared by this processor."""
+        self._frames = processor
 
     def whole(self, images: Sequence[Picture]) -> Frames:
         """Images that are not to be cut, one square each."""
@@ -321,6 +363,9 @@ def image_rule(settings: Settings) -> SquareRule:
             f"{', '.join(RULES)}"
         )
     rule = RULES[family](settings)
+    if settings.frames is not None:
+        kind = _kind(settings.frames, "CLIPImageProcessor")
+        rule.take_frames(PixelProcessor(kind, settings.frames, rule.size, settings.where))
     probe = [Image.new("RGB", (40, 30))]
     for way in (rule.frames, rule.whole, rule.tiles):
         way(probe)

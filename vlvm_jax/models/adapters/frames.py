@@ -2,7 +2,7 @@
 
 The plain baseline, T2Vid's network, and, by its options, the video paths of transformers' classes: `llava` and
 `smolvlm` (no pool), `llava_next_video` (average or max pool by 2 before the connector), `llava_onevision` (bilinear by
-2 after it, one newline at the end of a medium).
+2 after it, one newline at the end of a medium); and LLaVA-Video's, with a newline after every row.
 """
 
 from typing import Literal
@@ -32,12 +32,14 @@ class Adapter(VideoAdapter):
           torch's pools do; `bilinear` resizes to ceil(side / stride).
         pool_place: pool tower features, or the connector's output.
         newline: the media after which the learned `image_newline` follows. The parameter exists unless `none`.
+        newline_place: where it follows in a clip: at its `end`, after every `frame`, or after every `row` of a frame.
         """
 
         pool: Pool = "none"
         pool_stride: PositiveInt = 2
         pool_place: Literal["before_connector", "after_connector"] = "after_connector"
         newline: Literal["none", "image", "video", "all"] = "none"
+        newline_place: Literal["end", "frame", "row"] = "end"
 
     def __init__(self, options: Options, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
         self.options = options
@@ -50,12 +52,28 @@ class Adapter(VideoAdapter):
                 "config.model.adapter.options.pool_place: before_connector leaves the "
                 f"{config.adapter.connector.kind} connector no grid to read; use after_connector"
             )
-        self.num_tokens = pooled_size(options.pool, options.pool_stride, self.num_patches)
+        self.num_pooled = pooled_size(options.pool, options.pool_stride, self.num_patches)
+        self.newlines = self._newlines_per_frame()
+        self.num_tokens = self.num_pooled + self.newlines
         newline = nnx.initializers.normal(width**-0.5)
         self.image_newline = None if options.newline == "none" else nnx.Param(newline(rngs.params(), (width,)))
 
+    def _newlines_per_frame(self) -> int:
+        """Of frames of clips; 0 where one newline ends a clip, or none."""
+        place = self.options.newline_place
+        if place == "end" or self.options.newline not in ("video", "all"):
+            return 0
+        count = 1 if place == "frame" else _side(self.num_pooled)
+        if self.num_pooled + count > self.num_patches + 1:
+            raise InputError(
+                f"config.model.adapter.options.newline_place: {place!r} gives a frame {self.num_pooled} tokens and "
+                f"{count} newlines, more than the {self.num_patches} tokens of an image and one; pool frames"
+            )
+        return count
+
     def num_video_tokens(self, num_frames: int) -> int:
-        return num_frames * self.num_tokens + (self.options.newline in ("video", "all"))
+        ending = self.options.newline in ("video", "all") and not self.newlines
+        return num_frames * self.num_tokens + ending
 
     def num_image_tokens(self) -> int:
         return self.num_patches + (self.options.newline in ("image", "all"))
@@ -72,24 +90,38 @@ class Adapter(VideoAdapter):
         guidance: Guidance | None = None,
         rng: jax.Array | None = None,
     ) -> VisualTokens:
-        """Slots of a frame: N for its tokens, of which a pooled one fills the first K, then one for the newline."""
+        """Slots of a frame: N for its tokens, of which a pooled one fills the first K, then one for the newline.
+
+        Where clips have newlines within, their frames fill the first slots with tokens and newlines in order.
+        """
         tokens = self.connector(features.patches)
         kept = jnp.full(layout.media.shape, self.num_patches)
         if self.options.pool != "none":
             pooled = jnp.pad(self._pooled(features, tokens), ((0, 0), (0, 0), (0, self._spare), (0, 0)))
             tokens = jnp.where(layout.is_video[:, :, None, None], pooled, tokens)
-            kept = jnp.where(layout.is_video, self.num_tokens, self.num_patches)
+            kept = jnp.where(layout.is_video, self.num_pooled, self.num_patches)
         valid = layout.mask[:, :, None] & (jnp.arange(self.num_patches) < kept[:, :, None])
         if self.image_newline is not None:
             newline = jnp.broadcast_to(self.image_newline[...].astype(tokens.dtype), tokens[:, :, :1].shape)
             tokens = jnp.concatenate([tokens, newline], axis=2)
             valid = jnp.concatenate([valid, self._newline_after(layout)[:, :, None]], axis=2)
+        if self.newlines:
+            is_video, order = layout.is_video[:, :, None], self._order()
+            tokens = jnp.where(is_video[..., None], tokens[:, :, order], tokens)
+            taken = layout.mask[:, :, None] & (jnp.arange(len(order)) < self.num_tokens)
+            valid = jnp.where(is_video, taken, valid)
         batch, num_frames, slots, width = tokens.shape
         return VisualTokens(tokens.reshape(batch, num_frames * slots, width), valid.reshape(batch, num_frames * slots))
 
     @property
     def _spare(self) -> int:
-        return self.num_patches - self.num_tokens
+        return self.num_patches - self.num_pooled
+
+    def _order(self) -> np.ndarray:
+        """[N + 1] slots in the order in which a frame of a clip shows them; the spare ones come last."""
+        rows = np.arange(self.num_pooled).reshape(self.newlines, -1)
+        shown = np.concatenate([rows, np.full((self.newlines, 1), self.num_patches)], axis=1).reshape(-1)
+        return np.pad(shown, (0, self.num_patches + 1 - len(shown)))
 
     def _pooled(self, features: VisionFeatures, tokens: Float[Array, "B T N C"]) -> Float[Array, "B T K C"]:
         pool, stride = self.options.pool, self.options.pool_stride

@@ -21,6 +21,8 @@ from .connector import Connector
 from .video_adapter import VideoAdapter  # pyright: ignore[reportMissingImports]  the export names it so
 
 VISUAL_INPUTS = ("pixel_values", "pixel_values_videos")
+# What transformers calls the keys and values of past tokens: `cache` from 5.24 on, `past_key_values` before.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class VlvmPreTrainedModel(PreTrainedModel):
@@ -118,14 +120,16 @@ class VlvmModel(VlvmPreTrainedModel):
         input_ids=None,
         pixel_values=None,
         pixel_values_videos=None,
+        cache=None,
         past_key_values=None,
         inputs_embeds=None,
         **kwargs,
     ):
         """See `VlvmForConditionalGeneration.forward`; gives the decoder's outputs, final hidden states first."""
         has_media = pixel_values is not None or pixel_values_videos is not None
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None:
-            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+            decoding = cache is not None and cache.get_seq_length() > 0
             # An id that the model itself has generated is text, whatever it is.
             if decoding and not has_media:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -133,9 +137,7 @@ class VlvmModel(VlvmPreTrainedModel):
                 inputs_embeds = self.merge(input_ids, pixel_values, pixel_values_videos)
         elif has_media:
             raise ValueError("images and clips go with input_ids, which say where they stand, not with inputs_embeds")
-        return self.language_model(
-            inputs_embeds=inputs_embeds, past_key_values=past_key_values, return_dict=True, **kwargs
-        )
+        return self.language_model(inputs_embeds=inputs_embeds, return_dict=True, **{CACHE: cache}, **kwargs)
 
 
 class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
@@ -168,6 +170,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
         pixel_values_videos=None,
         attention_mask=None,
         position_ids=None,
+        cache=None,
         past_key_values=None,
         inputs_embeds=None,
         labels=None,
@@ -180,6 +183,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
           input_ids: [B, L], with `image_token_id` or `video_token_id` at each position of a visual token.
           pixel_values: [images, 3, H, W], all images of all rows in order.
           pixel_values_videos: [clips, T, 3, H, W], or a list of [T, 3, H, W] where lengths differ.
+          cache, past_key_values: keys and values of past tokens, under either of transformers' names.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -187,7 +191,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
             pixel_values_videos=pixel_values_videos,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
@@ -197,9 +201,9 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary),
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, use_cache=True, **kwargs):
