@@ -35,7 +35,7 @@ class Options:
     Attributes:
       checkpoint: a hub id or directory, as `inference.loading.load` takes it.
       questions, answers, format: see `question_lists.read`.
-      media: folder of the clips.
+      media: folder of the clips; None for the folder of `questions`.
       output: folder, local or gs://, for everything that is written.
       frames: taken from a clip; None for the config's or the checkpoint's own, as with the next two.
       chat_template, dtype: see `loading.load`.
@@ -47,7 +47,7 @@ class Options:
 
     checkpoint: str
     questions: str
-    media: str
+    media: str | None
     output: str
     answers: str | None = None
     format: Format | Literal["auto"] = "auto"
@@ -72,7 +72,16 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
       InputError: the list, the checkpoint or a flag is at fault, or the folder holds another command's predictions.
       Interrupted: asked to stop; the same command continues.
     """
-    listed = question_lists.read(options.questions, options.media, answers=options.answers, name=options.format)
+    media = _folder(options.questions) if options.media is None else options.media
+    listed = question_lists.read(options.questions, media, answers=options.answers, name=options.format)
+    if options.media is None:
+        if all(question.missing for question in listed.questions):
+            raise InputError(
+                f"--media is not given, and none of the clips is in the list's own folder, {media}; give --media=FOLDER"
+            )
+        say(f"--media is not given: the clips are read from the list's own folder, {media}")
+    options = dataclasses.replace(options, media=media)
+    results.check_match(listed.questions, options.rules)
     questions = listed.questions[: options.limit]
     # Of the whole list, so that a limit does not change which question stands for which.
     swapped = controls.others(listed.questions) if set(SWAPPING) & set(options.controls) else {}
@@ -87,6 +96,17 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
     results.show(Path(options.questions).name, found)
     say(f"written: {', '.join(storage.join(options.output, name) for name in (RESULTS, SCORED, CARD))}")
     return found
+
+
+def _folder(path: str) -> str:
+    """Where a list is.
+
+    Raises:
+      InputError: there is no such list.
+    """
+    if not storage.is_file(path):
+        raise InputError(f"--questions={path}: no such file")
+    return storage.parent(path)
 
 
 def _answered(
