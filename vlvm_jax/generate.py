@@ -156,9 +156,11 @@ def _questions() -> list[tuple[str, str]] | None:
         return [("--prompt", _PROMPT.value)]
     path = Path(_QUESTIONS.value or "")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file") from None
+        raise InputError(
+            f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file in UTF-8"
+        ) from None
     found = _listed(text, str(path)) if text.lstrip().startswith("[") else _lines(text)
     if not found:
         raise InputError(f"--questions={path}: no question in it; write one a line, or a JSON list")
@@ -169,7 +171,8 @@ def _questions() -> list[tuple[str, str]] | None:
 
 
 def _lines(text: str) -> list[tuple[str, str]]:
-    return [(str(number), line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    """Each line as it stands. Only line feeds end lines: other scripts' separators are part of a question."""
+    return [(str(number), line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _listed(text: str, path: str) -> list[tuple[str, str]]:
@@ -229,9 +232,9 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
 
     earlier: tuple[Turn, ...] = ()
     for question in _lines_asked():
-        if question == "/quit":
+        if question.strip() == "/quit":
             return
-        if question == "/clear":
+        if question.strip() == "/clear":
             earlier = ()
             continue
         request = Request("chat", media, conversation(earlier, question), prefix=_PREFIX.value)
@@ -254,7 +257,7 @@ def _lines_asked() -> Iterator[str]:
         if not line:
             return
         if line.strip():
-            yield line.strip()
+            yield line.rstrip("\r\n")
 
 
 def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:

@@ -141,7 +141,7 @@ def messages(request: Request) -> list[Message]:
     questions = [turn.question for turn in request.turns]
     written = sum(len(ANY_PLACEHOLDER.findall(question)) for question in questions)
     if not written:
-        questions[0] = "".join("<image>\n" for _ in request.media) + questions[0].strip()
+        questions[0] = "".join("<image>\n" for _ in request.media) + questions[0]  # its own spaces are kept
     elif written != len(request.media):
         raise InputError(
             f"{request.id}: {written} placeholders (<image>, <video>) for {len(request.media)} images and clips; write "
