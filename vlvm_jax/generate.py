@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 from ml_collections import config_flags
 
-from vlvm_jax import cli
+from vlvm_jax import cli, json_text
 from vlvm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _questions() -> list[tuple[str, str]] | None:
     if _INTERACTIVE.value:
         return None
     if _PROMPT.value is not None:
-        return [("--prompt", _PROMPT.value)]
+        return [("--prompt", cli.typed(_PROMPT.value, "--prompt"))]
     path = Path(_QUESTIONS.value or "")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -220,7 +220,7 @@ def _answer_all(answering: "Answering", requests: list["Request"], decoding: "De
         answers.append(answer)
         if _JSON.value:
             values = {"question": request.question, **dataclasses.asdict(answer)}
-            print(json.dumps(values, ensure_ascii=False), flush=True)
+            print(json_text.readable(values), flush=True)
         else:
             print(f"{request.question}\n  {answer.text}", flush=True)
     return answers
@@ -231,7 +231,12 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
     from vlvm_jax.inference.requests import Request, conversation
 
     earlier: tuple[Turn, ...] = ()
-    for question in _lines_asked():
+    for line in _lines_asked():
+        try:
+            question = cli.typed(line, "the question")
+        except InputError as error:
+            print(error, flush=True)
+            continue
         if question.strip() == "/quit":
             return
         if question.strip() == "/clear":

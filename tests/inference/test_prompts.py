@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
-from hf_checkpoints import FAMILIES, TOKENIZERS, processor
+from hf_checkpoints import FAMILIES, processor
 from PIL import Image
 
+from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.loading import load
 from vlvm_jax.inference.prompts import Prompts
@@ -19,7 +20,7 @@ QUESTIONS = {
     "tabs": "\twhat\tis it ?\t",
     "no-break and wide spaces": "\u00a0what is it ?\u3000",
     "separators": "what\u2028is\x85it\x0c?",
-    "chinese": "视频里发生了什么？",
+    "chinese": "视频里发生了什么\uff1f",
     "arabic": "ماذا يحدث في الفيديو؟",
     "emoji": "👩\u200d👩\u200d👧 🎬 ?",
     "combining": "Cafe\u0301 \u1112\u1161\u11ab",
@@ -81,6 +82,12 @@ def test_later_questions_keep_their_spaces(prompts):
     turns = conversation(conversation((), " what ? "), " why ? ")
     text = prompts("llava").prompt(Request("1", (), turns)).text
     assert "USER:  what ?  ASSISTANT:" in text and text.endswith("USER:  why ?  ASSISTANT:")
+
+
+@pytest.mark.parametrize("question", ["what \ud83d ?", (Turn("a \udc80", "b"), Turn("c", ""))])
+def test_half_a_character_is_refused(prompts, question):
+    with pytest.raises(InputError, match="1: the question holds half a character"):
+        prompts("llava").prompt(Request("1", (), question))
 
 
 def test_a_long_question_is_read_whole_or_refused_in_one_line(prompts, picture):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config, DType
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import asking, controls, question_lists, results
@@ -91,7 +91,7 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
         _claim(options, listed, config)
         lines = _answered(options, config, questions, swapped, logs, stop)
         found = results.summarise(questions, lines, options.rules)
-        _write(options.output, RESULTS, json.dumps(found, indent=2, ensure_ascii=False))
+        _write(options.output, RESULTS, json_text.readable(found, indent=2))
         _write(options.output, SCORED, _json_lines(results.scored(questions, lines[None])))
     results.show(Path(options.questions).name, found)
     say(f"written: {', '.join(storage.join(options.output, name) for name in (RESULTS, SCORED, CARD))}")
@@ -202,7 +202,7 @@ def _claim(options: Options, listed: QuestionList, config: Config | None) -> Non
         "rules": dataclasses.asdict(options.rules),
         **environment(),
     }
-    _write(options.output, CARD, json.dumps(card, indent=2, ensure_ascii=False))
+    _write(options.output, CARD, json_text.readable(card, indent=2))
 
 
 def _files_hash(checkpoint: str) -> str:
@@ -219,4 +219,4 @@ def _write(folder: str, name: str, text: str) -> None:
 
 
 def _json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json_text.readable(line) + "\n" for line in lines)

@@ -99,7 +99,7 @@ def export_checkpoint(
     try:
         parameters, size = export.write(temporary, progress)
         report = verify.compare(export, temporary) if options.verify else None
-        (temporary / "README.md").write_text(card.text(export, report))
+        (temporary / "README.md").write_text(card.text(export, report), encoding="utf-8")
         temporary.rename(destination)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -187,7 +187,7 @@ class Export:
         config = self.source.config if isinstance(self.source, Stored) else None
         if config is None or self.tokenizer is None or config.data.chat_template not in TEMPLATES:
             return None
-        tokenizer = Tokenizer.from_str(self.tokenizer.read_text())
+        tokenizer = Tokenizer.from_str(self.tokenizer.read_text(encoding="utf-8"))
         return tokenizer.token_to_id(TEMPLATES[config.data.chat_template].answer_end.strip())
 
     def write(self, folder: Path, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
