@@ -18,7 +18,8 @@ from typing import Any
 
 from absl import flags
 
-from vlvm_jax import cli, json_text
+from vlvm_jax import cli
+from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 
 CHECK = """Look at data before training on it: every record is read, its media are opened and frames of them decoded.

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from vlvm_jax import json_text
+from vlvm_jax.data import json_text
 from vlvm_jax.data.media import Sample
 from vlvm_jax.data.sources.records import Record
 from vlvm_jax.errors import InputError

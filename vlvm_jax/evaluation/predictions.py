@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vlvm_jax import json_text
+from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 
 _EVERY = 2.0  # seconds between two syncs: what a machine that loses power may have to ask again

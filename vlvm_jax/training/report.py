@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
-from vlvm_jax import json_text, storage
+from vlvm_jax import storage
 from vlvm_jax.config import Config
-from vlvm_jax.data import picture_text
+from vlvm_jax.data import json_text, picture_text
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
 from vlvm_jax.training.prepare import PreparedStage, adapter_of

@@ -14,9 +14,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, storage
+from vlvm_jax import storage
 from vlvm_jax.config import Config, StageConfig
-from vlvm_jax.data import pipeline
+from vlvm_jax.data import json_text, pipeline
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.evaluation import final
