@@ -99,6 +99,11 @@ OPTIONS = ("red car", "a man walks", "blue", "a dog")
         ("A: red car B: a man walks", None),
         ("B. He walks. (A) is wrong.", "B"),
         ("B. He walks. (A) fits too.", None),
+        ("B. He walks. Option A shows a red car.", "B"),
+        ("B) a man walks\n\nHe does not run, unlike in (A), so not A) red car.", "B"),
+        ("B. a man walks. A man walks.", "B"),
+        ("B. a man walks\nA. red car", None),
+        ("Ans: B", "B"),
         # Denied or supposed.
         ("not B", None),
         ("Not (A)", None),
@@ -204,4 +209,4 @@ def test_every_letter_is_read(form):
      "a man walks, ", "'", "B. He is (A). "],
 )  # fmt: skip
 def test_long_replies_are_read(piece):
-    assert parse_strict(piece * (20_000 // len(piece)), OPTIONS) in (None, "A")
+    assert parse_strict(piece * (20_000 // len(piece)), OPTIONS) in (None, "A", "B")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vlvm_jax.data.sources.records import MediaKind
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import results
 from vlvm_jax.evaluation.question_lists import Question
@@ -9,7 +10,7 @@ from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.evaluation.scoring import MATCHES
 from vlvm_jax.evaluation.yes_no import is_yes_no, read_yes_no
 
-CLIP = (("video", "a.mp4"),)
+CLIP: tuple[tuple[MediaKind, str]] = (("video", "a.mp4"),)
 
 
 @pytest.mark.parametrize(

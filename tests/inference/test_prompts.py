@@ -1,5 +1,7 @@
 """A prompt's token ids against transformers' own processor: white space, other scripts, long questions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
@@ -50,7 +52,7 @@ def theirs(family, tokenizer, question, picture):
     """Ids of transformers' processor for the same question."""
     if family == "smolvlm":
         pytest.importorskip("num2words")
-    hf = processor(family, tokenizer)
+    hf: Any = processor(family, tokenizer)
     content = [{"type": "image"}] * (picture is not None) + [{"type": "text", "text": question}]
     shown = hf.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     special = not (hf.tokenizer.bos_token and shown.startswith(hf.tokenizer.bos_token))

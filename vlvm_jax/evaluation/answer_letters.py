@@ -59,7 +59,8 @@ _WEAK = re.compile(
     r"|\b(?:so|thus|hence|therefore)\b\s*,?\s*",
     re.IGNORECASE,
 )
-_MENTION = re.compile(r"(?<!\w)\(\s*[A-Za-z]\s*\)|(?<![\w.'])[A-Z](?=[.:)]\s)|(?<=\b[Oo]ption )[A-Z]\b")
+_NEXT_SENTENCE = re.compile(r"[.!?;。]\s+|\n\s*")
+_LISTED = re.compile(r"(?<![\w.'])[A-Z](?=[.:)]\s)")
 _NOT_THAT = re.compile(
     r"(?:\bnot|n't|\bneither|\bnor|\bthan|\bexcept|\bunlike|\binstead\s+of|\bexclud\w+|\beliminat\w+|\brul\w+\s+out"
     r"|不选|不是|排除|而非)\s*(?:be\s+)?(?:the\s+)?(?:options?\s*|choices?\s*|answers?\s*)?\Z",
@@ -79,7 +80,7 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     3. What follows "final answer is", "final answer:" and the like.
     4. What follows "answer is", "option:", "I choose", "答案是" and the like; the letter in "B is correct".
     5. The letter with which the reply begins, or that follows "it is", "so" or "therefore". After a letter at the
-       beginning, another one in brackets, behind "option" or before a full stop, colon or bracket is stated too.
+       beginning, one with which a later sentence begins is stated too, and so are those of a list of the options.
 
     After a phrase, and at the beginning, a letter counts in brackets, quotes or bold, and before a full stop, colon,
     bracket or line end. A bare letter before words counts only if these are its option's text or begin with "because"
@@ -140,7 +141,7 @@ class _Reply:
             start = _LETTER.search(self.text)
             assert start is not None
             after = self._own_text(_of(start), start.end()) or start.end()
-            found |= self._mentions(after)
+            found |= self._repeated(after)
         for match in _WEAK.finditer(self.text):
             if not doubted(self.text, match.start()):
                 found |= self._stated_at(match.end(), comma=True)
@@ -148,15 +149,18 @@ class _Reply:
 
     # --- what is stated at a place -----------------------------------------------------------------------------------
 
-    def _stated_at(self, place: int, *, comma: bool = False) -> set[str]:
+    def _stated_at(self, place: int, *, comma: bool = False, sure: bool = False) -> set[str]:
         """The letter at a place, if it is stated there, with those joined to it and those whose text follows it.
 
         Args:
           comma: whether a comma ends a statement.
+          sure: whether a bare letter before another option's text is left out, not taken for both.
         """
         name = _NAME.match(self.text, place)
         letter = _LETTER.match(self.text, name.end() if name else place)
         if letter is None:
+            return set()
+        if letter[2] and self._begins_text(letter):
             return set()
         found, end = _of(letter), letter.end()
         own = self._own_text(found, end)
@@ -165,7 +169,7 @@ class _Reply:
         joined = self._joined(end)
         ended = _CLOSED.match(self.text, end) or _BECAUSE.match(self.text, end)
         if not (letter[1] or ended or own or joined or (comma and _COMMA.match(self.text, end))):
-            return set() if found not in self.letters else self._contradicted(found, end)
+            return set() if sure or found not in self.letters else self._contradicted(found, end)
         return {found, *joined} | (set() if own else self._contradicted(found, end))
 
     def _contradicted(self, letter: str, end: int) -> set[str]:
@@ -184,18 +188,24 @@ class _Reply:
         ended = any(end.match(self.text, letter.end()) for end in (_CLOSED, _COMMA, _BECAUSE))
         return {_of(letter)} | more if letter[1] or more or ended else set()
 
-    def _mentions(self, place: int) -> set[str]:
-        found = set()
-        for match in _MENTION.finditer(self.text, place):
-            letter = match[0].strip("() \n\t").upper()
-            end = self._own_text(letter, match.end()) or match.end()
+    def _repeated(self, place: int) -> set[str]:
+        """Letters stated after a place at the beginning of a sentence, or before their own option's text, as in a list
+        of the options."""
+        found: set[str] = set()
+        for start in _NEXT_SENTENCE.finditer(self.text, place):
+            found |= self._stated_at(start.end(), sure=True)
+        for match in _LISTED.finditer(self.text, place):
             denied = _NOT_THAT.search(self.text, max(0, match.start() - _BEFORE), match.start())
-            denied = denied or _DENIED.match(self.text, end)
-            if letter in self.letters and not denied:
-                found.add(letter)
-        return found
+            if not denied and self._own_text(match[0], match.end()):
+                found |= self._stated_at(match.start(), sure=True)
+        return found & set(self.letters)
 
     # --- texts of options --------------------------------------------------------------------------------------------
+
+    def _begins_text(self, letter: re.Match[str]) -> bool:
+        """Whether a bare letter is the first word of an option's text, as of "a dog": that is neither for certain."""
+        ends = [end for end in self._ends(letter.start()) if end > letter.end()]
+        return any(self._named(self.text[letter.start() : end]) for end in ends)
 
     def _own_text(self, letter: str, place: int) -> int | None:
         """Where the letter's own option ends, if its text follows."""

@@ -17,7 +17,7 @@ _EMPHASIS = re.compile(r"\*+|`|__")
 _QUOTES = str.maketrans("\u201c\u201d\u2018\u2019\u3010\u3011\u300c\u300d", "\"\"''()()")
 
 # "The answer (to the question) is", "Answer:", "the best choice would be": up to where the answer begins.
-_NOUN = r"(?:answer|option|choice|(?:correct|right|best)\s+(?:letter|one|response))"
+_NOUN = r"(?:ans(?:wer)?|option|choice|(?:correct|right|best)\s+(?:letter|one|response))"
 _LINK = (
     r"(?:\s+(?:to|for|of|here)\b[^.:;\n]{0,60}?)?\s*"
     r"(?:\b(?:is|would\s+be|must\s+be|should\s+be|will\s+be|has\s+to\s+be|seems\s+to\s+be)\b|:|=)\s*:?\s*"

@@ -20,7 +20,7 @@ def read_yes_no(reply: str) -> YesNo | None:
     """
     said = final_part(reply)
     if marked := tagged(said):
-        found = {read_yes_no(text) for text in marked} - {None}
+        found: set[YesNo] = {answer for text in marked if (answer := read_yes_no(text)) is not None}
     else:
         text = plain(said)
         rules = (lambda: _after(text, FINAL_PHRASE), lambda: _after(text, ANSWER_PHRASE), lambda: _at(text, 0))
