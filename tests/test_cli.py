@@ -1,8 +1,10 @@
-"""How a command ends, whatever its processes shared."""
+"""How a command ends, whatever its processes shared; what it writes on a terminal without UTF-8."""
 
+import os
 import subprocess
 import sys
 
+import pytest
 from recipes import ROOT
 
 SHARE_AND_FAIL = """
@@ -30,3 +32,41 @@ def test_ending_at_once_says_one_line_and_leaves_nothing_behind():
     open_it = f"from multiprocessing import shared_memory; shared_memory.SharedMemory({done.stdout.strip()!r})"
     gone = subprocess.run([sys.executable, "-c", open_it], capture_output=True, text=True, timeout=60)
     assert "FileNotFoundError" in gone.stderr
+
+
+READ_AND_WRITE = """
+import sys
+from vlvm_jax import cli
+from vlvm_jax.errors import InputError
+from vlvm_jax.training.progress import say
+
+def main():
+    line = cli.typed(sys.stdin.readline().strip(), "the question")
+    print(line, flush=True)
+    say(line)
+    print("\\udcff")
+    raise InputError(line)
+
+sys.exit(cli.run(main, "", ["command"]))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_terminal_that_lacks_characters_shows_their_escapes(encoding):
+    said = "\u89c6\u9891 \u0645 \U0001f3ac"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", READ_AND_WRITE], cwd=ROOT, env=environment, input=f"{said}\n".encode(),
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    shown = said.encode(encoding, errors="backslashreplace")
+    assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr
+    assert done.stdout.splitlines() == [shown, shown, b"\\udcff"]
+    assert shown in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_bytes_that_are_no_text_are_refused():
+    done = subprocess.run(
+        [sys.executable, "-c", READ_AND_WRITE], cwd=ROOT, input=b"what \xff ?\n", capture_output=True, timeout=120
+    )
+    assert done.returncode == 2 and done.stderr.decode().splitlines() == ["error: the question: not UTF-8 text"]

@@ -76,6 +76,33 @@ def test_questions_of_a_file_and_a_contact_sheet(ask, folder, tmp_path):
     assert sheet.shape[1] > 2 * sheet.shape[0] and sheet.std() > 20  # four frames in a row
 
 
+SCRIPTS = ["视频里发生了什么\uff1f", "ماذا يحدث ؟", "👩\u200d👧 🎬 ?", "  what is it ?  ", "a\u2028b\x85c ?"]
+
+
+def test_questions_in_every_script(ask, tmp_path):
+    """As lines and as JSON they are asked as they stand, and answers repeat them readably."""
+    lines, listed = tmp_path / "lines.txt", tmp_path / "list.json"
+    lines.write_text("\ufeff" + "\n".join(SCRIPTS), encoding="utf-8")
+    listed.write_text(json.dumps(SCRIPTS))
+    outputs = []
+    for file in (lines, listed):
+        code, out, err = ask(*CLIP, f"--questions={file}", "--json", "--max_new_tokens=2")
+        assert code == 0, err
+        assert all(question.splitlines()[0] in out for question in SCRIPTS)
+        outputs.append([json.loads(line) for line in out.split("\n") if line])
+        assert [answer["question"] for answer in outputs[-1]] == SCRIPTS
+    for one, other in zip(*outputs, strict=True):
+        assert (one["text"], one["prompt_tokens"]) == (other["text"], other["prompt_tokens"])
+    code, out, err = ask(*CLIP, f"--prompt={SCRIPTS[2]}")
+    assert code == 0 and out.endswith("\n"), err
+
+
+def test_a_questions_file_that_is_not_utf_8_is_refused(ask, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("où ?".encode("latin-1"))
+    code, _, err = ask(*CLIP, f"--questions={tmp_path}/latin.txt")
+    assert code == 2 and "latin.txt: cannot be read (UnicodeDecodeError); expected a text file in UTF-8" in err
+
+
 def test_images(ask):
     code, out, err = ask(*MODEL, "--image={}/picture.png", "--image={}/picture.png", "--prompt=is it a dog ?", "--json")
     assert code == 0, err

@@ -1,5 +1,6 @@
 """What all commands share: faults of the user's end in one line and exit code 2, interruptions in 75."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
     Args:
       positional: whether the command takes arguments beside flags; `main` gets them as a list.
     """
+    _write_any_text()
     argv = list(sys.argv if argv is None else argv)
     if any(arg in ("--help", "-h", "-help", "--helpfull") for arg in argv[1:]):
         print(usage.strip())
@@ -38,6 +40,27 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _write_any_text() -> None:
+    """On a terminal that lacks a character, its escape is written; what is typed is read whatever its bytes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def typed(text: str, where: str) -> str:
+    """What a person typed, also where Python took the terminal for one without UTF-8.
+
+    Raises:
+      InputError: it is not UTF-8.
+    """
+    try:
+        return text.encode("utf-8", errors="surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise InputError(f"{where}: not UTF-8 text") from None
 
 
 def _silence_tracker() -> None:

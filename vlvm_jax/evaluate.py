@@ -1,11 +1,12 @@
 """Ask a model a list of questions about clips, and score what it says by fixed rules.
 
-usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=DIR --output=DIR [flags]
+usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --output=DIR [--media=DIR] [flags]
 
   --checkpoint      a training run, a stage or step of it, an import, or a Hugging Face directory or id.
   --questions       a list in one of the formats of docs/evaluate.md: .json, .jsonl or .csv.
   --answers         the list of answers where questions come without (default: X_a.json beside X_q.json).
-  --media           folder of the clips; names are tried with .mp4, .avi, .mov and .mkv, and with "v_" before them.
+  --media           folder of the clips (default: the list's own folder); names are tried with .mp4, .avi, .mov and
+                    .mkv, and with "v_" before them.
   --output          folder, local or gs://, for predictions.jsonl, scored.jsonl, results.json and run_card.json. The
                     same command continues there and asks nothing twice.
   --format          of the list: auto, plain, open_ended, multiple_choice, vcgbench, csv, t2vid or llava.
@@ -18,8 +19,11 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --media=
   --prefix          with which every answer is made to begin; replies are what comes after it (default: the config's).
   --max_new_tokens  (default: the recipe's, else 128), --temperature (default 0: greedy), --top_p, --seed,
   --stop            a string that ends an answer; may be given several times.
-  --match           what decides on free text: exact, normalised (default) or contains. All are reported.
+  --match           what decides on free text: exact, normalised (default), contains or yes_no. All are reported.
+                    yes_no reads whether the reply says yes or no. It decides only on questions whose answer is yes or
+                    no (normalised decides on the others), and is refused if the list has no such question.
   --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
+                    docs/evaluate.md has the rules.
   --denominator     all: what has no answer is wrong (default); answered: it is left out; released: as the released
                     code leaves out.
   --control         blank_video, shuffled_frames, shuffled_prompt or shuffled_question; asked beside the questions as
@@ -45,7 +49,7 @@ _CONTROLS = ["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_ques
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
 _QUESTIONS = flags.DEFINE_string("questions", None, "The list.")
 _ANSWERS = flags.DEFINE_string("answers", None, "The list of answers.")
-_MEDIA = flags.DEFINE_string("media", None, "Folder of the clips.")
+_MEDIA = flags.DEFINE_string("media", None, "Folder of the clips; default: the list's.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 _FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
@@ -60,7 +64,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_boun
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Of sampling.", lower_bound=0, upper_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 _STOP = flags.DEFINE_multi_string("stop", [], "Strings that end an answer.")
-_MATCH = flags.DEFINE_enum("match", "normalised", ["exact", "normalised", "contains"], "For free text.")
+_MATCH = flags.DEFINE_enum("match", "normalised", ["exact", "normalised", "contains", "yes_no"], "For free text.")
 _PARSER = flags.DEFINE_enum("parser", "strict", ["strict", "slowfast_released", "t2vid_released"], "For letters.")
 _DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "released"], "What is counted.")
 _CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
@@ -82,7 +86,7 @@ def _required(flag: flags.FlagHolder) -> str:
 
 
 def main() -> None:
-    checkpoint, questions, media, output = map(_required, (_CHECKPOINT, _QUESTIONS, _MEDIA, _OUTPUT))
+    checkpoint, questions, output = map(_required, (_CHECKPOINT, _QUESTIONS, _OUTPUT))
     from vlvm_jax import memory
     from vlvm_jax.config import Config, build
     from vlvm_jax.evaluation import benchmark
@@ -91,7 +95,7 @@ def main() -> None:
 
     config = None if _CONFIG.value is None else build(Config, _CONFIG.value)
     options = benchmark.Options(
-        checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=media, output=output,
+        checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=_MEDIA.value, output=output,
         format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
         decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),

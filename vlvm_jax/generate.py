@@ -40,6 +40,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlvm_jax import cli
+from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -153,12 +154,14 @@ def _questions() -> list[tuple[str, str]] | None:
     if _INTERACTIVE.value:
         return None
     if _PROMPT.value is not None:
-        return [("--prompt", _PROMPT.value)]
+        return [("--prompt", cli.typed(_PROMPT.value, "--prompt"))]
     path = Path(_QUESTIONS.value or "")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file") from None
+        raise InputError(
+            f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file in UTF-8"
+        ) from None
     found = _listed(text, str(path)) if text.lstrip().startswith("[") else _lines(text)
     if not found:
         raise InputError(f"--questions={path}: no question in it; write one a line, or a JSON list")
@@ -169,7 +172,8 @@ def _questions() -> list[tuple[str, str]] | None:
 
 
 def _lines(text: str) -> list[tuple[str, str]]:
-    return [(str(number), line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    """Each line as it stands. Only line feeds end lines: other scripts' separators are part of a question."""
+    return [(str(number), line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _listed(text: str, path: str) -> list[tuple[str, str]]:
@@ -217,7 +221,7 @@ def _answer_all(answering: "Answering", requests: list["Request"], decoding: "De
         answers.append(answer)
         if _JSON.value:
             values = {"question": request.question, **dataclasses.asdict(answer)}
-            print(json.dumps(values, ensure_ascii=False), flush=True)
+            print(json_text.readable(values), flush=True)
         else:
             print(f"{request.question}\n  {answer.text}", flush=True)
     return answers
@@ -228,10 +232,15 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
     from vlvm_jax.inference.requests import Request, conversation
 
     earlier: tuple[Turn, ...] = ()
-    for question in _lines_asked():
-        if question == "/quit":
+    for line in _lines_asked():
+        try:
+            question = cli.typed(line, "the question")
+        except InputError as error:
+            print(error, flush=True)
+            continue
+        if question.strip() == "/quit":
             return
-        if question == "/clear":
+        if question.strip() == "/clear":
             earlier = ()
             continue
         request = Request("chat", media, conversation(earlier, question), prefix=_PREFIX.value)
@@ -254,7 +263,7 @@ def _lines_asked() -> Iterator[str]:
         if not line:
             return
         if line.strip():
-            yield line.strip()
+            yield line.rstrip("\r\n")
 
 
 def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:

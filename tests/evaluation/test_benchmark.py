@@ -61,6 +61,37 @@ def options(tmp_path):
     return Options("model", str(questions), str(media), str(tmp_path / "out"))
 
 
+def test_questions_in_every_script_are_written_as_they_are(options, model, tmp_path):
+    asked = ["视频里发生了什么", "ماذا يحدث", "👩\u200d👧 🎬", "红 what ماذا 🎬 " * 700]
+    records = [
+        {"video": "a", "id": f"问{n}", "question": text, "answer": "红色", "type": "颜色"}
+        for n, text in enumerate(asked)
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(records))
+    found = benchmark.run(options, None, StopSignal())
+    assert set(found["by_type"]) == {"颜色"}
+    for name in ("predictions.jsonl", "scored.jsonl"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.split("\n") if line]
+        assert [line["question"] for line in lines] == [one.strip() for one in asked]
+        assert all(one.strip() in text for one in asked)
+    assert "颜色" in (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
+
+
+def test_clips_beside_the_list_need_no_media_folder(options, model, tmp_path, capsys):
+    here = dataclasses.replace(options, media=None)
+    with pytest.raises(InputError, match=f"none of the clips is in the list's own folder, {tmp_path}; give --media="):
+        benchmark.run(here, None, StopSignal())
+    beside = tmp_path / "clips" / "own.json"
+    beside.write_text((tmp_path / "own.json").read_text())
+    found = benchmark.run(dataclasses.replace(here, questions=str(beside)), None, StopSignal())
+    assert found["accuracy"] == pytest.approx(0.4)
+    assert f"from the list's own folder, {beside.parent}" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "out" / "run_card.json").read_text())["asked"]["media"] == str(beside.parent)
+    with pytest.raises(InputError, match=r"--questions=.*gone.json: no such file"):
+        benchmark.run(dataclasses.replace(here, questions=str(tmp_path / "gone.json")), None, StopSignal())
+
+
 def test_from_a_list_to_results(options, model, tmp_path, capsys):
     found = benchmark.run(options, None, StopSignal())
     assert found == json.loads((tmp_path / "out" / "results.json").read_text())

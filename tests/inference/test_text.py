@@ -1,5 +1,6 @@
 """Text as tokens come: pieces join to the whole, whatever the pieces; stop strings within and across tokens."""
 
+import hf_checkpoints
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -63,6 +64,16 @@ def test_half_a_character_is_held_back():
     text = AnswerText(decode, (END,))
     first, second = "日".encode()[:2], "日".encode()[2:]
     assert text.push(first) == "" and text.push(second) == "日"
+
+
+@pytest.mark.parametrize("said", ["视频里 ماذا 🎬 é", "👩\u200d👩\u200d👧 हिन्दी", "e\u0301 \U0002070e"])
+def test_a_byte_level_tokenizers_pieces_are_whole_characters(said):
+    words = hf_checkpoints.byte_level()
+    tokens = words.encode(said, add_special_tokens=False)
+    assert len(tokens) > len(said)  # several a character
+    text = AnswerText(words.decode, ())
+    pieces = [text.push([token]) for token in tokens]
+    assert "".join(pieces) == said and not any("\ufffd" in piece for piece in pieces)
 
 
 def test_nothing_counts_after_the_end():

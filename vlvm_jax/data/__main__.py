@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from vlvm_jax import cli
+from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 
 CHECK = """Look at data before training on it: every record is read, its media are opened and frames of them decoded.
@@ -178,7 +179,6 @@ def _check(files: list[str]) -> None:
     f = flags.FLAGS
     if not files and f.config is None:
         raise InputError("expected `check FILE...`, or --config to check a recipe's own data; see --help")
-    import json
 
     from vlvm_jax.data.sources import mixture
     from vlvm_jax.data.sources.records import evenly
@@ -200,7 +200,7 @@ def _check(files: list[str]) -> None:
     summary = check.summarise(findings, len(found), spec)
     check_report.show(summary, console)
     if f.json:
-        _written(f.json).write_text(json.dumps(summary, indent=2))
+        _written(f.json).write_text(json_text.readable(summary, indent=2), encoding="utf-8")
     if f.picture:
         check_report.draw(findings, summary, _written(f.picture))
     bad = summary["checked"] - summary["usable"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from vlvm_jax.data import json_text
 from vlvm_jax.data.media import Sample
 from vlvm_jax.data.sources.records import Record
 from vlvm_jax.errors import InputError
@@ -67,8 +68,8 @@ class SkipLog:
         if note["record"] not in self.causes:
             self.causes[note["record"]] = note["cause"]
             if self.path is not None:
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"stage": self.stage, **note}) + "\n")
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json_text.readable({"stage": self.stage, **note}) + "\n")
             self._check(note)
         return False
 

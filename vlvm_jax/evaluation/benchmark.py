@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
 from vlvm_jax.config import Config, DType
+from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import asking, controls, question_lists, results
 from vlvm_jax.evaluation.controls import SWAPPING, Control
@@ -35,7 +36,7 @@ class Options:
     Attributes:
       checkpoint: a hub id or directory, as `inference.loading.load` takes it.
       questions, answers, format: see `question_lists.read`.
-      media: folder of the clips.
+      media: folder of the clips; None for the folder of `questions`.
       output: folder, local or gs://, for everything that is written.
       frames: taken from a clip; None for the config's or the checkpoint's own, as with the next two.
       chat_template, dtype: see `loading.load`.
@@ -47,7 +48,7 @@ class Options:
 
     checkpoint: str
     questions: str
-    media: str
+    media: str | None
     output: str
     answers: str | None = None
     format: Format | Literal["auto"] = "auto"
@@ -72,7 +73,16 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
       InputError: the list, the checkpoint or a flag is at fault, or the folder holds another command's predictions.
       Interrupted: asked to stop; the same command continues.
     """
-    listed = question_lists.read(options.questions, options.media, answers=options.answers, name=options.format)
+    media = _folder(options.questions) if options.media is None else options.media
+    listed = question_lists.read(options.questions, media, answers=options.answers, name=options.format)
+    if options.media is None:
+        if all(question.missing for question in listed.questions):
+            raise InputError(
+                f"--media is not given, and none of the clips is in the list's own folder, {media}; give --media=FOLDER"
+            )
+        say(f"--media is not given: the clips are read from the list's own folder, {media}")
+    options = dataclasses.replace(options, media=media)
+    results.check_match(listed.questions, options.rules)
     questions = listed.questions[: options.limit]
     # Of the whole list, so that a limit does not change which question stands for which.
     swapped = controls.others(listed.questions) if set(SWAPPING) & set(options.controls) else {}
@@ -82,11 +92,22 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
         _claim(options, listed, config)
         lines = _answered(options, config, questions, swapped, logs, stop)
         found = results.summarise(questions, lines, options.rules)
-        _write(options.output, RESULTS, json.dumps(found, indent=2, ensure_ascii=False))
+        _write(options.output, RESULTS, json_text.readable(found, indent=2))
         _write(options.output, SCORED, _json_lines(results.scored(questions, lines[None])))
     results.show(Path(options.questions).name, found)
     say(f"written: {', '.join(storage.join(options.output, name) for name in (RESULTS, SCORED, CARD))}")
     return found
+
+
+def _folder(path: str) -> str:
+    """Where a list is.
+
+    Raises:
+      InputError: there is no such list.
+    """
+    if not storage.is_file(path):
+        raise InputError(f"--questions={path}: no such file")
+    return storage.parent(path)
 
 
 def _answered(
@@ -182,7 +203,7 @@ def _claim(options: Options, listed: QuestionList, config: Config | None) -> Non
         "rules": dataclasses.asdict(options.rules),
         **environment(),
     }
-    _write(options.output, CARD, json.dumps(card, indent=2, ensure_ascii=False))
+    _write(options.output, CARD, json_text.readable(card, indent=2))
 
 
 def _files_hash(checkpoint: str) -> str:
@@ -199,4 +220,4 @@ def _write(folder: str, name: str, text: str) -> None:
 
 
 def _json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json_text.readable(line) + "\n" for line in lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 
 _EVERY = 2.0  # seconds between two syncs: what a machine that loses power may have to ask again
@@ -72,7 +73,7 @@ class Predictions:
         self.by_id[line["id"]] = line
         if known is not None and line["pred"] is None and known == line:
             return
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n")
+        self._file.write(json_text.readable(line).encode() + b"\n")
         self._file.flush()
         if time.monotonic() - self._synced >= _EVERY:
             self.sync()

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from vlvm_jax.data.sources.records import short
+from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import scoring
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.evaluation.scoring import MATCHES, PARSERS, Mark, Match, Parser
+from vlvm_jax.evaluation.yes_no import is_yes_no
 from vlvm_jax.training.progress import console, say
 
 Denominator = Literal["all", "answered", "released"]
@@ -24,7 +27,8 @@ _UNPARSED = "Z"  # in the place of a letter, as T2Vid writes it
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Attributes:
-    match: what decides on free text; all rules are reported.
+    match: what decides on free text; all rules are reported. `yes_no` decides only where the true answer is yes or no;
+      elsewhere `normalised` does.
     parser: what decides on multiple choice; likewise.
     denominator: `all` counts questions without an answer as wrong; `answered` leaves them out; `released` does too, as
       well as T2Vid's items whose prompt has not exactly one "A. ".
@@ -41,7 +45,26 @@ def judged(question: Question, line: Line | None) -> dict[str, bool]:
     if question.letter:
         letters = letters_of(question, said)
         return {name: letter == question.letter for name, letter in letters.items()}
-    return {name: said is not None and match(said, question.answer) for name, match in MATCHES.items()}
+    asked = is_yes_no(question.answer)
+    names = [name for name in MATCHES if asked or name != "yes_no"]
+    return {name: said is not None and MATCHES[name](said, question.answer) for name in names}
+
+
+def deciding(question: Question, rules: Rules) -> str:
+    """Name of the rule that decides on a question."""
+    if question.letter:
+        return rules.parser
+    return rules.match if rules.match != "yes_no" or is_yes_no(question.answer) else "normalised"
+
+
+def check_match(questions: Sequence[Question], rules: Rules) -> None:
+    """Raises `InputError` if the rule `yes_no` is chosen for answers of which none is yes or no."""
+    free = [question for question in questions if not question.letter]
+    if rules.match == "yes_no" and free and not any(is_yes_no(question.answer) for question in free):
+        raise InputError(
+            f"--match=yes_no: no answer in the list is yes or no; the first is {short(free[0].answer)}; choose exact, "
+            "normalised or contains"
+        )
 
 
 def letters_of(question: Question, said: str | None) -> dict[str, str | None]:
@@ -62,7 +85,7 @@ def accuracy(questions: Sequence[Question], lines: Mapping[str, Line], rules: Ru
         right = judged(question, lines.get(question.id))
         for name, value in right.items():
             by_rule.setdefault(name, []).append(Mark(question.type, value))
-        marks.append(Mark(question.type, right[rules.parser if question.letter else rules.match]))
+        marks.append(Mark(question.type, right[deciding(question, rules)]))
     unanswered = [line for line in (_line(question, lines) for question in questions) if line["pred"] is None]
     return {
         **scoring.accuracies(marks),
@@ -162,6 +185,8 @@ def show(title: str, result: Mapping[str, Any]) -> None:
     for name, found in result["by_rule"].items():
         unparsed = f", {found['unparsed']} unparsed" if "unparsed" in found else ""
         chosen = " (this table's)" if name in result["rules"].values() else ""
+        if name == "yes_no":
+            chosen = " whose answer is yes or no" + chosen.replace("table's)", "table's; normalised for the others)")
         say(f"{name}: {_share(found['accuracy'])} of {found['questions']}{unparsed}{chosen}")
     if result["unanswered"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in result["unanswered"].items())

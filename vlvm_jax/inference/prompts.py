@@ -18,6 +18,8 @@ from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.requests import Request
 
+_HALF = re.compile("[\ud800-\udfff]")  # of a character; JSON can hold it, tokenizers cannot
+
 
 class Prompts:
     """Prepares requests as training prepared its samples: the same frames, template and layout of visual tokens.
@@ -56,6 +58,8 @@ class Prompts:
         """
         if not request.turns or not all(ANY_PLACEHOLDER.sub("", turn.question).strip() for turn in request.turns):
             raise InputError(f"{request.id}: the question is empty; ask something")
+        if any(_HALF.search(text) for turn in request.turns for text in (turn.question, turn.answer)):
+            raise InputError(f"{request.id}: the question holds half a character (a lone surrogate), which is no text")
         prefix = request.prefix
         if prefix is None:
             prefix = self.answers.options_prefix if request.options else self.answers.prefix
@@ -141,7 +145,7 @@ def messages(request: Request) -> list[Message]:
     questions = [turn.question for turn in request.turns]
     written = sum(len(ANY_PLACEHOLDER.findall(question)) for question in questions)
     if not written:
-        questions[0] = "".join("<image>\n" for _ in request.media) + questions[0].strip()
+        questions[0] = "".join("<image>\n" for _ in request.media) + questions[0]  # its own spaces are kept
     elif written != len(request.media):
         raise InputError(
             f"{request.id}: {written} placeholders (<image>, <video>) for {len(request.media)} images and clips; write "

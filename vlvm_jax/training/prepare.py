@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
 from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
-from vlvm_jax.data import packing, pipeline
+from vlvm_jax.data import json_text, packing, pipeline
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.sources import mixture
@@ -307,7 +307,7 @@ def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedS
         "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
         "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
     }
-    storage.write_text(os.fspath(workdir / "run_card.json"), json.dumps(card, indent=2))
+    storage.write_text(os.fspath(workdir / "run_card.json"), json_text.readable(card, indent=2))
 
 
 def environment() -> dict[str, Any]:

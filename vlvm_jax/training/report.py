@@ -1,7 +1,6 @@
 """Tables before and after a run, `summary.json` and `summary.png`."""
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from vlvm_jax import storage
 from vlvm_jax.config import Config
+from vlvm_jax.data import json_text, picture_text
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
 from vlvm_jax.training.prepare import PreparedStage, adapter_of
@@ -20,6 +20,8 @@ from vlvm_jax.training.progress import console, say
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+_NAME = 40  # characters of a stage's or a question type's name
 
 
 def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
@@ -58,9 +60,10 @@ def write(
     pictures: Sequence[Picture],
 ) -> None:
     """Prints the closing tables and writes `summary.json` and `summary.png`."""
-    storage.write_text(os.fspath(workdir / "summary.json"), json.dumps(summary, indent=2))
-    png = io.BytesIO()
-    draw(summary, losses, pictures).savefig(png, format="png", dpi=110, bbox_inches="tight")
+    storage.write_text(os.fspath(workdir / "summary.json"), json_text.readable(summary, indent=2))
+    png, written = io.BytesIO(), _written(summary, losses, pictures)
+    with written.fonts():
+        draw(summary, losses, pictures, written).savefig(png, format="png", dpi=110, bbox_inches="tight")
     storage.write_bytes(os.fspath(workdir / "summary.png"), png.getvalue())
     plt.close("all")
     print_stages(summary)
@@ -73,6 +76,8 @@ def write(
     )
     if summary["skipped"]:
         say("skipped samples: " + ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()))
+    if written.note:
+        say(f"summary.png: {written.note}")
     say(f"written: {workdir / 'summary.json'}, {workdir / 'summary.png'}, {workdir / 'metrics.jsonl'}")
 
 
@@ -103,47 +108,61 @@ def print_eval(name: str, result: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def draw(summary: Mapping[str, Any], losses: Mapping[str, list[tuple[int, float]]], pictures: Sequence[Picture]):
+def _written(
+    summary: Mapping[str, Any], losses: Mapping[str, Any], pictures: Sequence[Picture]
+) -> picture_text.PictureText:
+    """How the texts of the picture are written that come from the user."""
+    kinds = [kind for result in summary["eval"].values() for kind in result["by_type"]]
+    return picture_text.PictureText([*losses, *summary["eval"], *kinds, *(picture.title for picture in pictures)])
+
+
+def draw(
+    summary: Mapping[str, Any],
+    losses: Mapping[str, list[tuple[int, float]]],
+    pictures: Sequence[Picture],
+    written: picture_text.PictureText,
+):
     """Loss per stage, accuracy by type against its controls, sampled frames with the sampler's weights."""
     evals = list(summary["eval"].items())
     rows = 1 + bool(evals) + len(pictures)
     heights = [3.0] + [3.2] * bool(evals) + [1.5] * len(pictures)
     figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
     panels: list[Any] = list(figure.subfigures(rows, 1, height_ratios=heights, squeeze=False)[:, 0])
-    _draw_losses(panels.pop(0), losses)
+    _draw_losses(panels.pop(0), losses, written)
     if evals:
         axes = panels.pop(0).subplots(1, len(evals), squeeze=False)[0]
         for axis, (name, result) in zip(axes, evals, strict=True):
-            _draw_accuracy(axis, name, result)
+            _draw_accuracy(axis, name, result, written)
     for panel, picture in zip(panels, pictures, strict=True):
-        _draw_frames(panel, picture)
+        _draw_frames(panel, picture, written)
     return figure
 
 
-def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]]) -> None:
+def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]], written: picture_text.PictureText) -> None:
     axes = np.atleast_1d(panel.subplots(1, max(1, len(losses)), sharey=True))
     for axis, (name, curve) in zip(axes, losses.items(), strict=False):
         steps, values = zip(*curve, strict=True)
         axis.plot(steps, values, linewidth=0.8)
-        axis.set(title=name, xlabel="step", yscale="log")
+        axis.set(title=written(name, _NAME), xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("loss")
 
 
-def _draw_accuracy(axis, name: str, result: Mapping[str, Any]) -> None:
+def _draw_accuracy(axis, name: str, result: Mapping[str, Any], written: picture_text.PictureText) -> None:
     kinds = list(result["by_type"])
     series = {"model": result["by_type"], **{c.replace("_", " "): v["by_type"] for c, v in result["controls"].items()}}
     width = 0.8 / len(series)
     for number, (label, values) in enumerate(series.items()):
         places = np.arange(len(kinds)) + (number - (len(series) - 1) / 2) * width
         axis.bar(places, [values.get(kind, 0) for kind in kinds], width, label=label)
-    axis.set_xticks(np.arange(len(kinds)), [kind.replace("_", "/") for kind in kinds], rotation=20)
-    axis.set(title=f"held-out {name}", ylim=(0, 1.2), ylabel="accuracy")  # the legend stands above the bars
+    axis.set_xticks(np.arange(len(kinds)), [written(kind.replace("_", "/"), _NAME) for kind in kinds], rotation=20)
+    # The legend stands above the bars.
+    axis.set(title=f"held-out {written(name, _NAME)}", ylim=(0, 1.2), ylabel="accuracy")
     axis.legend(fontsize=7, ncols=4, loc="upper right")
 
 
-def _draw_frames(panel: Any, picture: Picture) -> None:
-    panel.suptitle(picture.title, fontsize=9)
+def _draw_frames(panel: Any, picture: Picture, written: picture_text.PictureText) -> None:
+    panel.suptitle(written(picture.title), fontsize=9)
     axes = np.atleast_1d(panel.subplots(1, len(picture.frames)))
     for index, axis in enumerate(axes):
         axis.imshow(picture.frames[index])

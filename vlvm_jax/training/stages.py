@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from vlvm_jax import config as config_lib
 from vlvm_jax import storage
 from vlvm_jax.config import Config, StageConfig
-from vlvm_jax.data import pipeline
+from vlvm_jax.data import json_text, pipeline
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.evaluation import final
@@ -182,7 +182,7 @@ def train_stage(
         processes.wait_for_all(f"trained {stage.name}")  # for what the others skipped
         result = stage_result(config, prepared, run, watch.metrics, skip_log)
         if processes.primary():
-            storage.write_text(os.fspath(result_file), json.dumps(result, indent=2))
+            storage.write_text(os.fspath(result_file), json_text.readable(result, indent=2))
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()

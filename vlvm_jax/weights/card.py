@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vlvm_jax import __version__
+from vlvm_jax.data import json_text
 from vlvm_jax.models.params import Model
 from vlvm_jax.weights.verify import Report
 
@@ -109,7 +110,7 @@ def _training(export: "Export") -> list[str]:
     config = _run_file(export, "config.json")
     if config:
         lines += ["", "<details><summary>Configuration</summary>", "", "```json"]
-        lines += [json.dumps(config, indent=1), "```", "", "</details>", ""]
+        lines += [json_text.readable(config, indent=1), "```", "", "</details>", ""]
     return lines
 
 
@@ -137,4 +138,6 @@ def _number(value: Any) -> str:
 def _run_file(export: "Export", name: str) -> Any:
     root = getattr(export.source, "root", None)
     path = None if root is None else root / name
-    return json.loads(path.read_text()) if path is not None and export.source.stages and path.exists() else None
+    if path is None or not export.source.stages or not path.exists():
+        return None
+    return json.loads(path.read_bytes())

@@ -218,7 +218,7 @@ class Export:
         config = self.source.config if isinstance(self.source, Stored) else None
         if config is None or self.tokenizer is None or config.data.chat_template not in TEMPLATES:
             return None
-        tokenizer = Tokenizer.from_str(self.tokenizer.read_text())
+        tokenizer = Tokenizer.from_str(self.tokenizer.read_text(encoding="utf-8"))
         return tokenizer.token_to_id(TEMPLATES[config.data.chat_template].answer_end.strip())
 
     def write(self, folder: Path, progress: Callable[[int, int], None] | None) -> tuple[int, int]:

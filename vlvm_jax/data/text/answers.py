@@ -10,6 +10,7 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlvm_jax.data.sources.records import short
 from vlvm_jax.errors import InputError
 
 OPTION_LABELS = string.ascii_uppercase
@@ -95,7 +96,7 @@ def render_question(question: str, options: Sequence[str], template: str, *, app
     if ("{options}" in text) != bool(options):
         raise InputError(
             f"prompt_template: {template!r} has {'a' if not options else 'no'} place for options, and the question "
-            f"{question!r} has {'none' if not options else len(options)}; give a template "
+            f"{short(question)} has {'none' if not options else len(options)}; give a template "
             f"{'without' if not options else 'with'} {{options}}"
         )
     values = {"question": question + "?" * append_question_mark, "options": listed(options, inline=template in INLINE)}

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from vlvm_jax.data.extras import need
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.picture_text import PictureText
 from vlvm_jax.data.sources.records import PLACEHOLDERS, Record
 from vlvm_jax.errors import InputError, brief
 
@@ -111,15 +112,22 @@ def write_csv(path: Path, found: Mapping[str, Sequence[str]], points: Float[np.n
 
 def draw(path: Path, found: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"], title: str) -> None:
     """A point a sample, a colour a source."""
+    written = PictureText([*found, title])
+    with written.fonts():
+        _figure(found, points, title, written).savefig(path, dpi=120)
+
+
+def _figure(
+    found: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"], title: str, written: PictureText
+) -> Figure:
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     start = 0
     for number, (name, texts) in enumerate(found.items()):
         part = points[start : start + len(texts)]
-        axes.scatter(
-            part[:, 0], part[:, 1], s=6, alpha=0.6, linewidths=0, color=f"C{number}", label=f"{name} ({len(texts)})"
-        )
+        label = f"{written(name, 40)} ({len(texts)})"
+        axes.scatter(part[:, 0], part[:, 1], s=6, alpha=0.6, linewidths=0, color=f"C{number}", label=label)
         start += len(texts)
-    axes.set(xticks=[], yticks=[], title=title)
+    axes.set(xticks=[], yticks=[], title=written(title, 80))
     axes.legend(loc="best", markerscale=3)
-    figure.savefig(path, dpi=120)
+    return figure

@@ -21,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry, build
+from vlvm_jax.data import json_text
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import Mixture, read_mixture
@@ -283,7 +284,7 @@ def finish(plan: Plan, max_bad_share: float) -> Report:
       InputError: more than `max_bad_share` of the records were dropped; there is no manifest then.
     """
     infos = [shards.read_info(shards.info_name(plan.shard(index))) for index in range(plan.shards)]
-    lines = [json.dumps(entry) + "\n" for info in infos for entry in info.dropped_records]
+    lines = [json_text.readable(entry) + "\n" for info in infos for entry in info.dropped_records]
     storage.write_text(storage.join(plan.job.output, DROPPED), "".join(lines))
     dropped, media = Counter(), Counter()
     for info in infos:

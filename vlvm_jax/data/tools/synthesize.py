@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
 from vlvm_jax import storage
-from vlvm_jax.data import text_filters, text_images
+from vlvm_jax.data import json_text, text_filters, text_images
 from vlvm_jax.data.sources import shards, triplets
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo, StoredMedium
 from vlvm_jax.data.sources.text_pages import TextPages
@@ -372,7 +372,7 @@ def finish(plan: Plan, version: str) -> Report:
         counts.update(part["counts"])
         dropped.update(entry["cause"] for entry in part["dropped"])
     lost = [entry for part in parts for entry in part["dropped"]]
-    storage.write_text(plan.path(DROPPED), "".join(f"{json.dumps(entry)}\n" for entry in lost))
+    storage.write_text(plan.path(DROPPED), "".join(f"{json_text.readable(entry)}\n" for entry in lost))
     if not counts["kept"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in sorted(dropped.items()))
         last = lost[-1]["detail"]
@@ -380,13 +380,13 @@ def finish(plan: Plan, version: str) -> Report:
     result = plan.path(RESULTS[plan.job.format])
     records = [record for part in parts for record in part["records"]]
     if plan.job.format == "llava":
-        storage.write_text(result, json.dumps(records))
+        storage.write_text(result, json_text.readable(records))
     elif plan.job.format == "triplets":
-        storage.write_text(result, "".join(f"{json.dumps(record)}\n" for record in records))
+        storage.write_text(result, "".join(f"{json_text.readable(record)}\n" for record in records))
     else:
         _write_manifest(plan)
     card = {**plan.settings, "vlvm_jax": version, "counts": dict(counts), "dropped": dict(sorted(dropped.items()))}
-    storage.write_text(plan.path(CARD), json.dumps(card, indent=2))
+    storage.write_text(plan.path(CARD), json_text.readable(card, indent=2))
     storage.sweep(plan.job.output)
     return Report(counts, dropped, plan.job.output if plan.job.format == "array_record" else result)
 

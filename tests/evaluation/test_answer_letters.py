@@ -1,0 +1,212 @@
+"""The parser `strict`: examples, and that all letters are read alike."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vlvm_jax.evaluation.answer_letters import parse_strict
+
+OPTIONS = ("red car", "a man walks", "blue", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        # The whole reply.
+        ("c", "C"),
+        ("\uff23", "C"),
+        ("\uff08\uff23\uff09", "C"),
+        ("「C」", "C"),
+        ("**C**", "C"),
+        ("`C`", "C"),
+        ('"C"', "C"),
+        ("A man walks", "B"),
+        ("The dog.", "D"),
+        ("dog", "D"),
+        ("A man runs", None),  # no option's text
+        ("A red car", "A"),
+        ("A blue", None),  # A, or "blue" with an article
+        ("E", None),
+        # Tags and boxes, before all else.
+        ("<answer>B</answer>", "B"),
+        ("<answer> (B) a man walks </answer>", "B"),
+        ("I see a man. <answer>B", "B"),
+        ("B</answer>", "B"),
+        ("It is \\boxed{B}.", "B"),
+        ("$\\boxed{\\text{B}}$", "B"),
+        ("<|begin_of_box|>B<|end_of_box|>", "B"),
+        ("<answer>A</answer> The final answer is B.", "A"),
+        ("<answer>A</answer> or <answer>B</answer>", None),
+        ("<answer>a bird</answer> B", None),
+        # Reasoning.
+        ("<think>(A)? The answer is A.</think>\n\nB", "B"),
+        ("The answer is A.</think>The answer is (C).", "C"),
+        ("◁think▷A◁/think▷B", "B"),
+        ("<think>The answer is A", None),
+        # Final-answer phrases before other answer phrases, these before letters at the beginning.
+        ("The answer is A. No: the final answer is B.", "B"),
+        ("Final Answer: $B$", "B"),
+        ("The correct answer is A because it is red.", "A"),
+        ("(A) is wrong. The answer is (B).", "B"),
+        ("A. The answer is B.", "B"),
+        ("The answer is A. The answer is B.", None),
+        ("Answer: (C) text", "C"),
+        ("### Answer: **C**", "C"),
+        ("The best answer to this question would be: option C.", "C"),
+        ("The answer is option C", "C"),
+        ("The answer is red car.", "A"),
+        ("The answer is the red car because it is red.", "A"),
+        ("I would choose C.", "C"),
+        ("C is correct", "C"),
+        ("I think that option C is the best answer.", "C"),
+        ("A man walks is the answer; B is right.", "B"),
+        ("The answer is A or B", None),
+        ("The answer is A man", None),
+        ("The answer is B, not (A).", "B"),
+        ("The answer is E. A", None),
+        ("答案是B", "B"),
+        ("答案\uff1a\uff22。因为他走了。", "B"),
+        ("正确答案是选项B\uff0c因为他走了。", "B"),
+        ("选B", "B"),
+        ("A错误\uff0cB正确", "B"),
+        # At the beginning.
+        ("Option B", "B"),
+        ("Option C.", "C"),
+        ("Choice: C", "C"),
+        ("C: text", "C"),
+        ("C) text", "C"),
+        ("[C] text", "C"),
+        ("C\nHe walks.", "C"),
+        ("B a man walks", "B"),
+        ("B man walks", "B"),
+        ("B - a man walks", "B"),
+        ("B - a man runs", None),
+        ("B a man runs", None),
+        ("B red car", None),  # the text of another option
+        ("B. red car", None),
+        ("C because it is blue", "C"),
+        ("C, because it is blue", "C"),
+        ("C, not A", "C"),
+        ("C, a colour", None),
+        ("It's C", "C"),
+        ("I'm sure it is (C).", "C"),
+        ("He wears blue, so C.", "C"),
+        ("So a man walks by", None),
+        ("A or B", None),
+        ("(A) or (B)", None),
+        ("A) or B)", None),
+        ("A, B and C", None),
+        ("A: red car B: a man walks", None),
+        ("B. He walks. (A) is wrong.", "B"),
+        ("B. He walks. (A) fits too.", None),
+        ("B. He walks. Option A shows a red car.", "B"),
+        ("B) a man walks\n\nHe does not run, unlike in (A), so not A) red car.", "B"),
+        ("B. a man walks. A man walks.", "B"),
+        ("B. a man walks\nA. red car", None),
+        ("Ans: B", "B"),
+        # Denied or supposed.
+        ("not B", None),
+        ("Not (A)", None),
+        ("It is not B.", None),
+        ("A is wrong", None),
+        ("(A) is wrong", None),
+        ("(A) isn't it", None),
+        ("Neither (A) nor (B)", None),
+        ("I don't think the answer is B.", None),
+        ("The wrong answer is B.", None),
+        ("If the answer is B, he walks.", None),
+        ("不选A\uff0c选B", "B"),
+        # Words, not letters.
+        ("I'm not sure", None),
+        ("T-shirt", None),
+        ("C++", None),
+        ("Vitamin C is the best", None),
+    ],
+)
+def test_examples(reply, letter):
+    assert parse_strict(reply, OPTIONS) == letter
+
+
+def test_symbols_and_other_scripts_are_texts_too():
+    options = ("😀", "😂", "红色的车", "سيارة حمراء")
+    for letter, text in zip("ABCD", options, strict=True):
+        for reply in (text, f"{letter} {text}", f"{letter}: {text}", f"答案是{letter}", f"<answer>{text}</answer>"):
+            assert parse_strict(reply, options) == letter, reply
+
+
+TEXTS = (
+    "red car",
+    "yes",
+    "walks to the left",
+    "a dog",
+    "3.5",
+    "not moving",
+    "because he fell",
+    "红色",
+    "😀",
+    "an I beam",
+)
+LETTERS = "ABCDEFGHIJ"
+WORDS = (
+    "the answer is", "The final answer is", "Answer:", "option", "is wrong", "is correct", "not", "because", "and",
+    "or", "it's", "so", "he walks", "答案是", "<answer>", "</answer>", "\\boxed{", "}", "<think>", "</think>",
+)  # fmt: skip
+MARKS = ("", ".", ":", ")", ",", "!", ";", "\n", "**", "?")
+
+
+@st.composite
+def replies(draw):
+    """A number of options, their order, and a reply of words, letters (numbers) and texts of options."""
+    count = draw(st.integers(2, len(LETTERS)))
+    texts = draw(st.permutations(TEXTS))[:count]
+    order = draw(st.permutations(range(count)))
+    numbers = st.integers(0, count - 1)
+    letter = st.tuples(st.sampled_from(["{}", "({})", "**{}**", "{}.", "{}:", "{},", "{})", "{}\n"]), numbers)
+    lower = st.tuples(st.sampled_from(["{}", "({})", "{}."]), numbers.map(lambda number: number + 100))
+    text = st.tuples(st.just("{}"), numbers.map(lambda number: number + 200))
+    word = st.tuples(st.sampled_from(WORDS).map(lambda word: word.replace("{", "{{").replace("}", "}}")), st.just(0))
+    mark = st.tuples(st.sampled_from(MARKS), st.just(0))
+    return texts, order, draw(st.lists(st.one_of(letter, lower, text, word, mark), min_size=1, max_size=7))
+
+
+def written(pieces, texts, place):
+    """The reply where option `number` has the letter of `place[number]`."""
+    said = []
+    for form, number in pieces:
+        kind, number = divmod(number, 100)
+        letter = LETTERS[place[number]]
+        said.append(form.format({0: letter, 1: letter.lower(), 2: texts[number]}[kind]))
+    return " ".join(said)
+
+
+@settings(max_examples=300, deadline=None)
+@given(replies())
+@example((TEXTS[:2], (1, 0), [("{}", 0), ("{}", 201)]))
+def test_exchanging_options_exchanges_the_result(case):
+    texts, order, pieces = case
+    before = written(pieces, texts, list(range(len(texts))))
+    after = written(pieces, texts, order)
+    moved = [""] * len(texts)
+    for number, place in enumerate(order):
+        moved[place] = texts[number]
+    first, second = parse_strict(before, texts), parse_strict(after, moved)
+    expected = None if first is None else LETTERS[order[LETTERS.index(first)]]
+    assert second == expected, (before, after)
+
+
+@pytest.mark.parametrize("form", ["{}", "({})", "Option {}", "The answer is {} because he fell over", "{}. {text}",
+                                  "{} {text}", "It's {}", "{} is correct", "{}, not {other}"])  # fmt: skip
+def test_every_letter_is_read(form):
+    texts = tuple(f"text number {number}" for number in range(26))
+    for letter, text in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", texts, strict=True):
+        other = "B" if letter == "A" else "A"
+        assert parse_strict(form.format(letter, text=text, other=other), texts) == letter
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["A ", "A, ", "(", "(A) ", "the answer is ", "it is (A) or ", "\\boxed{", "<answer>", "not the answer is B ",
+     "a man walks, ", "'", "B. He is (A). "],
+)  # fmt: skip
+def test_long_replies_are_read(piece):
+    assert parse_strict(piece * (20_000 // len(piece)), OPTIONS) in (None, "A", "B")

@@ -1,0 +1,256 @@
+"""Which option of a multiple-choice question a reply states: the parser `strict`.
+
+All letters are read by the same rules, A and I too: exchanging options, and their letters in the reply, exchanges the
+result alike.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from vlvm_jax.evaluation.normalisation import normalise
+from vlvm_jax.evaluation.replies import ANSWER_PHRASE, FINAL_PHRASE, doubted, final_part, plain, tagged
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_UNNAMED = 5  # letters where the options are not known
+_BEFORE = 60  # characters in which a denial stands
+
+# A letter in brackets, or a bare one: no part of a word, of "I'm", of "T-shirt" or of "C++".
+_LETTER = re.compile(
+    r"[(\[{<]\s*([A-Za-z])\s*[.:]?\s*[)\]}>]|(?<![A-Za-z0-9])([A-Za-z])(?![A-Za-z0-9\u00c0-\u024f]|['\-&]\w|[+#])"
+)
+_NAME = re.compile(r"(?:the\s+)?(?:options?|choices?|answer|letter|选项|選項)\s*[:#]?\s*", re.IGNORECASE)
+_CLOSED = re.compile(r"\s*(?:\Z|[.:;!)\]}](?![A-Za-z0-9])|[。、]|选项|選項|项)|[ \t]*\n")
+_MARKS = re.compile(r"[\s.:;,!)\]}。\-\u2013\u2014]*")
+_COMMA = re.compile(r"\s*,")
+_BECAUSE = re.compile(
+    r"\s*,?\s*(?:(?:because|since|as|due\s+to|given|based\s+on|which|rather\s+than|instead\s+of)\b|因为|因為|由于|由於)"
+    r"|\s*,\s*(?:and\s+)?not\b",
+    re.IGNORECASE,
+)
+_OTHER = re.compile(
+    r"[)\]}]?(?:\s*,\s*(?:or\s+|and\s+)?|\s*[/&+、]\s*|\s+(?:or|and)\s+|\s*(?:或者?|和|与|與|及)\s*)", re.IGNORECASE
+)
+_TEXT_END = re.compile(
+    r"[.!;:](?=\s|\Z)|,(?=\s(?!\s*(?:or|and)\b))|[\n。]|\Z|(?=\s+(?:because|since|as|is|was|seems|would|must)\b)",
+    re.IGNORECASE,
+)
+
+_IS = r"(?:is|was|be|seems|looks|appears|would|could|can|must|may|might|should|does|has)"
+_WRONG = r"(?:wrong|incorrect|false|untrue|inaccurate|impossible|unlikely|eliminated|excluded|ruled\s+out)\b"
+_DENIED = re.compile(
+    rf"[\s.:)]*\b{_IS}\s+(?:\w+\s+){{0,2}}?(?:not\b|never\b|{_WRONG})|[\s.:)]*\b(?:{_IS}n't|can't|cannot|won't)\b"
+    rf"|\s*[:\-\u2013\u2014]?\s*(?:{_WRONG}|not\s+(?:correct|right|true)\b)|\s*(?:选项|選項|项)?\s*是?(?:错|錯|不)",
+    re.IGNORECASE,
+)
+_RIGHT = re.compile(
+    r"\s*(?:(?:is|was|must\s+be|should\s+be|would\s+be|seems)\s+(?:\w+ly\s+)?(?:the\s+)?(?:only\s+|most\s+|best\s+)?"
+    r"(?:correct|right|true|accurate|best|answer|option|choice)\b(?!\s+(?:of|to|side|hand)\b|-)"
+    r"|(?:选项|選項|项)?\s*是?(?:正确|正確|对的|對的))",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(
+    r"(?:\A|[.!?;:,。]\s*|\n\s*|\b(?:so|but|thus|hence|therefore|that|think|believe|only)\s*,?\s+)"
+    r"(?:(?:the\s+)?(?:options?|choice|answer|letter)\s+)?",
+    re.IGNORECASE,
+)
+_WEAK = re.compile(
+    r"\bit(?:'s|\s+(?:is|must\s+be|should\s+be|has\s+to\s+be))\s+(?:\w+ly\s+)?"
+    r"|\b(?:so|thus|hence|therefore)\b\s*,?\s*",
+    re.IGNORECASE,
+)
+_NEXT_SENTENCE = re.compile(r"[.!?;。]\s+|\n\s*")
+_LISTED = re.compile(r"(?<![\w.'])[A-Z](?=[.:)]\s)")
+_NOT_THAT = re.compile(
+    r"(?:\bnot|n't|\bneither|\bnor|\bthan|\bexcept|\bunlike|\binstead\s+of|\bexclud\w+|\beliminat\w+|\brul\w+\s+out"
+    r"|不选|不是|排除|而非)\s*(?:be\s+)?(?:the\s+)?(?:options?\s*|choices?\s*|answers?\s*)?\Z",
+    re.IGNORECASE,
+)
+_SOME_ARTICLES = re.compile(r"\b(?:an|the)\b")  # not "a", which is a letter too
+
+
+def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
+    r"""The letter that a reply states beyond doubt, None for any other.
+
+    What follows `</think>` is read. The first of these that states an option decides; if it states two, the reply has
+    no letter. Denied letters ("(A) is wrong", "not B") are never stated.
+
+    1. What stands in `<answer>...</answer>` or `\boxed{...}`, read by the rules below.
+    2. The whole reply: a letter alone, or the text of exactly one option.
+    3. What follows "final answer is", "final answer:" and the like.
+    4. What follows "answer is", "option:", "I choose", "答案是" and the like; the letter in "B is correct".
+    5. The letter with which the reply begins, or that follows "it is", "so" or "therefore". After a letter at the
+       beginning, one with which a later sentence begins is stated too, and so are those of a list of the options.
+
+    After a phrase, and at the beginning, a letter counts in brackets, quotes or bold, and before a full stop, colon,
+    bracket or line end. A bare letter before words counts only if these are its option's text or begin with "because"
+    or the like. A letter with another option's text states both. Letters beyond the last option are no answer.
+
+    Args:
+      options: texts, A's first; without them the letters are A to E and no text is compared.
+    """
+    said = final_part(reply)
+    letters = _LETTERS[: len(options) or _UNNAMED]
+    if marked := tagged(said):
+        stated = {found for text in marked if (found := parse_strict(text, options)) is not None}
+    else:
+        stated = _Reply(plain(said), options, letters).stated()
+    return next(iter(stated)) if len(stated) == 1 and stated <= set(letters) else None
+
+
+class _Reply:
+    """Args:
+    text: as `plain` gives it.
+    """
+
+    def __init__(self, text: str, options: Sequence[str], letters: str):
+        self.text, self.letters = text, letters
+        self.keys = {letter: _option_keys(option) for letter, option in zip(letters, options, strict=False)}
+
+    def stated(self) -> set[str]:
+        rules = (self._whole, lambda: self._after(FINAL_PHRASE), self._answers, self._weakly)
+        return next((found for rule in rules if (found := rule())), set())
+
+    # --- the rules ---------------------------------------------------------------------------------------------------
+
+    def _whole(self) -> set[str]:
+        alone = _LETTER.match(self.text)
+        if alone and not self.text[alone.end() :].strip(".:)!,;。 \n"):
+            return {_of(alone)}
+        return self._named(self.text)
+
+    def _after(self, phrase: re.Pattern[str]) -> set[str]:
+        found: set[str] = set()
+        for match in phrase.finditer(self.text):
+            if not doubted(self.text, match.start()):
+                found |= self._stated_at(match.end(), comma=True) or self._text_at(match.end())
+        return found
+
+    def _answers(self) -> set[str]:
+        found = self._after(ANSWER_PHRASE)
+        for start in _SENTENCE.finditer(self.text):
+            letter = _LETTER.match(self.text, start.end())
+            if letter and _of(letter) in self.letters:
+                end = self._own_text(_of(letter), letter.end()) or letter.end()
+                found |= {_of(letter)} if _RIGHT.match(self.text, end) else set()
+        return found
+
+    def _weakly(self) -> set[str]:
+        found = self._stated_at(0)
+        if found:
+            start = _LETTER.search(self.text)
+            assert start is not None
+            after = self._own_text(_of(start), start.end()) or start.end()
+            found |= self._repeated(after)
+        for match in _WEAK.finditer(self.text):
+            if not doubted(self.text, match.start()):
+                found |= self._stated_at(match.end(), comma=True)
+        return found
+
+    # --- what is stated at a place -----------------------------------------------------------------------------------
+
+    def _stated_at(self, place: int, *, comma: bool = False, sure: bool = False) -> set[str]:
+        """The letter at a place, if it is stated there, with those joined to it and those whose text follows it.
+
+        Args:
+          comma: whether a comma ends a statement.
+          sure: whether a bare letter before another option's text is left out, not taken for both.
+        """
+        name = _NAME.match(self.text, place)
+        letter = _LETTER.match(self.text, name.end() if name else place)
+        if letter is None:
+            return set()
+        if letter[2] and self._begins_text(letter):
+            return set()
+        found, end = _of(letter), letter.end()
+        own = self._own_text(found, end)
+        if _DENIED.match(self.text, own or end):
+            return set()
+        joined = self._joined(end)
+        ended = _CLOSED.match(self.text, end) or _BECAUSE.match(self.text, end)
+        if not (letter[1] or ended or own or joined or (comma and _COMMA.match(self.text, end))):
+            return set() if sure or found not in self.letters else self._contradicted(found, end)
+        return {found, *joined} | (set() if own else self._contradicted(found, end))
+
+    def _contradicted(self, letter: str, end: int) -> set[str]:
+        """A letter and the option whose text follows it, where that is another one's."""
+        texts = self._text_at(_after_marks(self.text, end))
+        return {letter} | texts if texts and letter not in texts else set()
+
+    def _joined(self, place: int, most: int = 3) -> set[str]:
+        """Letters behind "or", "and" or a comma, as many as are needed to tell that there are several."""
+        other = _OTHER.match(self.text, place) if most else None
+        name = _NAME.match(self.text, other.end()) if other else None
+        letter = _LETTER.match(self.text, (name or other).end()) if other else None  # type: ignore[union-attr]
+        if letter is None or _of(letter) not in self.letters or _DENIED.match(self.text, letter.end()):
+            return set()
+        more = self._joined(letter.end(), most - 1)
+        ended = any(end.match(self.text, letter.end()) for end in (_CLOSED, _COMMA, _BECAUSE))
+        return {_of(letter)} | more if letter[1] or more or ended else set()
+
+    def _repeated(self, place: int) -> set[str]:
+        """Letters stated after a place at the beginning of a sentence, or before their own option's text, as in a list
+        of the options."""
+        found: set[str] = set()
+        for start in _NEXT_SENTENCE.finditer(self.text, place):
+            found |= self._stated_at(start.end(), sure=True)
+        for match in _LISTED.finditer(self.text, place):
+            denied = _NOT_THAT.search(self.text, max(0, match.start() - _BEFORE), match.start())
+            if not denied and self._own_text(match[0], match.end()):
+                found |= self._stated_at(match.start(), sure=True)
+        return found & set(self.letters)
+
+    # --- texts of options --------------------------------------------------------------------------------------------
+
+    def _begins_text(self, letter: re.Match[str]) -> bool:
+        """Whether a bare letter is the first word of an option's text, as of "a dog": that is neither for certain."""
+        ends = [end for end in self._ends(letter.start()) if end > letter.end()]
+        return any(self._named(self.text[letter.start() : end]) for end in ends)
+
+    def _own_text(self, letter: str, place: int) -> int | None:
+        """Where the letter's own option ends, if its text follows."""
+        start = _after_marks(self.text, place)
+        ends = [end for end in self._ends(start) if self._key(start, end) in self.keys.get(letter, ())]
+        return max(ends, default=None)
+
+    def _text_at(self, place: int) -> set[str]:
+        """The options whose text stands at a place, up to the end of a clause; the longest text counts."""
+        first = _LETTER.match(self.text, place)
+        if first and first[2] and _of(first) in self.letters:
+            return set()
+        for end in sorted(self._ends(place), reverse=True):
+            if found := self._named(self.text[place:end]):
+                return found
+        return set()
+
+    def _ends(self, place: int) -> list[int]:
+        most = place + max((len(key) for keys in self.keys.values() for key in keys), default=0) * 2 + 40
+        ends = (match.start() for match in _TEXT_END.finditer(self.text, place))
+        return [end for end in itertools.takewhile(lambda end: end <= most, ends) if end > place]
+
+    def _key(self, start: int, end: int) -> str:
+        return _key(self.text[start:end], _SOME_ARTICLES)
+
+    def _named(self, text: str) -> set[str]:
+        said = _key(text, _SOME_ARTICLES)
+        return {letter for letter, keys in self.keys.items() if said and said in keys}
+
+
+def _of(letter: re.Match[str]) -> str:
+    return (letter[1] or letter[2]).upper()
+
+
+def _after_marks(text: str, place: int) -> int:
+    found = _MARKS.match(text, place)
+    assert found is not None
+    return found.end()
+
+
+def _option_keys(option: str) -> tuple[str, ...]:
+    """An option's text with its "a" and without: replies may leave it out."""
+    return tuple(filter(None, (_key(option, _SOME_ARTICLES), _key(option))))
+
+
+def _key(text: str, *dropped: re.Pattern[str]) -> str:
+    """Normalised; a text of symbols alone stands for itself."""
+    return normalise(text, *dropped) or " ".join(text.casefold().split())

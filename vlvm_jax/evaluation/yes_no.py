@@ -1,0 +1,47 @@
+"""Whether a reply says yes or no."""
+
+import re
+from typing import Literal
+
+from vlvm_jax.evaluation.normalisation import normalise
+from vlvm_jax.evaluation.replies import ANSWER_PHRASE, FINAL_PHRASE, doubted, final_part, plain, tagged
+
+YesNo = Literal["yes", "no"]
+_WORD = re.compile(r"[\s('\"]*(yes|no)\b(?!')", re.IGNORECASE)
+_OTHER = re.compile(r"\s*(?:,?\s(?:and|or)\s|/|&)\s*(yes|no)\b|\W+(yes|no)\W*\Z", re.IGNORECASE)
+
+
+def read_yes_no(reply: str) -> YesNo | None:
+    r"""What a reply says, None for neither.
+
+    What follows `</think>` is read. The first of these that says something decides; if it says both ("yes and no"), the
+    reply says neither: what stands in `<answer>...</answer>` or `\boxed{...}`; the word after "final answer is" and the
+    like; the word after "answer is", "answer:" and the like; the first word.
+    """
+    said = final_part(reply)
+    if marked := tagged(said):
+        found: set[YesNo] = {answer for text in marked if (answer := read_yes_no(text)) is not None}
+    else:
+        text = plain(said)
+        rules = (lambda: _after(text, FINAL_PHRASE), lambda: _after(text, ANSWER_PHRASE), lambda: _at(text, 0))
+        found = next((found for rule in rules if (found := rule())), set())
+    return found.pop() if len(found) == 1 else None
+
+
+def is_yes_no(answer: str) -> bool:
+    """Whether a true answer is yes or no, in any case and with any punctuation."""
+    return normalise(answer) in ("yes", "no")
+
+
+def _after(text: str, phrase: re.Pattern[str]) -> set[YesNo]:
+    places = (match.end() for match in phrase.finditer(text) if not doubted(text, match.start()))
+    return set().union(*(_at(text, place) for place in places))
+
+
+def _at(text: str, place: int) -> set[YesNo]:
+    word = _WORD.match(text, place)
+    if word is None:
+        return set()
+    other = _OTHER.match(text, word.end())
+    words = (word[1], *(other.groups() if other else ()))
+    return {"yes" if said.lower() == "yes" else "no" for said in words if said}
