@@ -73,6 +73,8 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
       Interrupted: asked to stop; the same command continues.
     """
     listed = question_lists.read(options.questions, options.media, answers=options.answers, name=options.format)
+    for note in listed.notes:
+        say(note)
     questions = listed.questions[: options.limit]
     # Of the whole list, so that a limit does not change which question stands for which.
     swapped = controls.others(listed.questions) if set(SWAPPING) & set(options.controls) else {}

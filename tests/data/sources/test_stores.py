@@ -306,7 +306,7 @@ def test_tfds_of_conversations(dataset):
 
 
 def test_tfds_types_filter(dataset):
-    fields = {**ASKED, "type": "sort"}
+    fields = {**ASKED, "type": "sort", "video": "frames"}
     entry = MixtureEntry(path=f"{dataset}@train", fields=fields, types=("b",))
     from vlvm_jax.data.sources.mixture import read_mixture
 

@@ -80,8 +80,8 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
         raise InputError(f"{where}: no {missing[0]!r}, which a record of the format {name!r} has")
     if name in _ANSWERS_OPTIONS and (found := options.keys_in(raw)):
         raise InputError(
-            f"{where}: {found[0]!r} holds options, which training does not show; write them into the question, and "
-            "what is to be learned into the answer"
+            f"{where}: {found[0]!r} holds options, which are not shown to the model here; write them into the question, "
+            "and the right one into the answer"
         )
     notes = Counter() if notes is None else notes
     text_keys = _text_keys(raw, name)

@@ -87,15 +87,22 @@ def _folders() -> Folders:
     return Folders()
 
 
-@functools.lru_cache(maxsize=2**16)
+_meant: dict[str, str] = {}
+
+
 def meant(path: str) -> str | None:
     """As `Folders.meant`, remembered. The first such path of a process is logged."""
-    found = _folders().meant(path)
-    if found is not None:
+    if path not in _meant and (found := _folders().meant(path)) is not None:
         logging.log_first_n(
             logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1, path, found
         )
-    return found
+        _meant[path] = found
+    return _meant.get(path)
+
+
+def known(path: str) -> str | None:
+    """What `meant` found for a path in this process, if it was asked."""
+    return _meant.get(path)
 
 
 def by_id(clip: str) -> Iterator[str]:

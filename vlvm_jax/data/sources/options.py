@@ -86,7 +86,12 @@ def _letter(text: str) -> str | None:
 
 def keys_in(raw: Mapping[str, Any]) -> list[str]:
     """Keys of a record that hold options, or look as if they did."""
-    found = [key for key in raw if isinstance(key, str) and _SUSPECT.fullmatch(key) and _holds_several(raw[key])]
+    found = [key for key in LISTS if raw.get(key) not in (None, "", [], {})]
+    found += [
+        key
+        for key, value in raw.items()
+        if key not in LISTS and isinstance(key, str) and _SUSPECT.fullmatch(key) and _holds_several(value)
+    ]
     return found or list(_series(raw)[0])
 
 
@@ -115,16 +120,13 @@ def _series(raw: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     return {}, False
 
 
-def read(raw: Mapping[str, Any], where: str, key: str | None = None) -> Choice | None:
+def read(raw: Mapping[str, Any], where: str) -> Choice | None:
     """Options of a record, and what it says of the right one; None if it has no options.
-
-    Args:
-      key: that holds the options; None finds it.
 
     Raises:
       InputError: options are there that cannot be read.
     """
-    lists = [name for name in LISTS if raw.get(name) not in (None, "", [], {})] if key is None else [key]
+    lists = [name for name in LISTS if raw.get(name) not in (None, "", [], {})]
     series, from_one = _series(raw)
     if len(lists) > 1 or (lists and series):
         both = [*lists, *series][:2]

@@ -29,7 +29,7 @@ MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "video")  # in the order in which
 PLACEHOLDERS = ("<image>", "<video>")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _HALF = re.compile("[\ud800-\udfff]")  # of a character; JSON can hold it, UTF-8 cannot
-_LEADS = re.compile(r"\s*(<image>|<video>)+(\s*\n|\w|\s*$)")  # where LLaVA and others put placeholders
+_LEADS = re.compile(r"\s*(<image>|<video>)+(\s|\w|$)")  # where LLaVA and others put placeholders
 _ENDS = re.compile(r"\n\s*(<image>|<video>)+\s*$")
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in no name: control characters, half ones
 TOOL_ROLES = ("observation", "function_call", "function", "function_response", "tool", "tool_call", "tool_response")
@@ -305,7 +305,7 @@ def _place(
     are both accepted for either kind; where there are as many of each as of its kind, they say where each medium goes.
 
     In a record without media they are text like any other, as in a question about HTML, unless they stand where a
-    medium's would: on a line of their own, or right before the first word.
+    medium's would: before the first word, or on a line of their own after the last.
     """
     media = list(media)
     if not media:
