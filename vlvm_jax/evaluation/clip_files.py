@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from vlvm_jax import storage
-from vlvm_jax.data.sources.media_names import CLIPS, Folders, other_spellings, without_scheme
+from vlvm_jax.data.sources.media_names import CLIPS, Folders, join, other_spellings, without_scheme
 from vlvm_jax.data.sources.records import LISTED, Name
 from vlvm_jax.errors import InputError
 
@@ -48,7 +48,7 @@ class ClipFiles:
           ValueError: the name leaves the folder.
         """
         plain = without_scheme(name)
-        candidates = [storage.join(self.root, one) for one in _candidates(plain)]
+        candidates = [join(self.root, one) for one in _candidates(plain)]
         found = next(filter(self._folders.has, candidates), None)
         if found is None and (found := self._respelled(plain, candidates)) is not None:
             self.respelled[name] = found
@@ -60,7 +60,7 @@ class ClipFiles:
         """`path` for `records.parse`, which also knows clips that are lists of images."""
         if isinstance(name, str):
             return self.path(name)
-        return LISTED.join(storage.join(self.root, without_scheme(one)) for one in name)
+        return LISTED.join(join(self.root, without_scheme(one)) for one in name)
 
     def notes(self) -> list[str]:
         """What to tell the user: one name that was found under another spelling, and how many there are."""
@@ -78,7 +78,7 @@ class ClipFiles:
     def _inside(self, name: str) -> Iterator[str]:
         for one in _candidates(name):
             with contextlib.suppress(ValueError):
-                yield storage.join(self.root, one)
+                yield join(self.root, one)
 
 
 def _candidates(name: str) -> list[str]:

@@ -5,13 +5,14 @@ there is none of these, `video_id` and `video_name`, the clip with this id in th
 """
 
 import difflib
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vlvm_jax.data.sources.media_names import CLIPS
-from vlvm_jax.data.sources.records import MEDIA_KINDS, STILLS, MediaKind, short
+from vlvm_jax.data.sources.records import STILLS, MediaKind, short
 from vlvm_jax.errors import InputError
 
 READ: dict[str, MediaKind] = {"image": "image", "images": "image", "video": "video", "videos": "video"}
@@ -172,6 +173,7 @@ def _looks_like_media(key: str, value: Any) -> bool:
     return folded in _KNOWN or _close(folded) is not None
 
 
+@functools.lru_cache(maxsize=4096)
 def _close(key: str) -> str | None:
     """The media key of which this one is a typo: its letters in another order, or most of them."""
     swapped = (name for name in READ if sorted(name) == sorted(key))
@@ -192,8 +194,6 @@ def _texts(value: Any, endings: tuple[str, ...]) -> Iterator[str]:
             yield from _texts(item, endings)
 
 
+@functools.lru_cache(maxsize=4096)
 def _folded(key: str) -> str:
     return re.sub(r"[^a-z0-9]", "", key.lower())
-
-
-assert set(READ.values()) == set(MEDIA_KINDS)

@@ -4,6 +4,7 @@ import functools
 import unicodedata
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 
 from absl import logging
 
@@ -18,6 +19,17 @@ _NUMBERED = ("video", "vid")  # MSR-VTT's and MSVD's files, whose annotations ha
 def without_scheme(name: str) -> str:
     """A name without `file://`; any other name unchanged."""
     return name.removeprefix(_FILE).removeprefix("localhost") if name.startswith(_FILE) else name
+
+
+def join(root: str, name: str) -> str:
+    """A name in a folder, as `storage.join`; an absolute name may be in a folder that is given relative to this one.
+
+    Raises:
+      ValueError: the name leaves the folder.
+    """
+    if name.startswith("/") and not storage.is_remote(root):
+        return storage.join(str(Path(root).absolute()), name)
+    return storage.join(root, name)
 
 
 def other_spellings(path: str) -> list[str]:

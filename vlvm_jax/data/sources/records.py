@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from vlvm_jax import storage
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.media_names import other_spellings, without_scheme
+from vlvm_jax.data.sources.media_names import join, other_spellings, without_scheme
 from vlvm_jax.errors import InputError
 
 MediaKind = Literal["image", "video"]
@@ -202,8 +202,8 @@ def below(root: str) -> Callable[[int, Name], str]:
         plain = plain if storage.is_remote(plain) else str(PurePosixPath(plain))
         try:
             for spelling in other_spellings(plain):  # one of which may be the file that is opened
-                storage.join(root, spelling)
-            return storage.join(root, plain)
+                join(root, spelling)
+            return join(root, plain)
         except ValueError:
             raise ValueError(f"media path {name!r} leaves the media folder; give it relative to the folder") from None
 
