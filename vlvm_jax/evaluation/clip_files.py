@@ -67,7 +67,8 @@ class ClipFiles:
         if not self.respelled:
             return []
         name, path = next(iter(self.respelled.items()))
-        return [f"--media={self.root}: {path} is read for {name!r} ({len(self.respelled)} such names)"]
+        count = f"{len(self.respelled)} name{'s' * (len(self.respelled) > 1)} in all"
+        return [f"--media={self.root}: {path} is read for {name!r} ({count})"]
 
     def _respelled(self, name: str, candidates: list[str]) -> str | None:
         others = [path for one in other_spellings(name) for path in self._inside(one)]

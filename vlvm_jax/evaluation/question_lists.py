@@ -4,8 +4,8 @@ plain            {"video"|"image", "question", "answer"[, "id", "type", options,
 open_ended       [{"video_name", "question_id", "question"}] beside [{"question_id", "answer"[, "type"]}]
 multiple_choice  [{"video_name", "question_id", "question", options, "answer_number"|"answer"[, "task_name"]}]
 vcgbench         [{"video_name", "question_id", "question": text or two of them, "answer"}]
-csv              columns video_name, question_id, question, answer[, question_type, options]; or NExT-QA's own: video, qid,
-                 question, answer, type, a0 to a4
+csv              columns video_name, question_id, question, answer[, question_type, options]; or NExT-QA's own: video,
+                 qid, question, answer, type, a0 to a4
 t2vid            {"question_id", "video", "prompt", "GT", "category"}, JSON or JSONL; `prompt` holds the options
 llava            conversations, and what else `data.sources.formats` reads; each exchange is a question of its own
 

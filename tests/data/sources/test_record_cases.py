@@ -12,9 +12,11 @@ from recipes import ROOT
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources import containers, formats, media_keys
+from vlvm_jax.data.pipeline import split_turns
+from vlvm_jax.data.sources import containers, formats, media_keys, records
 from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.data.sources.records import Turn
+from vlvm_jax.data.tools import record_bytes
 from vlvm_jax.errors import InputError
 
 CASES = ROOT / "tests" / "data" / "cases" / "records"
@@ -74,6 +76,15 @@ def test_tags_in_a_record_of_text_are_text(name):
     assert record.kind == "text" and record.turns == (Turn(raw[0]["value"], raw[1]["value"]),)
 
 
+@pytest.mark.parametrize("name", ["html_in_q.json", "html_in_text.json"])
+def test_tags_are_still_text_when_questions_are_split_and_after_a_shard(name):
+    record = only(name)
+    (alone,) = split_turns([record])
+    assert alone.turns == record.turns
+    raw = record_bytes._as_llava(record, [])
+    assert records.parse(raw, record.source, 0, records.below("/")) == record
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_record():
     assert [record.turns[0].question for record in source("bom.jsonl")] == [f"<image>\nÜnï {i}?" for i in range(4)]
 
@@ -85,7 +96,7 @@ def test_latin_1_is_refused_where_it_begins():
 def test_a_bad_first_record_is_one_bad_record():
     found = source("firstbad.jsonl")
     assert len(found) == 201 and list(found.kinds) == ["bad"] + ["video"] * 200
-    with pytest.raises(BadSampleError, match="bad_record: .*firstbad.jsonl: record 0: a turn must be"):
+    with pytest.raises(BadSampleError, match=r"bad_record: .*firstbad.jsonl: record 0: a turn must be"):
         found[0]
     assert all(found[index].media == (CLIP,) for index in range(1, 201))
 

@@ -1,9 +1,10 @@
 """Annotation formats: how a record of each becomes an object in LLaVA's format (see `records`).
 
-A record has the first format of this table whose keys it has; a file has the format of its first record that can be used.
+A record has the first format of this table whose keys it has. A file has the format of its first record that can be
+used.
 
 llava          {"conversations": [{"from", "value"}]}
-messages       {"messages": [{"role", "content": text or [{"type": "image"|"video"|"text", ...}]}]}, of HF, TRL, ms-swift
+messages       {"messages": [{"role", "content": text or [{"type": "image"|"video"|"text", ...}]}]}, of HF and ms-swift
 videochat2     {"QA": [{"i", "q", "a"}], "start", "end"}, of VideoChat2-IT
 video_chatgpt  {"video_id", "q", "a"}, of Video-ChatGPT-100K: the clip of this name in the media folder
 vcgbench       {"video_name", "Q", "A"}, of its benchmark: generic_qa.json, temporal_qa.json
@@ -80,8 +81,8 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
         raise InputError(f"{where}: no {missing[0]!r}, which a record of the format {name!r} has")
     if name in _ANSWERS_OPTIONS and (found := options.keys_in(raw)):
         raise InputError(
-            f"{where}: {found[0]!r} holds options, which are not shown to the model here; write them into the question, "
-            "and the right one into the answer"
+            f"{where}: {found[0]!r} holds options, which are not shown to the model here; write them into the "
+            "question, and the right one into the answer"
         )
     notes = Counter() if notes is None else notes
     text_keys = _text_keys(raw, name)
@@ -94,15 +95,19 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
         media_keys.note(raw, notes, text_keys)
     system = _system(raw, where)
     span = _span(raw, media, where)
-    if said is None and not system and media == {k: raw[k] for k in ("image", "video") if raw.get(k) is not None}:
-        if all(raw.get(key) == span.get(key) for key in ("start", "end")):
-            return raw
+    if said is None and not system and _says_the_same(raw, {**media, **span}):
+        return raw
     said = raw["conversations"] if said is None else said
     if system and isinstance(said, list):
         said = _with_system(system, said, where)
     media = {key: value for key, value in media.items() if key not in ("start", "end")}
     kept = {key: raw[key] for key in KEPT if raw.get(key) is not None}
     return kept | media | span | {"conversations": said}
+
+
+def _says_the_same(raw: dict[str, Any], read: Mapping[str, Any]) -> bool:
+    """Whether a LLaVA object has these values under its own keys already."""
+    return all(raw.get(key) == read.get(key) for key in ("image", "video", "start", "end"))
 
 
 def _text_keys(raw: Mapping[str, Any], name: str) -> frozenset[str]:

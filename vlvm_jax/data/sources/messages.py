@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlvm_jax.data.sources import media_keys
-from vlvm_jax.data.sources.records import short
+from vlvm_jax.data.sources.records import STILLS, short
 from vlvm_jax.errors import InputError
 
 _OF_PARTS = {"type", "path", "url", "image", "video", "image_url", "video_url", "bytes"}
@@ -38,7 +38,8 @@ def from_messages(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[l
             found[kind] += names  # those that no part stands for
     notes.update({f"{key!r} in a part of a message": 1 for key in parts.unread})
     media: dict[str, Any] = {kind: names for kind, names in found.items() if names}
-    return turns, media | _span(parts.spans, len(found["video"]), where)
+    stills = all(isinstance(name, str) and name.lower().endswith(STILLS) for name in found["video"])
+    return turns, media | _span(parts.spans, 1 if stills else len(found["video"]), where)
 
 
 class _Parts:
@@ -77,7 +78,7 @@ class _Parts:
 
 def _span(spans: list[tuple[Any, Any]], clips: int, where: str) -> dict[str, Any]:
     """The one span of a record's clips."""
-    given = [*spans, *[(None, None)] * (clips - len(spans))]
+    given = [*spans, *[(None, None)] * (clips - len(spans))]  # a list of images is one clip
     if any(span != given[0] for span in given):
         raise InputError(
             f"{where}: clips with different 'video_start' and 'video_end'; a record has one span for all of its "

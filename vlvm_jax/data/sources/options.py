@@ -1,8 +1,8 @@
 """Reads the options of a multiple-choice question, and which one is right, from the layouts of public benchmarks.
 
-Options: a list or an object under `options`, `candidates`, `choices`, `answer_choices`; or one key for each: `a0`, `a1`,
-...; `option_0`, `option_1`, ... (`option 0`, `option0`, also from 1); `option_a`, `option_b`, ... (`optionA`); `A`, `B`, ...
-Letters that all options carry themselves ("A. text") are removed.
+Options: a list or an object under `options`, `candidates`, `choices`, `answer_choices`; or one key for each: `a0`,
+`a1`, ...; `option_0`, `option_1`, ... (`option 0`, `option0`, also from 1); `option_a`, `option_b`, ... (`optionA`);
+`A`, `B`, ... Letters that all options carry themselves ("A. text") are removed.
 
 The right one: a text, a letter or a number from 0, under one of `ANSWERS`. What a value means that can be read in more
 than one way, such as "1" where options are numbers, is told from the whole list: `letters`.
@@ -114,9 +114,9 @@ def _series(raw: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
             groups.setdefault(stem, {})[LETTERS.index(match[2].upper())] = key
     for stem, places in groups.items():
         first = min(places)
-        if len(places) > 1 and sorted(places) == list(range(first, first + len(places))):
-            if first == 0 or (first == 1 and not stem.endswith("-")):
-                return {places[place]: raw[places[place]] for place in sorted(places)}, first == 1
+        whole = len(places) > 1 and sorted(places) == list(range(first, first + len(places)))
+        if whole and (first == 0 or (first == 1 and not stem.endswith("-"))):
+            return {places[place]: raw[places[place]] for place in sorted(places)}, first == 1
     return {}, False
 
 
@@ -242,6 +242,6 @@ def _refusal(choice: Choice, key: str, what: str) -> InputError:
         )
     told = "" if what == "none" else ", and the rest of the list does not tell which is meant"
     return InputError(
-        f"{choice.where}: {key!r} {short(value)} is the text or the letter of {what} of the options{told}; give a letter "
-        f"from A to {LETTERS[last]} that is no option's text, one option's text, or its number from 0"
+        f"{choice.where}: {key!r} {short(value)} is the text or the letter of {what} of the options{told}; give a "
+        f"letter from A to {LETTERS[last]} that is no option's text, one option's text, or its number from 0"
     )

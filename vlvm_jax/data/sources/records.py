@@ -257,8 +257,8 @@ def _turns(raw: dict, where: str) -> tuple[str, list[Turn]]:
             text = str(text)  # counts
         if isinstance(message, dict) and message.get("from", message.get("role")) in TOOL_ROLES:
             raise InputError(
-                f"{where}: a turn of the role {message.get('from', message.get('role'))!r}; calls of tools are not read, "
-                "only human, gpt and a leading system turn"
+                f"{where}: a turn of the role {message.get('from', message.get('role'))!r}; calls of tools are not "
+                "read, only human, gpt and a leading system turn"
             )
         if role is None or not isinstance(text, str):
             raise InputError(
@@ -311,8 +311,8 @@ def _place(
     if not media:
         if any(_LEADS.match(turn.question) or _ENDS.search(turn.question) for turn in turns):
             raise InputError(
-                f"{where}: a placeholder but neither 'image' nor 'video'; name the file that it stands for under one of "
-                "these keys"
+                f"{where}: a placeholder but neither 'image' nor 'video'; name the file that it stands for under one "
+                "of these keys"
             )
         return media, tuple(turns)
     shown = re.findall("|".join(PLACEHOLDERS), "\n".join(turn.question for turn in turns))
