@@ -1,7 +1,7 @@
 """Lists of questions about clips, in the formats of the benchmarks (docs/evaluate.md).
 
 plain            {"video"|"image", "question", "answer"[, "id", "type", options, "start", "end"]}, JSON or JSONL
-open_ended       [{"video_name", "question_id", "question"}] beside [{"question_id", "answer"[, "type"]}]
+open_ended       [{"video_name", "question_id", "question"[, options]}] beside [{"question_id", "answer"[, "type"]}]
 multiple_choice  [{"video_name", "question_id", "question", options, "answer_number"|"answer"[, "task_name"]}]
 vcgbench         [{"video_name", "question_id", "question": text or two of them, "answer"}]
 csv              columns video_name, question_id, question, answer[, question_type, options]; or NExT-QA's own: video,
@@ -153,7 +153,9 @@ def detect(raw: Any, where: str) -> Format:
     if has({"prompt", "GT"}):
         return "t2vid"
     if "conversations" not in raw and options.keys_in(raw):
-        return "multiple_choice" if has({"video_name", "question_id"}) else "plain"
+        named = has({"video_name", "question_id"})
+        told = any(raw.get(key) not in (None, "") for key in (*options.ANSWERS, *options.NUMBERS))
+        return "plain" if not named else "multiple_choice" if told else "open_ended"
     if has({"video_name", "question_id", "question"}):
         return "vcgbench" if "answer" in raw else "open_ended"
     if has({"question", "answer"}):
@@ -297,7 +299,8 @@ def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Draft]:
         if name not in true:
             raise InputError(f"{where}: no record of {answers} has its 'question_id' {name!r}")
         answered, there = true[name]
-        choice = options.read({**answered, **raw}, there)
+        told = {key: answered[key] for key in (*options.ANSWERS, *options.NUMBERS) if key in answered}
+        choice = options.read({**raw, **told}, there)
         question = _about_clip(
             raw, where, clips, "video_name", text=_text(raw, "question", where),
             answer=_answer(answered, "answer", there) if choice is None else "", type=_type(answered.get("type")),

@@ -31,7 +31,8 @@ _TAILS = (
     "", "path", "paths", "file", "files", "filename", "filenames", "filepath", "url", "urls", "uri", "id", "ids",
     "uid", "name", "names", "link", "dir", "folder", "list",
 )  # fmt: skip
-_KNOWN = {thing + tail for thing in _THINGS for tail in _TAILS} | {"youtubeid", "ytid", "quid"}
+_WORDS = {"movie", "sound", "speech", "medium", "visual", "visuals"}  # alone, as likely of a text's topic
+_KNOWN = {thing + tail for thing in _THINGS for tail in _TAILS} - _WORDS | {"youtubeid", "ytid", "quid"}
 _KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES}
 _IDENTIFIES = re.compile("(id|ids|uid|name|names)$")  # of which a number may be the value
 _SOUNDS = ("audio", "audios", "sound", "speech", *(ending.removeprefix(".") for ending in SOUND))
