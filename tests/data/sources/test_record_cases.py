@@ -181,6 +181,8 @@ def test_history_and_input(write):
         ({"history": "x", "query": "q", "response": "r"}, "'history' must be a list of [question, answer]"),
         ({"candidates": ["x", "y"], "video": "a.mp4", **QA}, "'candidates' holds options"),
         ({"a0": "x", "a1": "y", "video": "a.mp4", **QA}, "'a0' holds options"),
+        ({"images": ["a.png"], "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}, "query": "the <ref-object>?",
+          "response": "<bbox>"}, "'objects' is not read, and the text has <bbox>"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}]},
          "a turn of the role 'function_call'; calls of tools are not read"),
         ({"system": "x", "conversations": [{"from": "system", "value": "y"}]}, "'system' and a system turn say differ"),

@@ -95,9 +95,15 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
         media_keys.note(raw, notes, text_keys)
     system = _system(raw, where)
     span = _span(raw, media, where)
-    if said is None and not system and _says_the_same(raw, {**media, **span}):
+    if (
+        said is None
+        and not system
+        and media_keys.is_empty(raw.get("objects"))
+        and _says_the_same(raw, {**media, **span})
+    ):
         return raw
     said = raw["conversations"] if said is None else said
+    _check_boxes(raw, said, where)
     if system and isinstance(said, list):
         said = _with_system(system, said, where)
     media = {key: value for key, value in media.items() if key not in ("start", "end")}
@@ -146,6 +152,16 @@ def _system(raw: Mapping[str, Any], where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: 'system' must be a text, found {short(value)}")
     return value.strip()
+
+
+def _check_boxes(raw: Mapping[str, Any], said: Any, where: str) -> None:
+    """Refuses ms-swift's boxes, for which the text has only marks."""
+    marks = [mark for mark in ("<bbox>", "<ref-object>") if mark in repr(said)]
+    if marks and not media_keys.is_empty(raw.get("objects")):
+        raise InputError(
+            f"{where}: 'objects' is not read, and the text has {marks[0]} for each of them; write the boxes and names "
+            "into the text"
+        )
 
 
 def _with_system(system: str, said: list, where: str) -> list:
