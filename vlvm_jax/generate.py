@@ -30,7 +30,6 @@ Uses all devices there are. Exit codes: 0 done, 2 bad input (one line says what)
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vlvm_jax import cli
-from vlvm_jax.data import json_text
+from vlvm_jax.data import json_lines, json_text
 from vlvm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,14 +154,13 @@ def _questions() -> list[tuple[str, str]] | None:
         return None
     if _PROMPT.value is not None:
         return [("--prompt", cli.typed(_PROMPT.value, "--prompt"))]
-    path = Path(_QUESTIONS.value or "")
+    path = _QUESTIONS.value or ""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file in UTF-8"
-        ) from None
-    found = _listed(text, str(path)) if text.lstrip().startswith("[") else _lines(text)
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file") from None
+    text, _ = json_lines.decode(data, f"--questions={path}")
+    found = _listed(data, path) if _is_json(text, path) else _lines(text.replace("\r\n", "\n"))
     if not found:
         raise InputError(f"--questions={path}: no question in it; write one a line, or a JSON list")
     for name, question in found:
@@ -176,17 +174,20 @@ def _lines(text: str) -> list[tuple[str, str]]:
     return [(str(number), line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _listed(text: str, path: str) -> list[tuple[str, str]]:
-    try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"--questions={path}: begins as a JSON list, but is none ({error})") from None
+def _is_json(text: str, path: str) -> bool:
+    return path.lower().endswith((".json", ".jsonl")) or text.lstrip().startswith("[")
+
+
+def _listed(data: bytes, path: str) -> list[tuple[str, str]]:
     found = []
-    for number, entry in enumerate(entries, 1):
-        entry = {"question": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
+    for entry in json_lines.parse(data, f"--questions={path}"):
+        number, value = entry.index + 1, entry.value
+        if entry.error:
+            raise InputError(f"--questions={path}: line {entry.line}: not JSON ({entry.error})")
+        value = {"question": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or not isinstance(value.get("question"), str):
             raise InputError(f'--questions={path}: entry {number} is neither a string nor {{"question": ...}}')
-        found.append((str(entry.get("id", number)), entry["question"]))
+        found.append((str(value.get("id", number)), value["question"]))
     return found
 
 

@@ -4,7 +4,6 @@ That prompts and pixels are transformers' own is tested in tests/data; here both
 """
 
 import jax
-import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 import torch

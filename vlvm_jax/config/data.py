@@ -28,7 +28,7 @@ class MixtureEntry(Settings):
     path: str
     format: Literal[
         "auto", "llava", "messages", "videochat2", "video_chatgpt", "vcgbench", "vcgbench_consistency", "qa",
-        "array_record", "parquet", "tfds", "mixture", "text_pages",
+        "query_response", "alpaca", "array_record", "parquet", "tfds", "mixture", "text_pages",
     ] = "auto"  # fmt: skip
     media_root: str | None = None
     fields: Any = Field(default_factory=FrozenDict)

@@ -199,6 +199,8 @@ def _check(files: list[str]) -> None:
         )
     summary = check.summarise(findings, len(found), spec)
     check_report.show(summary, console)
+    for note in found.notes:
+        say(note)
     if f.json:
         _written(f.json).write_text(json_text.readable(summary, indent=2), encoding="utf-8")
     if f.picture:
@@ -251,7 +253,7 @@ def _prepare(arguments: list[str]) -> None:
     from vlvm_jax.data.tools import prepare, prepare_beam
     from vlvm_jax.data.tools.reencode import Target
     from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter
+    from vlvm_jax.training.progress import Meter, say
 
     job = prepare.Job(
         sources=tuple(sources),
@@ -265,6 +267,8 @@ def _prepare(arguments: list[str]) -> None:
     )
     with stoppable(f"finished shards stay in {job.output}"):
         plan = prepare.make_plan(job)
+        for note in plan.notes:
+            say(note)
         if f.runner:
             prepare_beam.run_beam(plan, f.runner, runner_flags)
         else:

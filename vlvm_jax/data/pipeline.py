@@ -204,7 +204,7 @@ class SampleLoader:
     def encode(self, record: Record, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
         """Token ids of a record whose media become these, or `BadSampleError` for more than fit."""
         spec = self.spec
-        turns = [_rendered(turn, spec.prompt_template) for turn in record.turns]
+        turns = [_rendered(turn, spec.prompt_template, bool(record.media)) for turn in record.turns]
         prompt = self.template.conversation(turns, self._kinds(record), system=record.system)
         tokens = self.tokenize(prompt, expansions)
         if len(tokens.ids) > spec.length:
@@ -373,12 +373,12 @@ def _bare(turn: Turn) -> str:
     return turn.question.replace(conversation.PLACEHOLDER, "").strip()
 
 
-def _rendered(turn: Turn, template: str) -> Turn:
+def _rendered(turn: Turn, template: str, has_media: bool = True) -> Turn:
     """A turn whose question stands in the template, its placeholders before it."""
     if template == "question" and not turn.options:
         return turn
-    media = f"{conversation.PLACEHOLDER}\n" * turn.question.count(conversation.PLACEHOLDER)
-    question = answers.render_question(_bare(turn), turn.options, template)
+    media = f"{conversation.PLACEHOLDER}\n" * turn.question.count(conversation.PLACEHOLDER) if has_media else ""
+    question = answers.render_question(_bare(turn) if has_media else turn.question, turn.options, template)
     return dataclasses.replace(turn, question=media + question)
 
 
@@ -476,7 +476,7 @@ def split_turns(records: Iterable[Record]) -> list[Record]:
         media = "".join(f"{conversation.PLACEHOLDER}\n" for _ in record.media)
         for number, turn in enumerate(record.turns):
             question = turn.question
-            if question.count(conversation.PLACEHOLDER) != len(record.media):
+            if record.media and question.count(conversation.PLACEHOLDER) != len(record.media):
                 question = media + question.replace(conversation.PLACEHOLDER, "").strip()
             alone.append(
                 dataclasses.replace(

@@ -81,6 +81,8 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
                 f"--media is not given, and none of the clips is in the list's own folder, {media}; give --media=FOLDER"
             )
         say(f"--media is not given: the clips are read from the list's own folder, {media}")
+    for note in listed.notes:
+        say(note)
     options = dataclasses.replace(options, media=media)
     results.check_match(listed.questions, options.rules)
     questions = listed.questions[: options.limit]

@@ -1,13 +1,15 @@
 """Lists of questions about clips, in the formats of the benchmarks (docs/evaluate.md).
 
-plain            {"video"|"image", "question", "answer"[, "id", "type", "options", "start", "end"]}, JSON or JSONL
-open_ended       [{"video_name", "question_id", "question"}] beside [{"question_id", "answer"[, "type"]}]
-multiple_choice  [{"video_name", "question_id", "question", "candidates", "answer_number"[, "task_name", "answer"]}]
+plain            {"video"|"image", "question", "answer"[, "id", "type", options, "start", "end"]}, JSON or JSONL
+open_ended       [{"video_name", "question_id", "question"[, options]}] beside [{"question_id", "answer"[, "type"]}]
+multiple_choice  [{"video_name", "question_id", "question", options, "answer_number"|"answer"[, "task_name"]}]
 vcgbench         [{"video_name", "question_id", "question": text or two of them, "answer"}]
-csv              columns video_name, question_id, question, answer[, question_type, index, video_id]
+csv              columns video_name, question_id, question, answer[, question_type, options]; or NExT-QA's own: video,
+                 qid, question, answer, type, a0 to a4
 t2vid            {"question_id", "video", "prompt", "GT", "category"}, JSON or JSONL; `prompt` holds the options
 llava            conversations, and what else `data.sources.formats` reads; each exchange is a question of its own
 
+Options and the right one are in any layout of `data.sources.options`: a list that has them is never read without.
 Source of the formats: specs free_video_llm.md and t2vid.md, section 8 of both.
 """
 
@@ -16,13 +18,15 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from vlvm_jax import storage
+from vlvm_jax.data import json_lines
 from vlvm_jax.data.pipeline import split_turns
-from vlvm_jax.data.sources import formats, records
+from vlvm_jax.data.sources import formats, media_keys, options, records
+from vlvm_jax.data.sources.options import LETTERS, Choice
 from vlvm_jax.data.sources.records import MediaKind, Record, check_object, short
 from vlvm_jax.data.text.conversation import PLACEHOLDER
 from vlvm_jax.errors import InputError
@@ -30,8 +34,9 @@ from vlvm_jax.evaluation.clip_files import ClipFiles
 
 Format = Literal["plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 FORMATS: tuple[Format, ...] = ("plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_CSV_COLUMNS = ("video_name", "question_id", "question", "answer")
+_CLIP_KEYS = ("video_name", "video", "videoID", "video_id", "q_uid")  # that name a clip, the likeliest first
+_ID_KEYS = ("id", "question_id", "qid")
+_TYPE_KEYS = ("type", "question_type", "task_type", "task_name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +80,16 @@ class QuestionList:
     format: in which the file was read.
     questions: in the file's order, at least one; no two have the same id.
     digest: sha256 of the files.
+    notes: what to tell the user about the list, a line each.
     """
 
     format: Format
     questions: tuple[Question, ...]
     digest: str
+    notes: tuple[str, ...] = ()
+
+
+Draft = tuple[Question, Choice | None]  # a question, and its options, of which the whole list says the right ones
 
 
 def read(path: str, media: str, *, answers: str | None = None, name: Format | Literal["auto"] = "auto") -> QuestionList:
@@ -101,22 +111,35 @@ def read(path: str, media: str, *, answers: str | None = None, name: Format | Li
     if name == "open_ended":
         answers = answers or _answers_beside(path)
         digest.update(_bytes(answers, "--answers"))
-        found = _open_ended(path, answers, clips)
+        drafts = _open_ended(path, answers, clips)
     elif answers is not None:
         raise InputError(
             f"--answers={answers}: {path} is of the format {name!r}, which holds its answers; leave it out"
         )
     elif name == "llava":
-        found = _llava(path, clips)
+        drafts = [(question, None) for question in _llava(path, clips)]
     elif name == "csv":
-        found = [_from_csv(raw, where, clips) for raw, where in _rows(path)]
+        drafts = [_from_csv(raw, where, index, clips) for index, raw, where in _rows(path)]
     else:
         reader = _READERS[name]
-        found = [question for index, raw, where in _objects(path) for question in reader(raw, where, index, clips)]
-    if not found:
+        drafts = [draft for index, raw, where in _objects(path) for draft in reader(raw, where, index, clips)]
+    if not drafts:
         raise InputError(f"{path}: no questions in it")
+    found = _with_right_options(drafts)
     _check_ids(found)
-    return QuestionList(name, tuple(found), digest.hexdigest())
+    return QuestionList(name, tuple(found), digest.hexdigest(), tuple(clips.notes()))
+
+
+def _with_right_options(drafts: Sequence[Draft]) -> list[Question]:
+    letters = iter(options.letters([choice for _, choice in drafts if choice is not None]))
+    found = []
+    for question, choice in drafts:
+        if choice is not None:
+            letter = next(letters)
+            true = choice.options[LETTERS.index(letter)]
+            question = dataclasses.replace(question, options=choice.options, letter=letter, answer=true)
+        found.append(question)
+    return found
 
 
 def detect(raw: Any, where: str) -> Format:
@@ -129,8 +152,10 @@ def detect(raw: Any, where: str) -> Format:
     has = raw.keys().__ge__
     if has({"prompt", "GT"}):
         return "t2vid"
-    if has({"candidates", "answer_number"}):
-        return "multiple_choice"
+    if "conversations" not in raw and options.keys_in(raw):
+        named = has({"video_name", "question_id"})
+        told = any(raw.get(key) not in (None, "") for key in (*options.ANSWERS, *options.NUMBERS))
+        return "plain" if not named else "multiple_choice" if told else "open_ended"
     if has({"video_name", "question_id", "question"}):
         return "vcgbench" if "answer" in raw else "open_ended"
     if has({"question", "answer"}):
@@ -143,41 +168,51 @@ def detect(raw: Any, where: str) -> Format:
     )
 
 
-def _plain(raw: dict, where: str, index: int, clips: ClipFiles) -> Iterator[Question]:
-    if raw.get("video") is None and raw.get("image") is None:
+def _plain(raw: dict, where: str, index: int, clips: ClipFiles) -> Iterator[Draft]:
+    choice = options.read(raw, where)
+    answer = _answer(raw, "answer", where) if choice is None else "-"
+    said = {"question": _text(raw, "question", where), "answer": answer}
+    hidden = {*options.keys_in(raw), *options.LISTS, *options.ANSWERS, *options.NUMBERS}
+    if not media_keys.read(raw, where) and (clip := _clip_key(raw)) is not None:
+        said["video"] = str(raw[clip])
+    known = {"id": _first_of(raw, _ID_KEYS, where), "type": _first_of(raw, _TYPE_KEYS, where)}
+    said |= {key: value for key, value in known.items() if value is not None}
+    kept = {key: value for key, value in raw.items() if key not in (*hidden, *_ID_KEYS, *_TYPE_KEYS)}
+    record = records.parse(formats.to_llava(kept | said, "qa", where, str), where, index, clips.locate)
+    if not record.media:
         raise InputError(f"{where}: no 'video' (nor 'image'), which a record of the format 'plain' has")
-    said = {"question": _text(raw, "question", where), "answer": _answer(raw, "answer", where)}
-    record = records.parse(formats.to_llava(raw | said, "qa", where, str), where, index, clips.locate)
-    question = _of_record(record, record.id, clips)
-    if raw.get("options") is not None:
-        options = _options(raw, "options", where)
-        letter = _right_option(question.answer, options, where)
-        true = options[LETTERS.index(letter)]
-        question = dataclasses.replace(question, answer=true, options=options, letter=letter)
-    yield question
+    yield _of_record(record, record.id, clips), choice
 
 
-def _multiple_choice(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Question]:
-    options = _options(raw, "candidates", where)
-    number = raw.get("answer_number")
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(options):
-        raise InputError(
-            f"{where}: 'answer_number' must be from 0 to {len(options) - 1}, the last of 'candidates'; found "
-            f"{short(number)}"
-        )
+def _clip_key(raw: Mapping[str, Any]) -> str | None:
+    return next((key for key in _CLIP_KEYS if raw.get(key) not in (None, "")), None)
+
+
+def _first_of(raw: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
+    """Text of the first of these keys that the record has; None if it has none."""
+    key = next((key for key in keys if raw.get(key) not in (None, "")), None)
+    return None if key is None else _id(raw, key, where)
+
+
+def _multiple_choice(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Draft]:
+    choice = options.read(raw, where)
+    if choice is None:
+        raise InputError(f"{where}: no options under 'candidates', 'options' or 'choices', nor one key for each")
     carried = {key: raw[key] for key in ("task_name", "answer_number", "candidates") if key in raw}
-    yield _about_clip(
-        raw, where, clips, "video_name", text=_text(raw, "question", where), answer=options[number],
-        type=str(raw.get("task_name") or "all"), options=options, letter=LETTERS[number], carried=carried,
+    question = _about_clip(
+        raw, where, clips, "video_name", text=_text(raw, "question", where), answer="",
+        type=str(_first_of(raw, ("task_name", *_TYPE_KEYS), where) or "all"), carried=carried,
     )  # fmt: skip
+    yield question, choice
 
 
-def _vcgbench(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Question]:
+def _vcgbench(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Draft]:
     """Where a record has two questions (consistency), each is asked alone, and their ids end in /1 and /2."""
+    _no_options(raw, where, "vcgbench")
     answer = _answer(raw, "answer", where)
     asked = raw.get("question")
     if not isinstance(asked, list):
-        yield _about_clip(raw, where, clips, "video_name", text=_text(raw, "question", where), answer=answer)
+        yield _about_clip(raw, where, clips, "video_name", text=_text(raw, "question", where), answer=answer), None
         return
     if len(asked) != 2:
         raise InputError(f"{where}: 'question' must be a text or a list of two, found {short(asked)}")
@@ -186,24 +221,33 @@ def _vcgbench(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[
         question = _about_clip(
             raw, where, clips, "video_name", text=text, answer=answer, type="consistency", paired=True
         )
-        yield dataclasses.replace(question, id=f"{question.id}/{number}")
+        yield dataclasses.replace(question, id=f"{question.id}/{number}"), None
 
 
-def _t2vid(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Question]:
+def _no_options(raw: Mapping[str, Any], where: str, name: Format) -> None:
+    if found := options.keys_in(raw):
+        raise InputError(
+            f"{where}: {found[0]!r} holds options, which the format {name!r} does not have; leave --format to be "
+            "detected, or give 'plain'"
+        )
+
+
+def _t2vid(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Draft]:
     prompt = _text(raw, "prompt", where)
-    text, options = split_prompt(prompt)
+    text, offered = split_prompt(prompt)
     letter = raw.get("GT")
-    known = LETTERS[: len(options) or len(LETTERS)]
+    known = LETTERS[: len(offered) or len(LETTERS)]
     if not isinstance(letter, str) or len(letter) != 1 or letter not in known:
         raise InputError(f"{where}: 'GT' must be one letter from A to {known[-1]}, found {short(letter)}")
-    yield _about_clip(
-        raw, where, clips, "video", text=text, answer=options[known.index(letter)] if options else "",
-        type=str(raw.get("category") or "all"), options=options, letter=letter, prompt=prompt,
+    question = _about_clip(
+        raw, where, clips, "video", text=text, answer=offered[known.index(letter)] if offered else "",
+        type=str(raw.get("category") or "all"), options=offered, letter=letter, prompt=prompt,
         carried={key: raw[key] for key in ("question_id", "prompt", "GT", "category") if key in raw},
     )  # fmt: skip
+    yield question, None
 
 
-_READERS: Mapping[str, Callable[[dict, str, int, ClipFiles], Iterator[Question]]] = {
+_READERS: Mapping[str, Callable[[dict, str, int, ClipFiles], Iterator[Draft]]] = {
     "plain": _plain,
     "multiple_choice": _multiple_choice,
     "vcgbench": _vcgbench,
@@ -225,14 +269,21 @@ def split_prompt(prompt: str) -> tuple[str, tuple[str, ...]]:
     return "\n".join(lines[:start]).strip() if options else prompt, tuple(options)
 
 
-def _from_csv(raw: dict[str, str], where: str, clips: ClipFiles) -> Question:
-    return _about_clip(
-        raw, where, clips, "video_name", text=_text(raw, "question", where), answer=_answer(raw, "answer", where),
-        type=raw.get("question_type") or "all",
+def _from_csv(raw: dict[str, Any], where: str, index: int, clips: ClipFiles) -> Draft:
+    """NExT-QA numbers the questions of each video anew, so that a question's id is that of both, as in its own code."""
+    choice, clip = options.read(raw, where), _clip_key(raw)
+    if clip is None:
+        raise InputError(f"{where}: no name of a clip under {' or '.join(map(repr, _CLIP_KEYS))}")
+    name = raw.get("question_id") or (f"{raw[clip]}_{raw['qid']}" if raw.get("qid") else str(index))
+    question = _about_clip(
+        raw | {"question_id": name}, where, clips, clip, text=_text(raw, "question", where),
+        answer=_answer(raw, "answer", where) if choice is None else "",
+        type=str(_first_of(raw, ("question_type", *_TYPE_KEYS), where) or "all"),
     )  # fmt: skip
+    return question, choice
 
 
-def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Question]:
+def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Draft]:
     """Questions with their answers, joined by id."""
     true: dict[str, tuple[dict, str]] = {}
     for _, raw, where in _objects(answers):
@@ -248,13 +299,14 @@ def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Question]:
         if name not in true:
             raise InputError(f"{where}: no record of {answers} has its 'question_id' {name!r}")
         answered, there = true[name]
-        found.append(
-            _about_clip(
-                raw, where, clips, "video_name", text=_text(raw, "question", where),
-                answer=_answer(answered, "answer", there), type=_type(answered.get("type")),
-            )
+        told = {key: answered[key] for key in (*options.ANSWERS, *options.NUMBERS) if key in answered}
+        choice = options.read({**raw, **told}, there)
+        question = _about_clip(
+            raw, where, clips, "video_name", text=_text(raw, "question", where),
+            answer=_answer(answered, "answer", there) if choice is None else "", type=_type(answered.get("type")),
         )  # fmt: skip
-    asked = {question.id for question in found}
+        found.append((question, choice))
+    asked = {question.id for question, _ in found}
     if unasked := [name for name in true if name not in asked]:
         raise InputError(f"{true[unasked[0]][1]}: no record of {path} has its 'question_id' {unasked[0]!r}")
     return found
@@ -264,6 +316,7 @@ def _llava(path: str, clips: ClipFiles) -> list[Question]:
     found, name = [], "llava"
     for index, raw, where in _objects(path):
         name = name if index else formats.detect(raw, where)
+        _no_options(raw, where, "llava")
         record = records.parse(formats.to_llava(raw, name, where, str), where, index, clips.locate)
         alone = split_turns([record])
         for number, turn in enumerate(alone):
@@ -276,7 +329,7 @@ def _of_record(record: Record, name: str, clips: ClipFiles) -> Question:
     if record.system:
         raise InputError(f"{record.source}: a system turn, which questions are asked without here; leave it out")
     turn = record.turns[0]
-    text = turn.question.replace(PLACEHOLDER, "").strip()
+    text = (turn.question.replace(PLACEHOLDER, "") if record.media else turn.question).strip()
     in_front = turn.question.strip().endswith(text)
     missing = any(path in clips.missing for _, path in record.media)
     return Question(
@@ -318,31 +371,6 @@ def _type(value: Any) -> str:
     return "all" if value is None or value == "" else str(value)
 
 
-def _options(raw: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = raw.get(key)
-    if (
-        not isinstance(value, list)
-        or not 2 <= len(value) <= len(LETTERS)
-        or not all(isinstance(one, str | int | float) for one in value)
-    ):
-        raise InputError(f"{where}: {key!r} must be a list of 2 to {len(LETTERS)} texts, found {short(value)}")
-    return tuple(str(one).strip() for one in value)
-
-
-def _right_option(answer: str, options: Sequence[str], where: str) -> str:
-    """Letter of the option whose text or whose letter the answer is."""
-    known = LETTERS[: len(options)]
-    meant = {known[i] for i, option in enumerate(options) if option == answer}
-    meant |= {answer} if len(answer) == 1 and answer in known else set()
-    if len(meant) != 1:
-        what = "more than one" if meant else "none"
-        raise InputError(
-            f"{where}: 'answer' {short(answer)} is the text or the letter of {what} of the options; give a letter from "
-            f"A to {known[-1]} that is no option's text, or one option's text"
-        )
-    return meant.pop()
-
-
 def _check_ids(questions: Sequence[Question]) -> None:
     seen: dict[str, str] = {}
     for question in questions:
@@ -354,12 +382,13 @@ def _check_ids(questions: Sequence[Question]) -> None:
 
 
 def _answers_beside(path: str) -> str:
-    if not path.endswith("_q.json"):
+    match = re.fullmatch(r"(.*)_q(\.jsonl?)", path, re.IGNORECASE | re.DOTALL)
+    if match is None:
         raise InputError(
             f"{path}: questions without answers; name the list of answers with --answers (it is found by itself beside "
             "a file that ends in _q.json)"
         )
-    return path.removesuffix("_q.json") + "_a.json"
+    return f"{match[1]}_a{match[2]}"
 
 
 def _bytes(path: str, flag: str) -> bytes:
@@ -374,34 +403,26 @@ def _first(path: str) -> Any:
 
 
 def _objects(path: str) -> Iterator[tuple[int, Any, str]]:
-    """Index, value and `file: record index` of each record."""
-    text = _bytes(path, "--questions").decode("utf-8-sig", errors="replace")
-    if path.endswith(".jsonl"):
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        for index, (number, line) in enumerate(lines):
-            try:
-                raw = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number}: not JSON ({error})") from None
-            check_object(raw, f"{path}: line {number}")
-            yield index, raw, f"{path}: record {index}"
-        return
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); one object per line needs the ending .jsonl") from None
-    if not isinstance(found, list):
-        raise InputError(f"{path}: expected a JSON list of records, found {type(found).__name__}")
-    for index, raw in enumerate(found):
-        check_object(raw, f"{path}: record {index}")
-        yield index, raw, f"{path}: record {index}"
+    """Index, value and `file: record index` of each record.
+
+    Raises:
+      InputError: one is not JSON, or no object; a question that is left out would change the accuracy.
+    """
+    for entry in json_lines.parse(_bytes(path, "--questions"), path):
+        if entry.error:
+            raise InputError(f"{path}: line {entry.line}: not JSON ({entry.error})")
+        check_object(entry.value, entry.where)
+        yield entry.index, entry.value, entry.where
 
 
-def _rows(path: str) -> Iterator[tuple[dict[str, str], str]]:
-    text = _bytes(path, "--questions").decode("utf-8-sig", errors="replace")
-    table = csv.DictReader(io.StringIO(text))
-    absent = [column for column in _CSV_COLUMNS if column not in (table.fieldnames or ())]
+def _rows(path: str) -> Iterator[tuple[int, dict[str, str], str]]:
+    """Index, values by column and `file: row index` of each row of a table."""
+    text, _ = json_lines.decode(_bytes(path, "--questions"), path)
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    columns = table.fieldnames or ()
+    wanted = [_CLIP_KEYS, ("question",), ("answer", *options.ANSWERS, *options.NUMBERS)]
+    absent = [keys[0] for keys in wanted if not set(keys) & set(columns)]
     if absent:
-        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {short(list(table.fieldnames or ()))}")
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {short(list(columns))}")
     for number, row in enumerate(table):
-        yield row, f"{path}: row {number}"
+        yield number, row, f"{path}: row {number}"

@@ -250,6 +250,8 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     """Reads the stage's records and checks that they fit; needs no device."""
     where = f"config.stages.{stage.name}"
     found = mixture.read_mixture(stage.data, stage.seed)
+    for note in found.notes:
+        say(note)
     spec = sample_spec(config, stage)
     spec.check(where, found.kind_counts["video"] > 0)
     pipeline.check_guided(config.data.prompt_tokenizer, stage.pack and found.kind_counts["video"] > 0, where)

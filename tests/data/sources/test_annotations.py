@@ -58,7 +58,7 @@ def test_kinds_and_types_without_reading_records(write, ending):
     assert source.types == [("b",), ("a",), (), ("b", "a"), (), ()]
 
 
-def test_lines_that_are_not_json_are_bad_records_but_for_the_first(write):
+def test_lines_that_are_not_json_are_bad_records(write):
     good = json.dumps({"conversations": said("q", "a")})
     path = write(f"{good}\n{{oops\n\n{'[' * 100_000}\n{good[:-5]}")
     source = read_annotations(path, "/media")
@@ -67,8 +67,10 @@ def test_lines_that_are_not_json_are_bad_records_but_for_the_first(write):
         with pytest.raises(BadSampleError, match=f"record {index}: not JSON") as caught:
             source[index]
         assert caught.value.cause == "bad_record"
+    first_bad = read_annotations(write(f"{{oops\n{good}"), "/media")
+    assert list(first_bad.kinds) == ["bad", "text"] and first_bad[1].turns == (Turn("q", "a"),)
     with pytest.raises(InputError, match="record 0: not JSON"):
-        read_annotations(write(f"{{oops\n{good}"), "/media")
+        read_annotations(write("{oops\n{oops"), "/media")
 
 
 @pytest.mark.parametrize("text", ["[1 2]", "[1,]", "[1, 2", "[1] x", "[", "", "{", "[" * 100_000, '["a]'])
@@ -84,10 +86,10 @@ def test_an_empty_list_has_no_records(write):
     assert len(read_annotations(write("\n\n"), "/media")) == 0
 
 
-def test_bytes_that_are_not_utf8_are_replaced(write):
-    source = read_annotations(write(b'{"conversations": [{"from": "human", "value": "na\xefve"}, '
-                                    b'{"from": "gpt", "value": "y"}]}'), "/media")  # fmt: skip
-    assert source[0].turns[0].question == "na\ufffdve"
+def test_bytes_that_are_not_utf8_are_refused(write):
+    path = write(b'{"conversations": [{"from": "human", "value": "na\xefve"}, {"from": "gpt", "value": "y"}]}')
+    with pytest.raises(InputError, match=r"line 1, byte 50: 0xef is not UTF-8; convert the file, as with `iconv"):
+        read_annotations(path, "/media")
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda t: "<" not in t)

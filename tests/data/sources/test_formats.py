@@ -145,7 +145,7 @@ def test_a_format_that_is_asked_for(read, refusal, tmp_path):
         ({"QA": {"q": "a"}}, "'QA' must be a list of {'i', 'q', 'a'}, found {'q': 'a'}"),
         ({"QA": [{"q": "what"}]}, "'QA' must be a list"),
         ({"QA": []}, "no 'conversations' list"),
-        ({"QA": [{"q": "what", "a": 3}]}, "a turn must be"),
+        ({"QA": [{"q": "what", "a": [3]}]}, "a turn must be"),
         ({"messages": "hello"}, "'messages' must be a list of {'role', 'content'}, found 'hello'"),
         ({"messages": [{"role": "user"}]}, "'messages' must be a list"),
         ({"messages": user({"type": "video"})}, "a part of type 'video' names no file, nor do 'videos' beside it"),

@@ -123,9 +123,9 @@ def test_one_placeholder_goes_to_the_front_of_the_first_question(write, question
     assert read_llava(write(raw))[0].turns == (Turn("<image>\nwhat ?", "a"), Turn("more ?", "b"))
 
 
-def test_a_placeholder_in_a_later_turn_moves_to_the_first(write):
-    raw = [{"image": "i.png", "conversations": qa("hello", "hi", "<image>\nwhat ?", "cat")}]
-    assert read_llava(write(raw))[0].turns == (Turn("<image>\nhello", "hi"), Turn("what ?", "cat"))
+def test_a_placeholder_in_a_later_turn_stays_there(write):
+    raw = [{"image": "i.png", "conversations": qa("hello", "hi", "what ?\n<image>", "cat")}]
+    assert read_llava(write(raw))[0].turns == (Turn("hello", "hi"), Turn("<image>\nwhat ?", "cat"))
 
 
 def test_missing_placeholders_are_inserted_one_per_medium(write):
@@ -154,7 +154,7 @@ def test_missing_file(tmp_path):
 
 
 def test_not_json(write):
-    message = refusal(write('{"id": 1}\n{"id": 2}'))
+    message = refusal(write('{"id": 1}\nand {"id": 2}'))
     assert "not JSON" in message and "needs the ending .jsonl" in message
 
 
@@ -211,20 +211,21 @@ GOOD = {"conversations": qa("q", "a")}
 )
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 def test_bad_records_are_named_by_index(write, record, expected, ending):
-    """The first one ends all; another one is a bad sample of its own."""
+    """A file of such records alone is refused; among good ones each is a bad sample of its own, also the first."""
 
     def file(raw):
         return write(raw if ending == "json" else "\n".join(map(json.dumps, raw)), f"notes.{ending}")
 
-    message = refusal(file([record, GOOD]))
+    message = refusal(file([record, record]))
     assert expected in message and ": record 0: " in message
-    path = file([GOOD, GOOD, record, GOOD])
+    path = file([record, GOOD, record, GOOD])
     source = open_source(MixtureEntry(path=path))
-    with pytest.raises(BadSampleError) as caught:
-        source[2]
-    assert caught.value.cause == "bad_record" and caught.value.detail.startswith(f"{path}: record 2: ")
-    assert expected in caught.value.detail and "\n" not in caught.value.detail
-    assert [source[i].id for i in (0, 1, 3)] == ["0", "1", "3"]
+    for index in (0, 2):
+        with pytest.raises(BadSampleError) as caught:
+            source[index]
+        assert caught.value.cause == "bad_record" and caught.value.detail.startswith(f"{path}: record {index}: ")
+        assert expected in caught.value.detail and "\n" not in caught.value.detail
+    assert [source[i].id for i in (1, 3)] == ["1", "3"]
 
 
 def test_a_media_list_of_images_is_one_clip_of_these_frames(write, tmp_path):

@@ -222,6 +222,16 @@ def test_what_is_wrong_with_parquet(table, tmp_path):
         source_of(bad)[1]
 
 
+def test_a_column_that_looks_like_media_is_not_left_out(table, tmp_path):
+    asked = {"query": ["what?"], "response": ["it"], "system": ["Be brief."]}
+    path = table({"video_path": ["v.mp4"], **asked})
+    message = refusal(path)
+    assert "the column 'video_path' looks like media, but is not read; rename it to 'video', or set fields=" in message
+    (record,) = source_of(path, fields={"video": "video_path"})
+    assert record.media == (("video", f"{tmp_path}/v.mp4"),) and record.system == "Be brief."
+    assert record.turns == (Turn("<image>\nwhat?", "it"),)
+
+
 # --- TFDS --------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +316,7 @@ def test_tfds_of_conversations(dataset):
 
 
 def test_tfds_types_filter(dataset):
-    fields = {**ASKED, "type": "sort"}
+    fields = {**ASKED, "type": "sort", "video": "frames"}
     entry = MixtureEntry(path=f"{dataset}@train", fields=fields, types=("b",))
     from vlvm_jax.data.sources.mixture import read_mixture
 

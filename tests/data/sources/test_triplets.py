@@ -160,7 +160,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="record 0: the file has changed since it was opened"):
         found.triplet(0)
     for text, said in (
-        ("{oops", "t.json: expected a JSON list"),
+        ("{oops", "t.json: not JSON"),
         ("[{]", "t.json: not JSON"),
         ("[]", "no long text with a question in it (it is empty)"),
         ('[{"instruction": "hi", "output": "ho"}]', "no long text with a question in it (1 short)"),

@@ -118,3 +118,21 @@ def test_examples_of_a_cause_say_different_things():
     details = ["f: record 1: no list", "f: record 2: no list", "f: record 7: not JSON", "f: record 9: no list"]
     summary = {"bad": [{"cause": "bad_record", "detail": detail} for detail in details]}
     assert check_report.examples(summary, "bad_record") == [details[0], details[2]]
+
+
+def test_clips_images_neither_empty_answers_and_respelled_names_are_counted(tmp_path):
+    user_folder.clip(tmp_path / "a.mp4")
+    Image.new("RGB", (64, 48)).save(tmp_path / "i.png")
+    qa = {"question": "what ?", "answer": "a cat"}
+    raw = [{"video": "A.MP4", **qa}, {"images": ["i.png"], **qa}, {**qa, "answer": " "}, {"video": "a.mp4", **qa}]
+    (tmp_path / "n.json").write_text(json.dumps(raw))
+    found = open_records([str(tmp_path / "n.json")])
+    summary = check.summarise(examine(found), len(found), None)
+    assert summary["kinds"] == {"video": 2, "image": 1, "text": 1} and summary["empty_answers"] == 1
+    assert summary["respelled"] == {f"{tmp_path}/A.MP4": f"{tmp_path}/a.mp4"} and summary["usable"] == 4
+    with (tmp_path / "table.txt").open("w") as file:
+        check_report.show(summary, Console(file=file, width=200))
+    rows = [line.strip("│ \n").split("│") for line in (tmp_path / "table.txt").read_text().splitlines() if "│" in line]
+    counts = {row[0].strip(): row[1].strip() for row in rows}
+    kinds = {"with a clip": "2", "with an image, no clip": "1", "with neither": "1"}
+    assert counts.items() >= {**kinds, "with an empty answer": "1", "media names respelled": "1"}.items()

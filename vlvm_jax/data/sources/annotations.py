@@ -3,15 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from vlvm_jax import storage
+from vlvm_jax.data import json_lines
 from vlvm_jax.data.sources import formats, records
+from vlvm_jax.data.sources.media_names import ClipsById
 from vlvm_jax.data.sources.records import Record, Source
 from vlvm_jax.errors import InputError
 
@@ -27,6 +27,7 @@ class AnnotationFile(Source):
       vocabulary: every combination of types that a record has.
       type_codes: index into it of each record.
       faults: of records that are not in the blob, by index.
+      notes: what to tell the user about the file, a line each.
     """
 
     path: str
@@ -37,6 +38,7 @@ class AnnotationFile(Source):
     vocabulary: tuple[tuple[str, ...], ...]
     type_codes: Int32[np.ndarray, "n"]
     faults: Mapping[int, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def types(self) -> list[tuple[str, ...]]:
@@ -53,40 +55,42 @@ class AnnotationFile(Source):
 
 
 def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile:
-    """A JSON list, or with the ending `.jsonl` an object per line, with its media in a folder.
+    """A JSON list or JSON Lines, with its media in a folder.
 
-    The first record must be right. Later ones are looked at for their kind and types only: one that turns out wrong
-    when it is asked for is a `bad_record`.
+    A record that cannot be used is a `bad_record` when it is asked for. One record must be right: the first one that is
+    confirms the format, and the records after it are looked at for their kind and types only.
 
     Args:
-      name: of the records' format (`formats`); "auto" is the first one's.
+      name: of the records' format (`formats`); "auto" takes that of the first record that can be used.
 
     Raises:
-      InputError: there is no such file, it is not JSON, or its first record is not in the format.
+      InputError: there is no such file, it is not JSON, or none of its records is in the format.
     """
     blob, ends, codes = bytearray(), [0], bytearray()
     vocabulary: dict[tuple[str, ...], int] = {}
     type_codes, faults = [], {}
-    clip_of: Callable[[str], str] = str
-    for index, (text, raw) in enumerate(_objects(path)):
-        where = f"{path}: record {index}"
+    notes, auto, confirmed = _Notes(path), name == "auto", False
+    clip_of = _clip_finder(root, notes)
+    expected = "no such annotation file; give a JSON list or JSONL in the LLaVA format"
+    for entry in json_lines.read(path, expected):
+        where = entry.where
         try:
-            if isinstance(raw, ValueError):
-                raise InputError(f"{where}: not JSON ({raw})")
-            if index == 0:
-                name = formats.detect(raw, where) if name == "auto" else name
-                clip_of = formats.clip_finder(_names(root)) if name in formats.CLIPS_BY_ID else clip_of
-            found = formats.to_llava(raw, name, where, clip_of)
-            if index == 0:
-                records.parse(found, where, index, records.below(root))
-            blob += text.encode() if found is raw else json.dumps(found).encode()
+            if entry.error:
+                raise InputError(f"{where}: not JSON (line {entry.line}: {entry.error})")
+            if auto and not confirmed:
+                name = formats.detect(entry.value, where)
+            found = formats.to_llava(entry.value, name, where, clip_of, notes.unread)
+            if not confirmed:
+                records.parse(found, where, entry.index, records.below(root))
+                confirmed = True
+            blob += entry.text.encode() if found is entry.value else json.dumps(found).encode()
         except InputError as error:
-            if index == 0:
-                raise
-            faults[index], found = str(error), None
+            faults[entry.index], found = str(error), None
         ends.append(len(blob))
         codes.append(records.kind_code(found))
         type_codes.append(vocabulary.setdefault(records.types_of(found), len(vocabulary)))
+    if faults and not confirmed:
+        raise InputError(faults[0])
     return AnnotationFile(
         path,
         root,
@@ -96,63 +100,44 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
         tuple(vocabulary),
         np.array(type_codes, np.int32),
         faults,
+        notes.lines(),
     )
 
 
-def _names(folder: str) -> list[str]:
-    try:
-        return storage.names(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: no such folder of clips; give media_root") from None
+class _Notes:
+    """What a file's records have that the user should know of.
+
+    Attributes:
+      unread: number of records with a key that looks like media but is not read.
+      renamed: number of clips found by id under another name, and the first of them.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.unread: Counter[str] = Counter()
+        self.renamed: dict[str, str] = {}
+
+    def lines(self) -> tuple[str, ...]:
+        found = [
+            f"{self.path}: {what} is not read ({count} {'record has' if count == 1 else 'records have'} it)"
+            for what, count in self.unread.items()
+        ]
+        if self.renamed:
+            clip, name = next(iter(self.renamed.items()))
+            found.append(f"{self.path}: clips are found by id, such as {name} for {clip} ({len(self.renamed)} in all)")
+        return tuple(found)
 
 
-def _objects(path: str) -> Iterator[tuple[str, Any]]:
-    """Text and value of each record; of a line that is not JSON, the error."""
-    try:
-        text = storage.read_text(path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such annotation file; give a JSON list or JSONL in the LLaVA format") from None
-    if path.endswith(".jsonl"):
-        for line in text.split("\n"):
-            if line.strip():
-                yield line, loaded(line)
-        return
-    try:
-        if re.match(r"\s*\[", text):
-            yield from ((text[start:end], value) for start, end, value in items(text))
-            return
-        found = type(json.loads(text)).__name__
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); one object per line needs the ending .jsonl") from None
-    raise InputError(f"{path}: expected a JSON list of records, found {found}")
+def _clip_finder(root: str, notes: _Notes) -> formats.ClipOf:
+    clips = ClipsById(root)
 
+    def find(clip: str) -> str | None:
+        try:
+            name = clips(clip)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{root}: no such folder of clips; give media_root") from None
+        if name is not None and name != clip and name.rpartition(".")[0] != clip:
+            notes.renamed[clip] = name
+        return name
 
-def loaded(line: str | bytes) -> Any:
-    """The value of a line of JSON; of one that is none, the error."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return ValueError(str(error))
-
-
-def items(text: str) -> Iterator[tuple[int, int, Any]]:
-    """Where the items of a JSON list begin and end, and their values, one at a time."""
-    decoder, space = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
-
-    def after(position: int) -> int:
-        found = space.match(text, position)
-        return found.end() if found else position
-
-    at = after(text.index("[") + 1)
-    while not text.startswith("]", at):
-        value, end = decoder.raw_decode(text, at)
-        yield at, end, value
-        at = after(end)
-        if text.startswith(",", at):
-            at = after(at + 1)
-            if text.startswith("]", at):
-                raise json.JSONDecodeError("Expecting value", text, at)
-        elif not text.startswith("]", at):
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    if (end := after(at + 1)) != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
+    return find

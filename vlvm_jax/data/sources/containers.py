@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from vlvm_jax import storage
 from vlvm_jax.data.extras import need
-from vlvm_jax.data.sources import shards, text_pages
+from vlvm_jax.data.sources import media_names, shards, text_pages
 from vlvm_jax.data.sources.records import LISTED, STILLS
 from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.data.text_images import PageFiles
@@ -37,7 +37,7 @@ ValueT = TypeVar("ValueT")
 
 
 def open_medium(path: str) -> BinaryIO:
-    """One medium's bytes, or one frame's, seekable.
+    """One medium's bytes, or one frame's, seekable. A name that no file has may mean another one: `media_names`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -46,7 +46,12 @@ def open_medium(path: str) -> BinaryIO:
     """
     stored = _stored(path)
     if stored is None:
-        return storage.open_binary(path)
+        try:
+            return storage.open_binary(path)
+        except FileNotFoundError:
+            if (other := media_names.meant(path)) is None:
+                raise
+            return storage.open_binary(other)
     if not isinstance(stored, bytes):
         raise ValueError(f"{path} is not one file")
     return io.BytesIO(stored)
@@ -67,7 +72,11 @@ def frame_names(path: str) -> list[str] | None:
         many = isinstance(stored, list | PageFiles)
         return [f"{path}/{number}" for number in range(len(stored))] if many else None
     if not storage.is_dir(path):
-        return None
+        if storage.is_remote(path) or storage.is_file(path):
+            return None
+        if (other := media_names.meant(path)) is None or not storage.is_dir(other):
+            return None
+        path = other
     names = [name for name in storage.names(path) if name.lower().endswith(STILLS)]
     return [storage.join(path, name) for name in sorted(names, key=_by_number)]
 

@@ -1,17 +1,29 @@
-"""Annotation formats other than LLaVA's, record by record into LLaVA's (see `records`).
+"""Annotation formats: how a record of each becomes an object in LLaVA's format (see `records`).
 
-llava          {"image"|"video", "conversations": [{"from", "value"}]}
-messages       {"messages": [{"role", "content": text or [{"type": "image"|"video"|"text", ...}]}]}, of HF and TRL
-videochat2     {"image"|"video", "QA": [{"i", "q", "a"}], "start", "end"}, of VideoChat2-IT
+A record has the first format of this table whose keys it has. A file has the format of its first record that can be
+used.
+
+llava          {"conversations": [{"from", "value"}]}
+messages       {"messages": [{"role", "content": text or [{"type": "image"|"video"|"text", ...}]}]}, of HF and ms-swift
+videochat2     {"QA": [{"i", "q", "a"}], "start", "end"}, of VideoChat2-IT
 video_chatgpt  {"video_id", "q", "a"}, of Video-ChatGPT-100K: the clip of this name in the media folder
 vcgbench       {"video_name", "Q", "A"}, of its benchmark: generic_qa.json, temporal_qa.json
 vcgbench_consistency  {"video_name", "Q1", "Q2", "A"}, consistency_qa.json: two questions with one answer
-qa             {"image"|"video", "question", "answer"}
+qa             {"question", "answer"}
+query_response {"query", "response", "history": [[question, answer], ...]}, of ms-swift
+alpaca         {"instruction", "input", "output", "history"}, of Alpaca and LLaMA-Factory
+
+The media of each are under the keys of `media_keys`; `system` is the text of a system turn.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlvm_jax.data.sources import media_keys, options
+from vlvm_jax.data.sources.media_keys import ClipOf
+from vlvm_jax.data.sources.media_names import CLIPS
+from vlvm_jax.data.sources.messages import from_messages
 from vlvm_jax.data.sources.records import check_object, short
 from vlvm_jax.errors import InputError
 
@@ -24,14 +36,17 @@ KEYS = {
     "vcgbench": ("video_name", "Q", "A"),
     "vcgbench_consistency": ("video_name", "Q1", "Q2", "A"),
     "qa": ("question", "answer"),
+    "query_response": ("query", "response"),
+    "alpaca": ("instruction", "output"),
 }
-CLIPS_BY_ID = ("video_chatgpt", "vcgbench", "vcgbench_consistency")  # not by a path
-KEPT = ("id", "image", "video", "type", "types", "start", "end")
-CLIPS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
+CLIPS_BY_ID = ("video_chatgpt", "vcgbench", "vcgbench_consistency")  # never by a path
+KEPT = ("id", "type", "types")
+_ANSWERS_OPTIONS = ("qa", "query_response", "alpaca")  # in which options would be lost
+_SOMETIMES = ("system", "history", "input")  # text that a record may have in any format
 
 
 def detect(raw: Any, where: str) -> str:
-    """The format of a file whose first record this is.
+    """The format of a record.
 
     Raises:
       InputError: it is of none.
@@ -42,58 +57,144 @@ def detect(raw: Any, where: str) -> str:
             return name
     raise InputError(
         f"{where}: no 'conversations' list; this is not the LLaVA format, nor has it 'messages', 'QA', "
-        f"'video_id' with 'q' and 'a', 'video_name' with 'Q' and 'A', or 'question' and 'answer'; its keys are "
-        f"{short(sorted(raw))}"
+        f"'video_id' with 'q' and 'a', 'video_name' with 'Q' and 'A', 'question' and 'answer', 'query' and 'response', "
+        f"or 'instruction' and 'output'; its keys are {short(sorted(map(str, raw)))}"
     )
 
 
-def to_llava(raw: Any, name: str, where: str, clip_of: Callable[[str], str]) -> dict[str, Any]:
+def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | None = None) -> dict[str, Any]:
     """A record of a format as a LLaVA object; that object is checked where it is used.
 
     Args:
       name: of the format.
-      clip_of: name of the clip in the media folder that has this id.
+      clip_of: name of the clip in the media folder that has this id; None if there is none.
+      notes: counts keys that look like media, or say how to sample them, but are not read.
 
     Raises:
-      InputError: it is not of the format.
+      InputError: it is not of the format, or no medium was found but some key looks like one.
     """
     check_object(raw, where)
-    if name == "llava":
-        return raw
     missing = [key for key in KEYS[name] if key not in raw]
+    if missing and name == "llava":
+        return raw  # `records.parse` refuses it
     if missing:
         raise InputError(f"{where}: no {missing[0]!r}, which a record of the format {name!r} has")
+    if name in _ANSWERS_OPTIONS and (found := options.keys_in(raw)):
+        raise InputError(
+            f"{where}: {found[0]!r} holds options, which are not shown to the model here; write them into the "
+            "question, and the right one into the answer"
+        )
+    notes = Counter() if notes is None else notes
+    text_keys = _text_keys(raw, name)
+    said, media = _READERS[name](raw, where, notes) if name in _READERS else (None, media_keys.read(raw, where))
+    if not media:
+        media = _by_id(raw, name, where, clip_of)
+    if not media:
+        media_keys.check_none(raw, where, text_keys)
+    else:
+        media_keys.note(raw, notes, text_keys)
+    system = _system(raw, where)
+    span = _span(raw, media, where)
+    if (
+        said is None
+        and not system
+        and media_keys.is_empty(raw.get("objects"))
+        and _says_the_same(raw, {**media, **span})
+    ):
+        return raw
+    said = raw["conversations"] if said is None else said
+    _check_boxes(raw, said, where)
+    if system and isinstance(said, list):
+        said = _with_system(system, said, where)
+    media = {key: value for key, value in media.items() if key not in ("start", "end")}
     kept = {key: raw[key] for key in KEPT if raw.get(key) is not None}
-    if name == "messages":
-        return kept | _from_messages(raw, where)
-    if name == "videochat2":
-        return kept | {"conversations": _from_qa(raw["QA"], where)}
-    if name == "video_chatgpt":
-        return kept | {"video": clip_of(str(raw["video_id"])), "conversations": _exchange(raw["q"], raw["a"])}
-    if name in CLIPS_BY_ID:
-        asked = [raw[key] for key in KEYS[name] if key.startswith("Q")]
-        said = [turn for question in asked for turn in _exchange(question, raw["A"])]
-        return kept | {"video": clip_of(str(raw["video_name"])), "conversations": said}
-    return kept | {"conversations": _exchange(raw["question"], raw["answer"])}
+    return kept | media | span | {"conversations": said}
 
 
-def clip_finder(names: list[str]) -> Callable[[str], str]:
-    """What `to_llava` needs to find clips by id among a folder's names. An unknown one is named as if it were there."""
-    known = set(names)
+def _says_the_same(raw: dict[str, Any], read: Mapping[str, Any]) -> bool:
+    """Whether a LLaVA object has these values under its own keys already."""
+    return all(raw.get(key) == read.get(key) for key in ("image", "video", "start", "end"))
 
-    def find(clip: str) -> str:
-        candidates = [clip, *(clip + ending for ending in CLIPS)]
-        return next((name for name in candidates if name in known), clip if clip.endswith(CLIPS) else f"{clip}.mp4")
 
-    return find
+def _text_keys(raw: Mapping[str, Any], name: str) -> frozenset[str]:
+    """Keys of a format's text, in which a file's name is no medium. A lone name in Alpaca's `input` may be one."""
+    lone = isinstance(raw.get("input"), str) and len(raw["input"].split()) == 1
+    keys = {*KEYS[name], *_SOMETIMES} - {"video_id", "video_name"}
+    return frozenset(keys - {"input"} if lone else keys)
+
+
+def _by_id(raw: Mapping[str, Any], name: str, where: str, clip_of: ClipOf) -> dict[str, Any]:
+    if name not in CLIPS_BY_ID:
+        found = media_keys.clip_by_id(raw, where, clip_of)
+        return {} if found is None else {"video": found}
+    clip = str(raw[KEYS[name][0]])
+    return {"video": clip_of(clip) or (clip if clip.lower().endswith(CLIPS) else f"{clip}.mp4")}
+
+
+def _span(raw: Mapping[str, Any], media: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`start` and `end` of the record's clips, from the record or from the parts of its messages."""
+    span = {}
+    for keys in media_keys.SPAN_KEYS:
+        given = [value for key in keys if (value := raw.get(key)) is not None]
+        if keys[0] in media:
+            given.append(media[keys[0]])
+        if any(value != given[0] for value in given):
+            raise InputError(f"{where}: different {' and '.join(map(repr, keys))}; keep one of them")
+        if given:
+            span[keys[0]] = given[0]
+    return span
+
+
+def _system(raw: Mapping[str, Any], where: str) -> str:
+    value = raw.get("system")
+    if media_keys.is_empty(value):
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: 'system' must be a text, found {short(value)}")
+    return value.strip()
+
+
+def _check_boxes(raw: Mapping[str, Any], said: Any, where: str) -> None:
+    """Refuses ms-swift's boxes, for which the text has only marks."""
+    marks = [mark for mark in ("<bbox>", "<ref-object>") if mark in repr(said)]
+    if marks and not media_keys.is_empty(raw.get("objects")):
+        raise InputError(
+            f"{where}: 'objects' is not read, and the text has {marks[0]} for each of them; write the boxes and names "
+            "into the text"
+        )
+
+
+def _with_system(system: str, said: list, where: str) -> list:
+    first = said[0] if said and isinstance(said[0], dict) else {}
+    if first.get("from", first.get("role")) == "system":
+        if str(first.get("value", first.get("content"))).strip() != system:
+            raise InputError(f"{where}: 'system' and a system turn say different things; keep one of them")
+        return said
+    return [{"from": "system", "value": system}, *said]
+
+
+# --- what each format says ---------------------------------------------------------------------------------------
+
+Said = tuple[list[dict[str, Any]], dict[str, Any]]  # turns and media
 
 
 def _exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
-def _from_qa(pairs: Any, where: str) -> list[dict[str, Any]]:
+def _pairs(*keys: str) -> Callable[[Mapping[str, Any], str, Counter], Said]:
+    """Of formats whose exchanges are under these keys, the questions' and last the answer's."""
+
+    def read(raw: Mapping[str, Any], where: str, _notes: Counter) -> Said:
+        said = [turn for key in keys[:-1] for turn in _exchange(raw[key], raw[keys[-1]])]
+        return said, media_keys.read(raw, where)
+
+    return read
+
+
+def _videochat2(raw: Mapping[str, Any], where: str, _notes: Counter) -> Said:
     """The first exchange's instruction goes before its question; captions have an instruction alone."""
+    pairs = raw["QA"]
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) and {"q", "a"} <= pair.keys() for pair in pairs):
         raise InputError(f"{where}: 'QA' must be a list of {{'i', 'q', 'a'}}, found {short(pairs)}")
     turns = []
@@ -102,45 +203,40 @@ def _from_qa(pairs: Any, where: str) -> list[dict[str, Any]]:
         if instruction and question and number == 0:
             question = f"{instruction}\n{question}"
         turns += _exchange(question or instruction, pair["a"])
-    return turns
+    return turns, media_keys.read(raw, where)
 
 
-def _from_messages(raw: dict, where: str) -> dict[str, Any]:
-    messages = raw["messages"]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and "content" in m for m in messages):
-        raise InputError(f"{where}: 'messages' must be a list of {{'role', 'content'}}, found {short(messages)}")
-    beside = {kind: iter(_listed(raw.get(f"{kind}s", raw.get(kind)))) for kind in ("image", "video")}
-    found: dict[str, list] = {"image": [], "video": []}
-    turns = []
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, list):
-            content = "".join(_part(part, found, beside, where) for part in content)
-        turns.append({"from": message.get("role"), "value": content})
-    for kind in ("image", "video"):
-        found[kind] += beside[kind]  # those that no part of the content stands for
-    return {"conversations": turns, **{kind: names for kind, names in found.items() if names}}
+def _query_response(raw: Mapping[str, Any], where: str, _notes: Counter) -> Said:
+    return _history(raw, where) + _exchange(raw["query"], raw["response"]), media_keys.read(raw, where)
 
 
-def _listed(value: Any) -> list:
-    if value is None:
+def _alpaca(raw: Mapping[str, Any], where: str, _notes: Counter) -> Said:
+    """The input follows its instruction on a line of its own."""
+    question, more = raw["instruction"], raw.get("input")
+    if not media_keys.is_empty(more):
+        if not isinstance(more, str) or not isinstance(question, str):
+            raise InputError(f"{where}: 'instruction' and 'input' must be texts, found {short(more)}")
+        question = f"{question}\n{more}" if question else more
+    return _history(raw, where) + _exchange(question, raw["output"]), media_keys.read(raw, where)
+
+
+def _history(raw: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Turns of [[question, answer], ...]."""
+    pairs = raw.get("history")
+    if media_keys.is_empty(pairs):
         return []
-    return value if isinstance(value, list) else [value]
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise InputError(f"{where}: 'history' must be a list of [question, answer], found {short(pairs)}")
+    return [turn for pair in pairs for turn in _exchange(*pair)]
 
 
-def _part(part: Any, found: dict[str, list], beside: dict[str, Iterator], where: str) -> str:
-    """Text of one part of a message's content; a medium is noted under its kind, its name from here or from beside."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    for medium in ("image", "video"):
-        if kind not in (medium, f"{medium}_url"):
-            continue
-        name = next((part[key] for key in (kind, medium, "path", "url") if part.get(key) is not None), None)
-        name = name["url"] if isinstance(name, dict) and "url" in name else name
-        name = next(beside[medium], None) if name is None else name
-        if name is None:
-            raise InputError(f"{where}: a part of type {kind!r} names no file, nor do '{medium}s' beside it")
-        found[medium].append(name.removeprefix("file://") if isinstance(name, str) else name)
-        return f"<{medium}>\n"
-    raise InputError(f"{where}: a part of a message must have the type image, video or text, found {short(part)}")
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str, Counter], Said]] = {
+    "messages": from_messages,
+    "videochat2": _videochat2,
+    "video_chatgpt": _pairs("q", "a"),
+    "vcgbench": _pairs("Q", "A"),
+    "vcgbench_consistency": _pairs("Q1", "Q2", "A"),
+    "qa": _pairs("question", "answer"),
+    "query_response": _query_response,
+    "alpaca": _alpaca,
+}

@@ -16,6 +16,7 @@ import yaml
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
+from vlvm_jax.data import json_lines
 from vlvm_jax.data.sources import formats, shards
 from vlvm_jax.data.sources.annotations import read_annotations
 from vlvm_jax.data.sources.records import KINDS, Record, Source, short
@@ -46,6 +47,7 @@ class Mixture(Source):
     def __init__(self, parts: Sequence[Part], path: str = "mixture"):
         self.path, self.parts = path, tuple(part for part in parts if part.length)
         self._ends = list(itertools.accumulate(part.length for part in self.parts))
+        self.notes = tuple(dict.fromkeys(line for part in self.parts for line in part.source.notes))
 
     @property
     def codes(self) -> np.ndarray:
@@ -226,11 +228,11 @@ def _kind(path: str, format: str) -> Kind:
     """What is to be opened at a path: the format that was asked for, or what the name says."""
     if format in ("array_record", "parquet", "tfds", "mixture"):
         return format
-    if path.endswith((".yaml", ".yml")):
+    if path.lower().endswith((".yaml", ".yml")):
         return "mixture"
-    if path.endswith((".json", ".jsonl")):
+    if path.lower().endswith((".json", ".jsonl")):
         return "annotations"
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         return "parquet"
     if path.endswith(shards.SUFFIX) or storage.is_file(storage.join(path, shards.MANIFEST)):
         return "array_record"
@@ -252,7 +254,7 @@ def _read_yaml(path: str, entry: MixtureEntry, seed: Sequence[int]) -> Mixture:
     Paths are relative to the file's folder, media to `media_root` or else to the folder of each annotation file.
     """
     try:
-        found = yaml.safe_load(storage.read_text(path))
+        found = yaml.safe_load(json_lines.decode(storage.read_bytes(path), path)[0])
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such mixture file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

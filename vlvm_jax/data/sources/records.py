@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from vlvm_jax import storage
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.sources.media_names import join, other_spellings, without_scheme
 from vlvm_jax.errors import InputError
 
 MediaKind = Literal["image", "video"]
@@ -28,7 +29,10 @@ MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "video")  # in the order in which
 PLACEHOLDERS = ("<image>", "<video>")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _HALF = re.compile("[\ud800-\udfff]")  # of a character; JSON can hold it, UTF-8 cannot
+_LEADS = re.compile(r"\s*(<image>|<video>)+(\s|\w|$)")  # where LLaVA and others put placeholders
+_ENDS = re.compile(r"\n\s*(<image>|<video>)+\s*$")
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in no name: control characters, half ones
+TOOL_ROLES = ("observation", "function_call", "function", "function_response", "tool", "tool_call", "tool_response")
 STILLS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # endings of what a clip kept as images consists of
 LISTED = "\t"  # in a path, between the frames of a clip that is a list of images
 
@@ -83,9 +87,11 @@ class Source(Sequence[Record]):
       path: where they come from, for messages.
       codes: index into `KINDS` of each record, as far as that can be told without reading it whole.
       types: of each record its questions' types, each once.
+      notes: what to tell the user about the source, a line each.
     """
 
     path: str
+    notes: tuple[str, ...] = ()
     codes: UInt8[np.ndarray, "n"]
     types: Sequence[tuple[str, ...]]
 
@@ -192,9 +198,12 @@ def below(root: str) -> Callable[[int, Name], str]:
         return LISTED.join(map(one, (name,) if isinstance(name, str) else name))
 
     def one(name: str) -> str:
-        plain = name if storage.is_remote(name) else str(PurePosixPath(name))
+        plain = without_scheme(name)
+        plain = plain if storage.is_remote(plain) else str(PurePosixPath(plain))
         try:
-            return storage.join(root, plain)
+            for spelling in other_spellings(plain):  # one of which may be the file that is opened
+                join(root, spelling)
+            return join(root, plain)
         except ValueError:
             raise ValueError(f"media path {name!r} leaves the media folder; give it relative to the folder") from None
 
@@ -244,6 +253,13 @@ def _turns(raw: dict, where: str) -> tuple[str, list[Turn]]:
     for message in said:
         role = ROLES.get(str(message.get("from", message.get("role")))) if isinstance(message, dict) else None
         text = message.get("value", message.get("content")) if role else None
+        if role == "assistant" and isinstance(text, int | float) and not isinstance(text, bool):
+            text = str(text)  # counts
+        if isinstance(message, dict) and message.get("from", message.get("role")) in TOOL_ROLES:
+            raise InputError(
+                f"{where}: a turn of the role {message.get('from', message.get('role'))!r}; calls of tools are not "
+                "read, only human, gpt and a leading system turn"
+            )
         if role is None or not isinstance(text, str):
             raise InputError(
                 f"{where}: a turn must be {{'from': 'human'|'gpt', 'value': text}}, found {short(message)}"
@@ -252,7 +268,7 @@ def _turns(raw: dict, where: str) -> tuple[str, list[Turn]]:
             raise InputError(f"{where}: a turn holds half a character (a lone surrogate): {short(text)}")
         messages.append((role, text))
     system = messages.pop(0)[1].strip() if messages[0][0] == "system" else ""
-    if any(placeholder in system for placeholder in PLACEHOLDERS):
+    if any(raw.get(kind) is not None for kind in MEDIA_KINDS) and any(one in system for one in PLACEHOLDERS):
         raise InputError(f"{where}: a system turn holds a placeholder; only questions may")
     if messages and messages[0][0] == "assistant":  # the format's readers drop a leading answer
         messages = messages[1:]
@@ -285,28 +301,38 @@ def _place(
 ) -> tuple[list[tuple[MediaKind, str]], tuple[Turn, ...]]:
     """One placeholder per medium, and the media in their order.
 
-    Missing ones go before the first question; a single one moves to its front. `<image>` and `<video>` are both
-    accepted for either kind; where there are as many of each as of its kind, they say where each medium goes.
+    Missing ones go before the first question; a single one moves to the front of its question. `<image>` and `<video>`
+    are both accepted for either kind; where there are as many of each as of its kind, they say where each medium goes.
+
+    In a record without media they are text like any other, as in a question about HTML, unless they stand where a
+    medium's would: before the first word, or on a line of their own after the last.
     """
     media = list(media)
+    if not media:
+        if any(_LEADS.match(turn.question) or _ENDS.search(turn.question) for turn in turns):
+            raise InputError(
+                f"{where}: a placeholder but neither 'image' nor 'video'; name the file that it stands for under one "
+                "of these keys"
+            )
+        return media, tuple(turns)
     shown = re.findall("|".join(PLACEHOLDERS), "\n".join(turn.question for turn in turns))
     if any("<image>" in turn.answer for turn in turns):
         raise InputError(f"{where}: an answer holds the placeholder <image>; only questions may")
-    if shown and not media:
-        raise InputError(
-            f"{where}: a placeholder but neither 'image' nor 'video'; name the file or drop the placeholder"
-        )
     if len(shown) not in (0, len(media)):
         raise InputError(f"{where}: {len(shown)} placeholders for {len(media)} media; give one each, or none")
     if not shown or len(media) == 1:
-        stripped = [
-            dataclasses.replace(t, question=t.question.replace("<image>", "").replace("<video>", "").strip())
-            for t in turns
-        ]
+        first = next((i for i, turn in enumerate(turns) if any(one in turn.question for one in PLACEHOLDERS)), 0)
+        stripped = [dataclasses.replace(t, question=_without_placeholders(t.question)) for t in turns]
         lead = "".join("<image>\n" for _ in media)
-        stripped[0] = dataclasses.replace(stripped[0], question=lead + stripped[0].question)
+        stripped[first] = dataclasses.replace(stripped[first], question=lead + stripped[first].question)
         return media, tuple(stripped)
     if sorted(shown) == sorted(f"<{kind}>" for kind, _ in media):
         queues = {kind: iter([medium for medium in media if medium[0] == kind]) for kind in MEDIA_KINDS}
         media = [next(queues["image" if placeholder == "<image>" else "video"]) for placeholder in shown]
     return media, tuple(dataclasses.replace(t, question=t.question.replace("<video>", "<image>")) for t in turns)
+
+
+def _without_placeholders(question: str) -> str:
+    for placeholder in PLACEHOLDERS:
+        question = question.replace(placeholder, "")
+    return question.strip()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vlvm_jax.data.extras import need
-from vlvm_jax.data.sources import containers, formats, records, shards
+from vlvm_jax.data.sources import containers, formats, media_keys, records, shards
 from vlvm_jax.data.sources.records import KINDS, MEDIA_KINDS, Name, Record, Source
 from vlvm_jax.data.sources.shards import ShardInfo
 from vlvm_jax.errors import InputError, brief
@@ -91,10 +91,23 @@ class Columns:
                 raise InputError(f"{path}: fields: no key {key!r}; there are {', '.join((*MEDIA_KINDS, *_TEXT))}")
             if name not in names:
                 raise InputError(f"{path}: fields: no column {name!r}; there are {', '.join(names)}")
+        self._check_media(names, path)
         if self.format != "auto":
             return self
         keys = dict.fromkeys(key for key in _TEXT if self.column(key, names))
         return dataclasses.replace(self, format=formats.detect(keys, f"{path}: columns {', '.join(names)}"))
+
+    def _check_media(self, names: Sequence[str], path: str) -> None:
+        """Raises `InputError` if no column of media is read but some column's name looks like one."""
+        if any(self.column(kind, names) for kind in MEDIA_KINDS):
+            return
+        read = {column for key in _TEXT if (column := self.column(key, names))}
+        if found := media_keys.suspects({name: "?" for name in names if name not in read}):
+            kind = media_keys.READ[media_keys.meant(found[0])]
+            raise InputError(
+                f"{path}: the column {found[0]!r} looks like media, but is not read; rename it to {kind!r}, or set "
+                f"fields={{{kind!r}: {found[0]!r}}}"
+            )
 
     def record(self, row: Mapping[str, Any], uri: str, where: str, index: int) -> Record:
         """The record of a row.
@@ -110,7 +123,7 @@ class Columns:
             if value is not None and value != []:
                 raw[kind] = value
         raw = {key: value for key, value in raw.items() if value is not None}
-        for key in ("conversations", "messages", "QA"):
+        for key in _JSON:
             if isinstance(raw.get(key), str):
                 raw[key] = json.loads(raw[key])
             if isinstance(raw.get(key), dict):  # TFDS turns a list of objects inside out
@@ -124,7 +137,11 @@ class Columns:
         return records.parse(found, where, index, locate)
 
 
-_TEXT = ("id", "conversations", "messages", "QA", "question", "answer", "type", "types", "start", "end")
+_TEXT = (
+    "id", "conversations", "messages", "QA", "question", "answer", "query", "response", "instruction", "input",
+    "output", "history", "system", "type", "types", "start", "end",
+)  # fmt: skip
+_JSON = ("conversations", "messages", "QA", "history")  # which a column may hold as texts
 
 
 def _text(value: Any) -> Any:

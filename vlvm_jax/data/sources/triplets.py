@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from pydantic import NonNegativeInt
 
 from vlvm_jax import storage
 from vlvm_jax.config import Settings
-from vlvm_jax.data.sources import annotations
+from vlvm_jax.data import json_lines
 from vlvm_jax.data.sources.records import check_object, short
 from vlvm_jax.errors import InputError
 
@@ -291,11 +291,11 @@ def read_triplets(path: str, options: TripletOptions) -> TripletFile:
         raise InputError(f"{path}: no such file of texts; give a JSON list or JSONL") from None
     layout: Layout | None = None if options.layout == "auto" else options.layout
     spans, numbers, faults, dropped = [], [], {}, Counter()
-    for number, (start, end, raw) in enumerate(_spans(path, data)):
-        where = f"{path}: record {number}"
+    for entry in json_lines.parse(data, path):
+        number, raw, where = entry.index, entry.value, entry.where
         try:
-            if isinstance(raw, ValueError):
-                raise InputError(f"{where}: not JSON ({raw})")
+            if entry.error:
+                raise InputError(f"{where}: not JSON (line {entry.line}: {entry.error})")
             layout = detect(raw, where) if layout is None else layout
             to_triplet(raw, layout, options, where, number)
         except NotUsed as reason:
@@ -305,7 +305,7 @@ def read_triplets(path: str, options: TripletOptions) -> TripletFile:
             if number == 0:
                 raise
             faults[number] = str(error)
-        spans.append((start, end))
+        spans.append(entry.span)
         numbers.append(number)
     if layout is None or not spans:
         causes = ", ".join(f"{count} {cause}" for cause, count in sorted(dropped.items())) or "it is empty"
@@ -320,26 +320,3 @@ def read_triplets(path: str, options: TripletOptions) -> TripletFile:
         dict(dropped),
         hashlib.sha256(data).hexdigest(),
     )
-
-
-def _spans(path: str, data: bytes) -> Iterator[tuple[int, int, Any]]:
-    """Where each record's bytes are, and its value; of a line that is not JSON, the error."""
-    if path.endswith(".jsonl"):
-        start = 0
-        for line in data.split(b"\n"):
-            if line.strip():
-                yield start, start + len(line), annotations.loaded(line)
-            start += len(line) + 1
-        return
-    try:
-        text = data.decode("utf-8")
-        if not re.match(r"\s*\[", text):
-            raise InputError(f"{path}: expected a JSON list of records; one object per line needs the ending .jsonl")
-        done, at = 0, 0  # characters, and bytes that they are
-        for first, last, value in annotations.items(text):
-            at += len(text[done:first].encode())
-            length = len(text[first:last].encode())
-            yield at, at + length, value
-            done, at = last, at + length
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None

@@ -6,6 +6,7 @@ their own in some families (`Expansion`); then the whole string is tokenised at 
 
 import bisect
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from vlvm_jax.errors import InputError
 PLACEHOLDER = "<image>"
 KINDS: dict[str, MediaKind] = {PLACEHOLDER: "image", "<video>": "video"}
 ANY_PLACEHOLDER = re.compile("|".join(KINDS))
+_PRIVATE = 0xF0000  # first character of a plane for private use, which no text has
 Content = str | Sequence[Mapping[str, Any]]  # text with placeholders, or parts {"type": "text"|"image"|"video", ...}
 Message = Mapping[str, Any]  # {"role": "user"|"assistant"|"system", "content": Content}
 
@@ -44,6 +46,7 @@ class Prompt:
       answers: character spans of what is to be learned: answers with what ends them.
       kinds: of the media, in their own order.
       special_tokens: whether the tokenizer still has to put its own special tokens around the string.
+      literals: character spans of what looks like a placeholder but is text, as in an answer about HTML.
     """
 
     text: str
@@ -51,6 +54,7 @@ class Prompt:
     answers: tuple[tuple[int, int], ...] = ()
     kinds: tuple[MediaKind, ...] = ()
     special_tokens: bool = False
+    literals: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +156,12 @@ def tokenize(
         raise InputError(f"the prompt shows {len(prompt.markers)} placeholders for {len(expansions)} images and clips")
     text, runs, moved = _expand(prompt, expansions)
     answers = [(moved(start), moved(stop)) for start, stop in prompt.answers]
+    literals = [(moved(start), moved(stop)) for start, stop in prompt.literals]
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     if all(expansion.token in known for expansion in expansions):
-        found = _tokens_of(text, runs, tokenizer, prompt.special_tokens)
+        found = _tokens_of(text, runs, tokenizer, prompt.special_tokens, literals)
     else:
-        found = _tokens_between(text, runs, tokenizer)
+        found = _tokens_between(text, runs, tokenizer, literals)
     ids, mask, loss = [], [], []
     for token_id, start, stop, run in found:
         count = 1 if run is None else run.count
@@ -200,29 +205,106 @@ def _expand(prompt: Prompt, expansions: Sequence[Expansion]) -> tuple[str, list[
 _Found = Iterator[tuple[int, int, int, _Run | None]]  # id, its characters, and the run that it stands for
 
 
-def _tokens_of(text: str, runs: Sequence[_Run], tokenizer: Tokenizer, special_tokens: bool) -> _Found:
+def _tokens_of(
+    text: str, runs: Sequence[_Run], tokenizer: Tokenizer, special_tokens: bool, literals: Sequence[tuple[int, int]]
+) -> _Found:
     waiting = list(reversed(runs))
-    encoded = tokenizer.encode(text, add_special_tokens=special_tokens)
-    for token_id, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+    for token_id, start, stop in _encoded(text, tokenizer, special_tokens, literals):
         visual = bool(waiting) and start <= waiting[-1].start < stop
         yield token_id, start, stop, waiting.pop() if visual else None
 
 
-def _tokens_between(text: str, runs: Sequence[_Run], tokenizer: Tokenizer) -> _Found:
+def _tokens_between(
+    text: str, runs: Sequence[_Run], tokenizer: Tokenizer, literals: Sequence[tuple[int, int]]
+) -> _Found:
     done = 0
     for run in (*runs, None):
-        piece = text[done : run.start if run else None]
-        encoded = tokenizer.encode(piece, add_special_tokens=False)
-        for token_id, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+        end = run.start if run else len(text)
+        inside = [(start - done, stop - done) for start, stop in literals if done <= start < end]
+        for token_id, start, stop in _encoded(text[done:end], tokenizer, False, inside):
             yield token_id, done + start, done + stop, None
         if run:
             yield 0, run.start, run.stop, run
             done = run.stop
 
 
+def _encoded(
+    text: str, tokenizer: Tokenizer, special_tokens: bool, literals: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """Id and characters of each token of a text; literals are tokenized like any text, not as special tokens."""
+    spelled = {text[start:stop] for start, stop in literals}
+    spelled &= {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    if not spelled:
+        encoded = tokenizer.encode(text, add_special_tokens=special_tokens)
+        yield from ((token_id, *place) for token_id, place in zip(encoded.ids, encoded.offsets, strict=True))
+        return
+    without = _renamed(tokenizer, tuple(sorted(spelled)))
+    taken = {start for start, _ in literals}
+    changed = re.sub(
+        "|".join(map(re.escape, sorted(spelled, key=len, reverse=True))),
+        lambda match: match.group() if match.start() in taken else without.names[match.group()],
+        text,
+    )
+    encoded = without.tokenizer.encode(changed, add_special_tokens=special_tokens)
+    for token_id, place in zip(encoded.ids, encoded.offsets, strict=True):
+        yield without.ids.get(token_id, token_id), *place
+
+
+@dataclasses.dataclass(frozen=True)
+class _Renamed:
+    """A tokenizer that has other names for some of its added tokens, so that their usual names are plain text.
+
+    Attributes:
+      names: the other name of each, of the same length.
+      ids: the original id of each token that has another one here.
+    """
+
+    tokenizer: Tokenizer
+    names: Mapping[str, str]
+    ids: Mapping[int, int]
+
+
+_RENAMED: dict[tuple[int, tuple[str, ...]], tuple[Tokenizer, _Renamed]] = {}  # by tokenizer, which stays alive with it
+
+
+def _renamed(tokenizer: Tokenizer, spelled: tuple[str, ...]) -> _Renamed:
+    key = (id(tokenizer), spelled)
+    if key not in _RENAMED:
+        names = {
+            one: chr(_PRIVATE + number) + chr(_PRIVATE + len(spelled)) * (len(one) - 1)
+            for number, one in enumerate(spelled)
+        }
+        made = json.loads(tokenizer.to_str())
+        for token in made["added_tokens"]:
+            if token["content"] in names:
+                token["content"], token["normalized"] = names[token["content"]], False
+        vocabulary = made["model"]["vocab"]  # may hold them too, and some models look whole words up there
+        if isinstance(vocabulary, dict):
+            made["model"]["vocab"] = {names.get(word, word): number for word, number in vocabulary.items()}
+        else:
+            made["model"]["vocab"] = [[names.get(word, word), score] for word, score in vocabulary]
+        changed = Tokenizer.from_str(json.dumps(made))
+        ids = {}
+        for token_id, token in tokenizer.get_added_tokens_decoder().items():
+            here = changed.token_to_id(names.get(token.content, token.content))
+            assert here is not None, token.content
+            if here != token_id:
+                ids[here] = token_id
+        _RENAMED[key] = tokenizer, _Renamed(changed, names, ids)
+    return _RENAMED[key][1]
+
+
 def markers_at(places: Iterable[re.Match]) -> tuple[Marker, ...]:
     """One for each match, the media in the order of the text."""
     return tuple(Marker(place.start(), place.end(), number) for number, place in enumerate(places))
+
+
+def literals_in(text: str, markers: Iterable[Marker], tokens: Iterable[str] = ()) -> tuple[tuple[int, int], ...]:
+    """Character spans of what is spelled like a placeholder, or like one of these tokens, but is no marker."""
+    taken = {marker.start for marker in markers}
+    spelled = sorted({*KINDS, *tokens}, key=len, reverse=True)
+    places = re.finditer("|".join(map(re.escape, spelled)), text)
+    return tuple(place.span() for place in places if place.start() not in taken)
 
 
 def plain_text(content: Content) -> str:

@@ -15,6 +15,7 @@ from vlvm_jax.data.text.conversation import (
     Prompt,
     is_medium,
     kinds_in,
+    literals_in,
     plain_text,
 )
 from vlvm_jax.errors import InputError, brief
@@ -65,7 +66,9 @@ class HFTemplate:
         messages: list[Message] = [{"role": "system", "content": _said(system, takes_lists)}] if system else []
         text, earlier, answers = "", "", []
         for turn in turns:
-            messages.append({"role": "user", "content": self._content(turn.question, waiting, takes_lists)})
+            # Without media, what looks like a placeholder is text.
+            said = self._content(turn.question, waiting, takes_lists) if kinds else _said(turn.question, takes_lists)
+            messages.append({"role": "user", "content": said})
             asked, whole, header = self._exchange(template, messages, turn.answer + ending)
             shown = header is not None and (turn.answer + ending).strip() in whole[header:]
             if header is None or not shown or not asked.startswith(earlier):
@@ -137,7 +140,7 @@ class HFTemplate:
         waiting = {shown: [i for i, kind in enumerate(kinds) if self._shown(kind) == shown] for shown in self.tokens}
         markers = []
         for match in re.finditer("|".join(map(re.escape, self.tokens.values())), text):
-            if any(start <= match.start() < stop for start, stop in answers):
+            if not kinds or any(start <= match.start() < stop for start, stop in answers):
                 continue
             shown = next(kind for kind, token in self.tokens.items() if token == match.group())
             markers.append(Marker(match.start(), match.end(), waiting[shown].pop(0) if waiting[shown] else -1))
@@ -146,7 +149,9 @@ class HFTemplate:
                 f"{self.where}: this chat template shows {len(markers)} of {len(kinds)} images and clips; "
                 "choose another config.data.chat_template"
             )
-        return Prompt(text, tuple(markers), tuple(answers), tuple(kinds), self._needs_special_tokens(text))
+        literals = literals_in(text, markers, self.tokens.values())
+        special = self._needs_special_tokens(text)
+        return Prompt(text, tuple(markers), tuple(answers), tuple(kinds), special, literals)
 
     def _needs_special_tokens(self, text: str) -> bool:
         return self.tokenizer.bos_token is None or not text.startswith(self.tokenizer.bos_token)

@@ -13,6 +13,7 @@ from vlvm_jax.data.text.conversation import (
     PLACEHOLDER,
     Message,
     Prompt,
+    literals_in,
     markers_at,
     plain_text,
 )
@@ -58,15 +59,18 @@ class ChatTemplate:
         waiting = iter(kinds)
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         for turn in turns:
-            question = re.sub(PLACEHOLDER, lambda _: _PLACEHOLDERS[next(waiting, "image")], turn.question)
+            question = turn.question
+            if kinds:  # else what looks like a placeholder is text
+                question = re.sub(PLACEHOLDER, lambda _: _PLACEHOLDERS[next(waiting, "image")], question)
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]
         text, answers = self._write(messages)
         places = [
             place
             for place in ANY_PLACEHOLDER.finditer(text)
-            if not any(start <= place.start() < stop for start, stop in answers)
+            if kinds and not any(start <= place.start() < stop for start, stop in answers)
         ]
-        return Prompt(text, markers_at(places), tuple(answers), tuple(kinds))
+        markers = markers_at(places)
+        return Prompt(text, markers, tuple(answers), tuple(kinds), literals=literals_in(text, markers))
 
     def prompt(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Prompt:
         text, _ = self._write(messages)

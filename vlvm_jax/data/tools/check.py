@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from vlvm_jax.data import video
 from vlvm_jax.data.decoding.video_file import open_video
 from vlvm_jax.data.faults import BadSampleError, reading
-from vlvm_jax.data.sources import containers
-from vlvm_jax.data.sources.records import MediaKind, Record
+from vlvm_jax.data.sources import containers, media_names
+from vlvm_jax.data.sources.records import LISTED, MediaKind, Record
 from vlvm_jax.data.workers import pool
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Finding:
       characters: of its questions and answers.
       tokens: of the whole sample, with `visual` ones among them; 0 without a config. A sample that is too long has its
         length all the same.
+      empty_answers: number of its answers without a text.
+      respelled: (name, file) of media that only a change of spelling found.
     """
 
     index: int
@@ -58,6 +60,8 @@ class Finding:
     tokens: int = 0
     visual: int = 0
     media: tuple[MediumFacts, ...] = ()
+    empty_answers: int = 0
+    respelled: tuple[tuple[str, str], ...] = ()
 
 
 class Checker:
@@ -85,9 +89,11 @@ class Checker:
             record.kind,
             record.source,
             characters=sum(len(turn.question) + len(turn.answer) for turn in record.turns),
+            empty_answers=sum(not turn.answer.strip() for turn in record.turns),
         )
         try:
             finding = dataclasses.replace(finding, media=tuple(look(kind, path) for kind, path in record.media))
+            finding = dataclasses.replace(finding, respelled=_respelled(path for _, path in record.media))
             return dataclasses.replace(finding, **self._use(index, record))
         except BadSampleError as error:
             return dataclasses.replace(finding, cause=error.cause, detail=error.detail)
@@ -108,6 +114,11 @@ class Checker:
             found["cause"] = "too_long"
             found["detail"] = f"{tokens - visual} tokens of text and {visual} visual, for length {self.spec.length}"
         return found
+
+
+def _respelled(paths: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    found = ((name, media_names.known(name)) for path in paths for name in path.split(LISTED))
+    return tuple((name, file) for name, file in found if file is not None)
 
 
 def look(kind: MediaKind, path: str) -> MediumFacts:
@@ -187,6 +198,8 @@ def summarise(findings: Sequence[Finding], total: int, spec: "SampleSpec | None"
         "checked": len(findings),
         "usable": len(findings) - len(bad),
         "kinds": dict(Counter(finding.kind or "unreadable" for finding in findings)),
+        "empty_answers": sum(finding.empty_answers > 0 for finding in findings),
+        "respelled": dict(pair for finding in findings for pair in finding.respelled),
         "media": dict(Counter(medium.kind for medium in media)),
         "causes": dict(Counter(finding.cause for finding in bad).most_common()),
         "seconds": spread([medium.seconds for medium in media if medium.seconds is not None]),

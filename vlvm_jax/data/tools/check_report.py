@@ -19,6 +19,13 @@ def tables(summary: Mapping[str, Any]) -> Group:
     for column in ("", "records", "share", "for example"):
         records.add_column(column, justify="right" if column in ("records", "share") else "left", overflow="fold")
     records.add_row("usable", *_share(summary["usable"], summary), _mix(summary))
+    for kind, name in _KINDS.items():
+        records.add_row(name, *_share(summary["kinds"].get(kind, 0), summary), "")
+    if summary["empty_answers"]:
+        records.add_row("with an empty answer", *_share(summary["empty_answers"], summary), "only its end is learned")
+    if summary["respelled"]:
+        name, file = next(iter(summary["respelled"].items()))
+        records.add_row("media names respelled", f"{len(summary['respelled'])}", "", f"{file} is read for {name}")
     for cause, count in summary["causes"].items():
         records.add_row(cause, *_share(count, summary), "\n".join(examples(summary, cause)))
     figures = Table(title="figures", title_justify="left")
@@ -31,6 +38,7 @@ def tables(summary: Mapping[str, Any]) -> Group:
     return Group(records, figures)
 
 
+_KINDS = {"video": "with a clip", "image": "with an image, no clip", "text": "with neither"}
 _FIGURES = {
     "seconds": "clip, seconds",
     "shorter_side": "shorter side, pixels",

@@ -69,12 +69,14 @@ class Plan:
       settings: all that decides the bytes.
       records: in all sources together.
       shards: how many.
+      notes: what to tell the user about the sources, a line each.
     """
 
     job: Job
     settings: Mapping[str, Any]
     records: int
     shards: int
+    notes: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -127,7 +129,7 @@ def make_plan(job: Job) -> Plan:
             f"{json.dumps(noted['settings'].get(key))} there, {json.dumps(settings.get(key))} here); give another "
             "folder, or the same settings to continue"
         )
-    return Plan(job, settings, noted["records"], noted["shards"])
+    return Plan(job, settings, noted["records"], noted["shards"], records.notes)
 
 
 def _settings(job: Job, records: Mixture) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def _as_llava(record: Record, media: Sequence[StoredMedium]) -> dict[str, Any]:
     shown = iter([f"<{kind}>" for kind, _ in record.media])
     raw["conversations"] = [{"from": "system", "value": record.system}] if record.system else []
     for turn in record.turns:
-        question = re.sub("<image>", lambda _: next(shown), turn.question)  # so that each finds its medium again
+        # So that each finds its medium again; without media it is text.
+        question = re.sub("<image>", lambda _: next(shown), turn.question) if record.media else turn.question
         raw["conversations"] += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
     if any(turn.type for turn in record.turns):
         raw["types"] = [turn.type for turn in record.turns]

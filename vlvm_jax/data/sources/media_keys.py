@@ -1,0 +1,200 @@
+"""Finds the media that a record names, and keys that look like media but are not read.
+
+Read: `image`, `video`, `images`, `videos`, each a name or a list, a name also as {"path": ...} or {"url": ...}; where
+there is none of these, `video_id` and `video_name`, the clip with this id in the media folder.
+"""
+
+import difflib
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vlvm_jax.data.sources.media_names import CLIPS
+from vlvm_jax.data.sources.records import STILLS, MediaKind, short
+from vlvm_jax.errors import InputError
+
+READ: dict[str, MediaKind] = {"image": "image", "images": "image", "video": "video", "videos": "video"}
+IDS = ("video_name", "video_id")  # in the order in which they are looked up
+SPAN_KEYS = (("start", "video_start"), ("end", "video_end"))
+SOUND = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac")
+_PICTURES = (*CLIPS, *STILLS, ".tif", ".tiff", ".heic", ".ogv", ".vob")
+_SUFFIXES = (*_PICTURES, *SOUND)
+_PATH_KEYS = ("path", "url", "file", "file_name", "filename")  # of a name that is an object
+_THINGS = (
+    "video", "videos", "clip", "clips", "movie", "vid", "image", "images", "img", "imgs", "picture", "pictures",
+    "photo", "photos", "frame", "frames", "gif", "media", "medium", "visual", "visuals",
+    "audio", "audios", "sound", "speech",
+)  # fmt: skip
+_TAILS = (
+    "", "path", "paths", "file", "files", "filename", "filenames", "filepath", "url", "urls", "uri", "id", "ids",
+    "uid", "name", "names", "link", "dir", "folder", "list",
+)  # fmt: skip
+_WORDS = {"movie", "sound", "speech", "medium", "visual", "visuals"}  # alone, as likely of a text's topic
+_KNOWN = {thing + tail for thing in _THINGS for tail in _TAILS} - _WORDS | {"youtubeid", "ytid", "quid"}
+_KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES}
+_IDENTIFIES = re.compile("(id|ids|uid|name|names)$")  # of which a number may be the value
+_SOUNDS = ("audio", "audios", "sound", "speech", *(ending.removeprefix(".") for ending in SOUND))
+
+ClipOf = Callable[[str], str | None]
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing: null, an empty text, list or object."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def read(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of the media keys of a record, under `image` and `video`. `records.parse` checks them.
+
+    Raises:
+      InputError: a kind is under both of its keys, with different values; or a name holds bytes.
+    """
+    found: dict[str, Any] = {}
+    for key, kind in READ.items():
+        value = raw.get(key)
+        if value is None or (key.endswith("s") and is_empty(value)):  # tables fill absent lists with empty ones
+            continue
+        value = _plain(value, key, where)
+        if kind in found and as_list(found[kind]) != as_list(value):
+            raise InputError(f"{where}: {kind!r} and {key!r} name different media; keep one of the keys")
+        found.setdefault(kind, value)
+    return found
+
+
+def as_list(value: Any) -> list:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _plain(value: Any, key: str, where: str) -> Any:
+    """A value with names in the place of objects that hold them."""
+    if isinstance(value, list):
+        return [_plain(item, key, where) for item in value]
+    return name_in(value, key, where) if isinstance(value, dict) else value
+
+
+def name_in(value: Mapping[str, Any], key: str, where: str) -> Any:
+    """The name in an object such as {"path": ...}.
+
+    Raises:
+      InputError: there is none, or not one.
+    """
+    names = {name: value[name] for name in _PATH_KEYS if not is_empty(value.get(name))}
+    if not names:
+        what = "holds bytes" if not is_empty(value.get("bytes")) else "has no 'path'"
+        raise InputError(
+            f"{where}: {key!r} {what}, found {short(dict(value))}; give the name of a file in the media folder"
+        )
+    if len(set(map(str, names.values()))) > 1:
+        raise InputError(f"{where}: {key!r} has different {' and '.join(map(repr, names))}; keep one of them")
+    return next(iter(names.values()))
+
+
+def clip_by_id(raw: Mapping[str, Any], where: str, clip_of: ClipOf) -> str | None:
+    """Name of the clip that `video_name` or `video_id` means; None if the record has neither.
+
+    Raises:
+      InputError: the media folder has no such clip.
+    """
+    given = {key: raw[key] for key in IDS if not is_empty(raw.get(key))}
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise InputError(f"{where}: {key!r} must be a text or a whole number, found {short(value)}")
+        if (name := clip_of(str(value))) is not None:
+            return name
+    if given:
+        key, value = next(iter(given.items()))
+        tried = f"video{value}.mp4" if str(value).isdigit() else f"v_{value}.mp4"
+        raise InputError(
+            f"{where}: {key!r} {value!r}: no clip of this id in the media folder (neither {value}.mp4 nor {tried}, nor "
+            "with another ending); put it there, set media_root, or name the file under 'video'"
+        )
+    return None
+
+
+def suspects(raw: Mapping[str, Any], text_keys: frozenset[str] = frozenset()) -> list[str]:
+    """Keys that look like media but are not read: by name, by a typo in one, or by a value that ends like a medium.
+
+    Args:
+      text_keys: keys of the record's format that hold text, which are not looked at.
+    """
+    return [
+        key
+        for key, value in raw.items()
+        if key not in READ and key not in text_keys and not is_empty(value) and _looks_like_media(str(key), value)
+    ]
+
+
+def check_none(raw: Mapping[str, Any], where: str, text_keys: frozenset[str]) -> None:
+    """Raises `InputError` if a record in which no media were found has a key that looks like media."""
+    found = suspects(raw, text_keys)
+    if not found:
+        return
+    key = found[0]
+    if _folded(key) in _SOUNDS or (any(_texts(raw[key], SOUND)) and not any(_texts(raw[key], _PICTURES))):
+        raise InputError(
+            f"{where}: {key!r} holds sound, which is not read here; a record needs a clip under 'video' or an image "
+            f"under 'image', or must be text alone without {key!r}"
+        )
+    raise InputError(
+        f"{where}: {key!r} looks like media, but is no key that is read; did you mean {meant(key, raw[key])!r}? "
+        "(a record of text alone must not have it)"
+    )
+
+
+def meant(key: str, value: Any = None) -> str:
+    """The media key for which another one stands."""
+    folded = _folded(key)
+    if close := _close(folded):
+        return close
+    images = folded.startswith(("im", "pic", "photo")) or folded in {one.removeprefix(".") for one in STILLS}
+    stills = [text.lower().endswith(STILLS) for text in _texts(value, _SUFFIXES)]
+    kind = "image" if images or (stills and all(stills) and len(stills) == 1) else "video"
+    return kind
+
+
+def note(raw: Mapping[str, Any], notes: Counter, text_keys: frozenset[str]) -> None:
+    """Counts the keys of a record with media that look like media but are not read."""
+    for key in suspects(raw, text_keys):
+        if key not in IDS:
+            notes[repr(key)] += 1
+
+
+def _looks_like_media(key: str, value: Any) -> bool:
+    if any(True for _ in _texts(value, _SUFFIXES)):
+        return True
+    if isinstance(value, bool):
+        return False
+    folded = _folded(key)
+    if isinstance(value, int | float):
+        return folded in _KNOWN and bool(_IDENTIFIES.search(folded))
+    return folded in _KNOWN or _close(folded) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _close(key: str) -> str | None:
+    """The media key of which this one is a typo: its letters in another order, or most of them."""
+    swapped = (name for name in READ if sorted(name) == sorted(key))
+    return next(swapped, None) or next(iter(difflib.get_close_matches(key, READ, 1, 0.75)), None)
+
+
+def _texts(value: Any, endings: tuple[str, ...]) -> Iterator[str]:
+    """Texts in a value, at any depth, that end so and are like a name: on one line, not longer than a path."""
+    if isinstance(value, str):
+        plain = re.split(r"[?#]", value.strip(), maxsplit=1)[0] if "://" in value else value.strip()
+        if len(plain) <= 1024 and "\n" not in plain and plain.lower().endswith(endings):
+            yield plain
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item, endings)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, endings)
+
+
+@functools.lru_cache(maxsize=4096)
+def _folded(key: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", key.lower())

@@ -1,0 +1,88 @@
+"""Messages of Hugging Face, TRL and ms-swift, whose content may be a list of parts with media among them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlvm_jax.data.sources import media_keys
+from vlvm_jax.data.sources.records import STILLS, short
+from vlvm_jax.errors import InputError
+
+_OF_PARTS = {"type", "path", "url", "image", "video", "image_url", "video_url", "bytes"}
+_SPAN = ("video_start", "video_end")
+
+
+def from_messages(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Turns and media of a record; `start` and `end` among the media are the span of its clips, where a part has one.
+
+    Args:
+      notes: counts keys of parts that are not read, such as `fps`.
+
+    Raises:
+      InputError: the messages are not of the format, or clips of the record have different spans.
+    """
+    messages = raw["messages"]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and "content" in m for m in messages):
+        raise InputError(f"{where}: 'messages' must be a list of {{'role', 'content'}}, found {short(messages)}")
+    beside = {kind: media_keys.as_list(value) for kind, value in media_keys.read(raw, where).items()}
+    parts = _Parts({kind: iter(names) for kind, names in beside.items()}, where)
+    turns = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, list):
+            content = "".join(map(parts.text, content))
+        turns.append({"from": message.get("role"), "value": content})
+    found = parts.found
+    for kind, names in parts.beside.items():
+        if found[kind] != beside[kind]:  # else the parts name the same files
+            found[kind] += names  # those that no part stands for
+    notes.update({f"{key!r} in a part of a message": 1 for key in parts.unread})
+    media: dict[str, Any] = {kind: names for kind, names in found.items() if names}
+    stills = all(isinstance(name, str) and name.lower().endswith(STILLS) for name in found["video"])
+    return turns, media | _span(parts.spans, 1 if stills else len(found["video"]), where)
+
+
+class _Parts:
+    """Reads the parts of messages, and collects the media they name."""
+
+    def __init__(self, beside: Mapping[str, Iterator], where: str):
+        self.beside, self.where = beside, where
+        self.found: dict[str, list] = {"image": [], "video": []}
+        self.spans: list[tuple[Any, Any]] = []  # of each clip with a part
+        self.unread: set[str] = set()
+
+    def text(self, part: Any) -> str:
+        """Text of a part; a medium's is its placeholder, and its name comes from the part or from beside."""
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            return part["text"]
+        medium = next((one for one in self.found if kind in (one, f"{one}_url")), None)
+        if medium is None:
+            raise InputError(
+                f"{self.where}: a part of a message must have the type image, video or text, found {short(part)}"
+            )
+        name = next((part[key] for key in (kind, medium, "path", "url") if part.get(key) is not None), None)
+        if isinstance(name, dict):
+            name = media_keys.name_in(name, str(kind), self.where)
+        if name is None:
+            name = next(self.beside.get(medium, iter(())), None)
+        if name is None:
+            raise InputError(f"{self.where}: a part of type {kind!r} names no file, nor do '{medium}s' beside it")
+        self.found[medium].append(name)
+        if medium == "video":
+            self.spans.append((part.get(_SPAN[0]), part.get(_SPAN[1])))
+        known = _OF_PARTS | set(_SPAN) if medium == "video" else _OF_PARTS
+        self.unread |= {key for key in part.keys() - known if not media_keys.is_empty(part[key])}
+        return f"<{medium}>\n"
+
+
+def _span(spans: list[tuple[Any, Any]], clips: int, where: str) -> dict[str, Any]:
+    """The one span of a record's clips."""
+    given = [*spans, *[(None, None)] * (clips - len(spans))]  # a list of images is one clip
+    if any(span != given[0] for span in given):
+        raise InputError(
+            f"{where}: clips with different 'video_start' and 'video_end'; a record has one span for all of its "
+            "clips: give each span a record, or cut the clips"
+        )
+    start, end = given[0] if given else (None, None)
+    return {key: value for key, value in (("start", start), ("end", end)) if value is not None}
