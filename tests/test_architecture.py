@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vlvm_jax"
-LOWER = ("weights", "models", "data", "parallel", "storage", "config", "errors")
+LOWER = ("jsonl", "weights", "models", "data", "parallel", "storage", "config", "errors")
 # A package may import itself and what stands to its right.
 ALLOWED = {
     "models": {"models", "parallel", "config", "errors"},
-    "data": {"data", "storage", "memory", "config", "errors"},
+    "data": {"data", "storage", "jsonl", "memory", "config", "errors"},
     "parallel": {"parallel", "config", "errors"},
     "evaluation": {"evaluation", "inference", "training", *LOWER},
     "training": {"training", "evaluation", *LOWER},

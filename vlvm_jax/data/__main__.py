@@ -216,12 +216,12 @@ def _check(files: list[str]) -> None:
 
 def _stage() -> tuple[Any, Any, float]:
     """The stage that --config and --stage name, how it makes samples, and the share that may be bad."""
-    from vlvm_jax.config import Config, build, require_stages
+    from vlvm_jax.config import command_line, require_stages
     from vlvm_jax.training import prepare
     from vlvm_jax.training.interrupt import StopSignal
     from vlvm_jax.weights.initial import Initial
 
-    config = build(Config, flags.FLAGS.config)
+    config = command_line.read()
     require_stages(config)
     wanted = flags.FLAGS.stage or config.stages[-1].name
     names = [stage.name for stage in config.stages]
@@ -278,7 +278,7 @@ def _tell(report: Any, output: str) -> None:
     from rich.table import Table
 
     from vlvm_jax.data.tools.prepare import DROPPED
-    from vlvm_jax.training.progress import console
+    from vlvm_jax.training.progress import show_table
 
     table = Table(title=f"{report.manifest.name}: {output}", title_justify="left", show_header=False)
     table.add_column()
@@ -290,7 +290,7 @@ def _tell(report: Any, output: str) -> None:
     for cause, count in sorted(report.dropped.items()):
         table.add_row(f"dropped: {cause}", f"{count:,} (in {DROPPED})")
     table.add_row("sha256", report.manifest.sha256)
-    console.print(table)
+    show_table(table)
 
 
 def _verify(arguments: list[str]) -> None:
@@ -377,7 +377,7 @@ def _tell_pages(report: Any, job: Any, rate: float | None) -> None:
     from rich.table import Table
 
     from vlvm_jax.data.tools.synthesize import DROPPED
-    from vlvm_jax.training.progress import console, say
+    from vlvm_jax.training.progress import say, show_table
 
     counts = report.counts
     table = Table(title=report.path, title_justify="left", show_header=False)
@@ -390,7 +390,7 @@ def _tell_pages(report: Any, job: Any, rate: float | None) -> None:
     table.add_row("overflowed", f"{counts['overflowed']:,}")
     if rate is not None:
         table.add_row("pages/s", f"{rate:,.1f}")
-    console.print(table)
+    show_table(table)
     if report.dropped:
         say(f"what was dropped is listed in {job.output}/{DROPPED}")
     if counts["boxes"]:

@@ -303,7 +303,7 @@ def initial_params(
     if params is not None:
         return params
     if isinstance(start, Initial):
-        return start.params(abstract, mesh, config.seed)
+        return start.params(abstract, mesh, config.seed, progress.Reading())
     checkpoints = StageCheckpoints(start / "checkpoints", config.checkpoint.keep)
     try:
         return checkpoints.restore_params(abstract, mesh)
