@@ -34,7 +34,8 @@ usage: python -m vlvm_jax.data check FILE... [flags]
   --format          of the sources (default: auto).
   --limit           check this many records only, spread evenly.
   --json            write everything found to this file, every bad record among it.
-  --picture         write a PNG: durations, lengths with the stage's limit, sizes, causes.
+  --picture         write a PNG: durations, lengths with the stage's limit, sizes, causes; with --config also a few
+                    samples: the frames as the model gets them, the prompt, and the learned tokens highlighted.
   --workers         processes (default: one a core); 0 works in this one.
   --max_bad_share   share of bad records that is still usable (default: the recipe's, or 0.01).
 
@@ -182,7 +183,7 @@ def _check(files: list[str]) -> None:
 
     from vlvm_jax.data.sources import mixture
     from vlvm_jax.data.sources.records import evenly
-    from vlvm_jax.data.tools import check, check_report, prepare
+    from vlvm_jax.data.tools import check, check_report, check_samples, prepare
     from vlvm_jax.data.workers import stoppable
     from vlvm_jax.training.progress import Meter, console, say
 
@@ -202,7 +203,12 @@ def _check(files: list[str]) -> None:
     if f.json:
         _written(f.json).write_text(json.dumps(summary, indent=2))
     if f.picture:
-        check_report.draw(findings, summary, _written(f.picture))
+        samples = None
+        if spec is None:
+            say("--picture: give --config as well to see frames, prompts and learned tokens as a model gets them")
+        elif shown := check_samples.show_samples(found, spec, check_samples.choose(findings)):
+            samples = check_samples.draw(shown)
+        check_report.draw(findings, summary, _written(f.picture), samples)
     bad = summary["checked"] - summary["usable"]
     if bad > share * summary["checked"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in summary["causes"].items())

@@ -195,7 +195,8 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     rows = stage.batch_size // shares
     loading = pipeline.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
     if config.data.workers == "auto":
-        say(f"{stage.name}: {loading.workers} workers of {loading.threads} threads load samples")
+        where = f"{loading.workers} worker processes with" if loading.workers else "this process, on"
+        say(f"{stage.name}: samples are loaded by {where} {loading.threads} threads")
 
     def make(part: Part):
         return pipeline.make_dataset(
