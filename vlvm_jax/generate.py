@@ -69,12 +69,17 @@ _CUT = "the question was cut to the {} tokens that CLIP reads to pick frames; th
 
 
 def main() -> None:
+    from vlvm_jax.training import progress
+
+    with progress.on_stderr():
+        _main()
+
+
+def _main() -> None:
     from vlvm_jax import memory
     from vlvm_jax.config import command_line
     from vlvm_jax.data.faults import BadSampleError
-    from vlvm_jax.training import progress
 
-    progress.to_stderr()
     _check_flags()
     decoding, asked = _decoding(), _questions()
     media = _media()

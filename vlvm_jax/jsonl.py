@@ -9,13 +9,13 @@ from typing import Any, BinaryIO
 
 def append(path: Path, *entries: Mapping[str, Any]) -> None:
     """Appends a line for each entry, after removing what a crash left of an unfinished last line."""
-    with path.open("a+b") as file:
+    with open(path, "a+b") as file:
         repair(file)
         file.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
 
 
 def repair(file: BinaryIO) -> None:
-    """Makes a file end with a whole line: removes a last line that was cut off, ends one that lacks only its end.
+    """Removes a last line that was cut off.
 
     Args:
       file: open for reading and appending.
@@ -27,14 +27,7 @@ def repair(file: BinaryIO) -> None:
     if file.read(1) == b"\n":
         return
     file.seek(0)
-    data = file.read()
-    start = data.rfind(b"\n") + 1
-    try:
-        json.loads(data[start:])
-    except ValueError:
-        file.truncate(start)
-    else:
-        file.write(b"\n")
+    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

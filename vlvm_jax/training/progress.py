@@ -1,12 +1,14 @@
 """What a person sees while work goes on: a bar with ETA on a terminal, plain lines otherwise."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)  # no markup: brackets in patterns and paths stay
 
 _GRACE = 2.0  # seconds; work that is done by then is not worth a line
 _TABLE_WIDTH = 120  # characters of a table where no terminal says how wide it is
@@ -140,13 +142,21 @@ def say(message: str) -> None:
 
 def show_table(table: RenderableType) -> None:
     """Prints a table: as wide as the terminal, and wide enough for its figures in a log."""
-    wide = Console(file=console.file, highlight=False, width=max(console.width, _TABLE_WIDTH), quiet=console.quiet)
-    (console if console.is_terminal else wide).print(table, soft_wrap=False)
+    if console.is_terminal:
+        console.print(table, soft_wrap=False)
+    elif not console.quiet:
+        width = max(console.width, _TABLE_WIDTH)
+        Console(file=console.file, highlight=False, markup=False, width=width).print(table)
 
 
-def to_stderr() -> None:
-    """Sends progress to stderr, for commands whose stdout is their result."""
-    console.stderr = True
+@contextlib.contextmanager
+def on_stderr() -> Iterator[None]:
+    """Shows progress on stderr, for commands whose stdout is their result."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
 
 
 def _clock(seconds: float) -> str:

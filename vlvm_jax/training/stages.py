@@ -85,7 +85,10 @@ def _run(
     config = with_embedded_data(config, stop)
     initial = Initial(config.model)
     config = with_checkpoint_files(config, initial)
-    prepared = [prepare_stage(config, stage) for stage in config.stages]
+    prepared = []
+    for stage in config.stages:
+        with progress.Waiting(f"{stage.name}: reading the annotations"):
+            prepared.append(prepare_stage(config, stage))
     processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
     claim_workdir(asked, workdir)
     if processes.primary():

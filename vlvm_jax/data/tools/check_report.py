@@ -52,7 +52,7 @@ def examples(summary: Mapping[str, Any], cause: str) -> list[str]:
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """Prints the tables, wide enough for their figures also into a log."""
-    Console(file=console.file, highlight=False, width=max(console.width, 110)).print(tables(summary))
+    Console(file=console.file, highlight=False, markup=False, width=max(console.width, 110)).print(tables(summary))
 
 
 def _share(count: int, summary: Mapping[str, Any]) -> tuple[str, str]:
