@@ -26,9 +26,7 @@ def test_one_stage_asks_for_its_own_data_alone():
     assert trial.stages[0] == whole.stages[2]
     assert not any("Pretrain" in entry.path for stage in trial.stages for entry in stage.data)
     assert trial.name == "ftfv-llava-1.5-7b-S1-instruct"  # whose folder is not that of the whole recipe
-    assert trial.notes == (
-        "stages left out: align, pretrain; instruct starts from llava-hf/llava-1.5-7b-hf",
-    )
+    assert trial.notes == ("stages left out: align, pretrain; instruct starts from llava-hf/llava-1.5-7b-hf",)
 
 
 @pytest.mark.parametrize(

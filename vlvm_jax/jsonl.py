@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 def append(path: Path, *entries: Mapping[str, Any]) -> None:
     """Appends a line for each entry, after removing what a crash left of an unfinished last line."""
-    with open(path, "a+b") as file:
+    with Path(path).open("a+b") as file:
         repair(file)
         file.write("".join(f"{json.dumps(entry)}\n" for entry in entries).encode())
 

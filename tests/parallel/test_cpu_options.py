@@ -115,9 +115,7 @@ def test_other_devices_have_none():
 
 def test_passes_that_the_user_disables_stay_disabled(mesh, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false --xla_disable_hlo_passes=dce,cse")
-    assert compiler_options(mesh, "bfloat16") == {
-        "xla_disable_hlo_passes": "dce,cse,while-loop-invariant-code-motion"
-    }
+    assert compiler_options(mesh, "bfloat16") == {"xla_disable_hlo_passes": "dce,cse,while-loop-invariant-code-motion"}
     monkeypatch.setenv("XLA_FLAGS", "--xla_disable_hlo_passes=while-loop-invariant-code-motion")
     assert compiler_options(mesh, "bfloat16") == NO_LICM
 

@@ -6,7 +6,7 @@ import sys
 LINES = r"""
 Failed to find host bounds for accelerator type: WARNING: could not determine TPU accelerator type, please set env var
 WARNING: Logging before InitGoogle() is written to STDERR
-E0000 00:00:1.0 4006 common_lib.cc:554] INVALID_ARGUMENT: Error: unexpected worker hostname 'WARNING: could not determine
+E0000 00:00:1.0 4006 common_lib.cc:554] INVALID_ARGUMENT: Error: unexpected worker hostname 'WARNING: could not
 === Source Location Trace: ===
 learning/45eac/tfrc/runtime/libtpu_init_utils.cc:327
 E0000 00:00:2.0 4006 compiler.cc:1] something is really wrong

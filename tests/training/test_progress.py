@@ -52,7 +52,9 @@ def test_waiting_is_told_again_with_its_time(capsys):
         time.sleep(0.08)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "compiling the prefill step ..." and lines[-1] == "running it ..."
-    assert len(lines) >= 3 and all(re.fullmatch(r"compiling the prefill step \.\.\. \d+ s", l) for l in lines[1:-1])
+    assert len(lines) >= 3 and all(
+        re.fullmatch(r"compiling the prefill step \.\.\. \d+ s", line) for line in lines[1:-1]
+    )
     time.sleep(0.15)
     assert capsys.readouterr().out == ""  # it has ended
 
@@ -95,5 +97,6 @@ def test_tables_are_whole(width, capsys, monkeypatch):
     show_table(table)
     out = capsys.readouterr().out
     cells = [re.split("[┃│]", line) for line in out.splitlines()]
-    assert "".join(cell[2].strip() for cell in cells if len(cell) > 3).replace(" ", "").endswith(pattern.replace(" ", ""))
+    folded = "".join(cell[2].strip() for cell in cells if len(cell) > 3)
+    assert folded.replace(" ", "").endswith(pattern.replace(" ", ""))
     assert "6,738,415,616" in out and max(map(len, out.splitlines())) <= width

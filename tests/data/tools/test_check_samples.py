@@ -93,7 +93,11 @@ def test_the_learned_tokens_are_marked_in_the_picture(world, tmp_path):
 def test_long_texts_are_cut_around_what_is_learned(world):
     records, spec = world
     (shown,) = check_samples.show_samples(records, spec, [0])
-    long = (("word " * 4000 + "$x_1$ 汉字\n" + "y" * 3000, "prompt"), ("the answer", "learned"), ("w " * 9000, "prompt"))
+    long = (
+        ("word " * 4000 + "$x_1$ 汉字\n" + "y" * 3000, "prompt"),
+        ("the answer", "learned"),
+        ("w " * 9000, "prompt"),
+    )
     png = check_samples.draw([dataclasses.replace(shown, parts=long)])
     opened = Image.open(io.BytesIO(png))
     assert opened.height < 900

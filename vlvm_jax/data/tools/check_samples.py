@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,7 +103,7 @@ def parts(loader: "SampleLoader", sample: Sample) -> tuple[tuple[str, Part], ...
     found: list[tuple[str, Part]] = []
     text: list[int] = []
     before = ""
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         kind = names[int(kinds[start])] if stop > start else "prompt"
         if kind == "visual":
             found.append((f"[{stop - start} visual]", kind))
