@@ -33,9 +33,13 @@ def parse_arg(arg: str | None, presets: Collection[str], **options) -> tuple[str
     return preset, ConfigDict(values)
 
 
-def complete(config: dict) -> ConfigDict:
-    """The config with every setting's default written out, so that each can be overridden on the command line."""
-    values = build(Config, config).model_dump(mode="json", exclude_none=True)
+def complete(config: dict, only: str = "") -> ConfigDict:
+    """The config with every setting's default written out, so that each can be overridden on the command line.
+
+    Args:
+      only: names of the stages to train, joined by +; empty for all.
+    """
+    values = build(Config, _with_stages(config, only)).model_dump(mode="json", exclude_none=True)
     for stage in values["stages"]:
         stage["trainable"] = dict(stage["trainable"])
     for part in ("stages", "evals"):
@@ -52,10 +56,51 @@ def complete(config: dict) -> ConfigDict:
         (full.answers, "system", str),
         (full.data, "prompt_tokenizer", str),
     )
+    unset += tuple((stage, key, kind) for stage in full.stages for key, kind in _UNSET_OF_STAGES.items())
+    unset += tuple((held_out, key, int) for held_out in full.evals for key in ("video_frames", "limit"))
     for settings, key, kind in unset:
         if key not in settings:
             settings[key] = config_dict.placeholder(kind)
     return full
+
+
+_UNSET_OF_STAGES = {"steps": int, "epochs": float, "video_frames": int, "save_every": int}
+
+
+def _with_stages(config: dict, only: str) -> dict:
+    """The config with some of its stages, and a note on what these start from."""
+    if not only:
+        return config
+    names, wanted = [stage["name"] for stage in config["stages"]], only.split("+")
+    if unknown := [name for name in wanted if name not in names]:
+        raise InputError(f"--config: stages={only}: no stage {unknown[0]!r}; there are {', '.join(names)}")
+    kept = [name for name in names if name in wanted]
+    if kept == names:
+        return config
+    starts, before = [], _base_of(config["model"])
+    for number, name in enumerate(names):
+        if name in kept:
+            if number and names[number - 1] not in kept:
+                starts.append(f"{name} starts from {before}")
+            before = f"the result of {name}"
+    left_out = ", ".join(name for name in names if name not in kept)
+    return {
+        **config,
+        "name": "-".join([config["name"], *kept]),
+        "stages": [stage for stage in config["stages"] if stage["name"] in kept],
+        "notes": [*config.get("notes", ()), "; ".join([f"stages left out: {left_out}", *starts])],
+    }
+
+
+def _base_of(model: dict) -> str:
+    """What the first stage of a recipe starts from, in words."""
+    start = model.get("init_from")
+    if start is None:
+        return "random parameters (the preset has no checkpoint behind it)"
+    if isinstance(start, str):
+        return start
+    fresh = "" if start.get("connector") else " and a connector with random parameters"
+    return ", ".join(f"{part} {name}" for part, name in start.items() if name) + fresh
 
 
 def every_option(adapter: dict) -> dict:
@@ -99,9 +144,13 @@ def _rounded(tokens: int) -> int:
 
 
 def tiny_run(
-    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, notes: list[str]
+    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, notes: list[str], only: str = ""
 ) -> ConfigDict:
-    """Stages over the embedded data, and a test on its held-out clips, of `visual` tokens each."""
+    """Stages over the embedded data, and a test on its held-out clips, of `visual` tokens each.
+
+    Args:
+      only: see `complete`.
+    """
     held_out = {
         "data": [entry(f"{EMBEDDED}/heldout_videos.json")], "batch_size": 32, "frames": frames,
         "length": _rounded(visual + 32),
@@ -127,7 +176,8 @@ def tiny_run(
             "checkpoint": {"save_every": 200, "keep": 2},
             "seed": seed,
             "notes": notes,
-        }
+        },
+        only,
     )
 
 
@@ -172,12 +222,15 @@ def full_stage(options: Any, name: str, data: list, rows: int, trainable: dict, 
     }  # fmt: skip
 
 
-def full_run(name: str, base: dict, *, adapter: dict, stages: list, seed: int, lora: int = 0, **data) -> ConfigDict:
+def full_run(
+    name: str, base: dict, *, adapter: dict, stages: list, seed: int, lora: int = 0, only: str = "", **data
+) -> ConfigDict:
     """Stages on `bases.base`'s model in bf16, sharded over all chips.
 
     Args:
       adapter: without its connector, which is the base's.
       lora: rank in the decoder, 0 for none; alpha is twice the rank.
+      only: see `complete`.
       data: what differs from the base's data settings.
     """
     model = dict(base["model"])
@@ -195,5 +248,6 @@ def full_run(name: str, base: dict, *, adapter: dict, stages: list, seed: int, l
             "mesh": {"fsdp": -1, "data": 1},
             "checkpoint": {"save_every": 500, "keep": 2},
             "seed": seed,
-        }
+        },
+        only,
     )  # fmt: skip

@@ -18,6 +18,7 @@ Keys:
   frames      T, frames that are decoded.
   scale       multiplies every stage's steps (tiny).
   seed        of training (tiny).
+  stages      which stages to train, joined by + (default: all), as stages=image (tiny).
 
 What is the released code's, what is second hand and what is our reading: docs/free_video_llm.md.
 """
@@ -34,10 +35,10 @@ from vlvm_jax.errors import InputError
 
 KEYS = {
     "base": "", "clip": "", "budget": "2648", "setting": "", "roi_layout": "released", "select": "prompt",
-    "variant": "d2", "frames": 0, "scale": 1.0, "seed": 0,
+    "variant": "d2", "frames": 0, "scale": 1.0, "seed": 0, "stages": "",
 }  # fmt: skip
 PRESETS = {  # and which of the keys each takes
-    "tiny": ("budget", "roi_layout", "select", "scale", "seed"),
+    "tiny": ("budget", "roi_layout", "select", "scale", "seed", "stages"),
     "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
     "smolvlm2-256m": ("base", "clip", "setting", "roi_layout", "select", "frames"),
     "slowfast-llava-7b": ("base", "frames"),
@@ -143,7 +144,8 @@ def tiny(options: Any) -> ConfigDict:
             "checkpoint": {"save_every": 500, "keep": 1},
             "seed": options.seed,
             "notes": ["`clip` and `image` make the models that the system starts from; they are not the paper's."],
-        }
+        },
+        options.stages,
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ Keys:
   frames           T, frames per clip.
   length           L, tokens per sample (not tiny).
   lora             rank of LoRA in the decoder; 0 (default) trains all of it. Alpha is twice the rank.
+  stages           which stages to train, joined by + (default: all), as stages=instruct. Data of the others is not
+                   needed; the run says what each stage then starts from.
   scale            multiplies every stage's steps (tiny).
   seed, data       seed; root folder of the annotation files (not tiny).
 
@@ -50,7 +52,7 @@ LAST_THREE = "encoder/layers/[-3:]/**"
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
         arg, PRESETS, base="", video_strategy="S1", video_fraction=0.0, sampler="soft_slots", tokens=0, frames=8,
-        length=2048, lora=0, scale=1.0, seed=0, data="data",
+        length=2048, lora=0, scale=1.0, seed=0, data="data", stages="",
     )  # fmt: skip
     if options.video_strategy not in STRATEGIES:
         raise InputError(f"--config: video_strategy={options.video_strategy!r}; there are {', '.join(STRATEGIES)}")
@@ -107,6 +109,7 @@ def tiny(options: Any) -> ConfigDict:
         frames=options.frames,
         visual=visual,
         seed=options.seed,
+        only=options.stages,
         notes=[note],
     )
 
@@ -147,5 +150,6 @@ def full(preset: str, options: Any) -> ConfigDict:
         adapter={"name": "weighted_sampler", "options": sampler},
         stages=stages,
         seed=options.seed,
+        only=options.stages,
         lora=options.lora,
     )

@@ -17,6 +17,8 @@ Keys:
   language         of the video instructions: en (default), zh, both.
   frames           T, frames per clip.
   rank             of LoRA. Alpha is twice the rank.
+  stages           which stages to train, joined by + (default: all), as stages=instruct. Data of the others is not
+                   needed; the run says what each stage then starts from.
   scale            multiplies every stage's steps (tiny).
   seed, data       seed; root folder of the annotation files (not tiny).
 
@@ -52,7 +54,7 @@ ALIGNERS = "adapter/**"
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
         arg, PRESETS, base="", train="", init="copy", temporal="same", join="time_first", video_fraction=1.0,
-        language="en", frames=0, rank=64, scale=1.0, seed=0, data="data",
+        language="en", frames=0, rank=64, scale=1.0, seed=0, data="data", stages="",
     )  # fmt: skip
     for key, choices in {"train": ("", *TRAIN), "init": ("copy", "random"), "language": tuple(FILES)}.items():
         if options[key] not in choices:
@@ -96,6 +98,7 @@ def tiny(options: Any) -> ConfigDict:
         frames=frames,
         visual=visual,
         seed=options.seed,
+        only=options.stages,
         notes=["`image` makes the image model that the system starts from; it is not the paper's."],
     )
 
@@ -138,6 +141,7 @@ def full(preset: str, options: Any) -> ConfigDict:
         adapter=_adapter(options),
         stages=stages,
         seed=options.seed,
+        only=options.stages,
         lora=options.rank if train == "lora" else 0,
         frame_sampling="video_chatgpt",
     )

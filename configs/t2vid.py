@@ -19,6 +19,8 @@ Keys:
   loss_on   answer (default) or all_text, with which the released Idefics3 code trains.
   texts     files of long texts under `data`, joined by + (not tiny).
   epochs    over the mix.
+  stages    which stages to train, joined by + (default: all), as stages=video. Data of the others is not needed; the
+            run says what each stage then starts from.
   scale     multiplies the steps of the image model's stage (tiny).
   seed, data   seed, which also draws the mix; root folder of the annotation files (not tiny).
 
@@ -42,6 +44,7 @@ def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
         arg, PRESETS, base="", arm="hybrid", samples=0, frames=0, pages=0, length=12288, loss_on="answer",
         texts="long_alpaca.jsonl+long_qlora.jsonl", epochs=0.0, scale=1.0, seed=0, data="data",
+        stages="",
     )  # fmt: skip
     if options.arm not in ARMS:
         raise InputError(f"--config: arm={options.arm!r}; there are {', '.join(ARMS)}")
@@ -149,7 +152,7 @@ def tiny(options: Any) -> ConfigDict:
         "seed": options.seed,
         "notes": ["`image` makes the image model that the recipe starts from; it is not the paper's."],
     }  # fmt: skip
-    return complete(config)
+    return complete(config, options.stages)
 
 
 # --- real size ---------------------------------------------------------------------------------------------------
@@ -188,5 +191,6 @@ def full(preset: str, options: Any) -> ConfigDict:
             )
         ],
         seed=options.seed,
+        only=options.stages,
         frame_sampling="segment_mid",
     )  # fmt: skip

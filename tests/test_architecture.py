@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vlvm_jax"
-LOWER = ("weights", "models", "data", "parallel", "storage", "config", "errors")
+LOWER = ("json_text", "jsonl", "weights", "models", "data", "parallel", "storage", "config", "errors")
 # A package may import itself and what stands to its right.
 ALLOWED = {
     "models": {"models", "parallel", "config", "errors"},
-    "data": {"data", "storage", "memory", "config", "errors"},
+    "data": {"data", "storage", "json_text", "jsonl", "memory", "config", "errors"},
     "parallel": {"parallel", "config", "errors"},
     "evaluation": {"evaluation", "inference", "training", *LOWER},
     "training": {"training", "evaluation", *LOWER},
-    "weights": {"weights", "__version__", "models", "data", "parallel", "storage", "config", "errors"},
+    "weights": {"weights", "__version__", "json_text", "models", "data", "parallel", "storage", "config", "errors"},
     "inference": {"inference", "training", *LOWER},
     "gcs.py": {"storage", "errors"},
     "storage.py": {"errors"},
+    "json_text.py": set(),
+    "jsonl.py": {"json_text"},
     "config": {"config", "errors"},
     "errors.py": set(),
     "memory.py": set(),

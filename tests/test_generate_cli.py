@@ -16,6 +16,7 @@ from PIL import Image
 from recipes import ROOT
 
 from vlvm_jax import cli, generate
+from vlvm_jax.training import progress
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,25 @@ def test_images(ask):
     assert json.loads(out)["visual_tokens"] == 2 * 17
 
 
+def test_without_media_the_model_is_asked_by_text(ask, monkeypatch):
+    code, out, err = ask(*MODEL, "--prompt=what is it ?", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["visual_tokens"] == 0 and answer["new_tokens"] == 12
+    assert answer["text"] != json.loads(ask(*CLIP, "--prompt=what is it ?", "--json")[1])["text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is it ?\n"))
+    assert ask(*MODEL, "--interactive")[:2] == (0, f"{answer['text']}\n")
+
+
+def test_progress_leaves_the_answers_alone(ask, monkeypatch):
+    monkeypatch.setattr(progress, "_GRACE", 0.0)
+    monkeypatch.setattr(progress.Waiting.__init__, "__defaults__", ("", 0.05, 0.01))
+    code, out, err = ask(*CLIP, "--prompt=what is it ?", "--json")
+    assert code == 0 and json.loads(out)["new_tokens"] == 12
+    for said in ("reading weights: ", " GB", "compiling the prefill step", "compiling the decode step"):
+        assert said in err
+
+
 def test_a_conversation(ask, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is it ?\nhow many ?\n/clear\nhow many ?\n/quit\nnever\n"))
     code, out, err = ask(*CLIP, "--interactive")
@@ -135,8 +155,8 @@ def test_a_conversation_that_fills_the_context_says_so(ask, monkeypatch):
         ((*CLIP,), "exactly one of --prompt, --questions, --interactive; found none"),
         ((*CLIP, "--prompt=a", "--interactive"), "found --prompt and --interactive"),
         ((*CLIP, "--prompt= "), "--prompt is empty"),
-        ((*MODEL, "--prompt=a"), "give --video=FILE or --image=FILE"),
-        ((*CLIP, "--image={}/picture.png", "--prompt=a"), "one of the two"),
+        ((*MODEL, "--prompt=a", "--show=a.png"), "--show draws the frames of --video or --image"),
+        ((*CLIP, "--image={}/picture.png", "--prompt=a"), "not both"),
         ((*CLIP, "--interactive", "--json"), "--interactive excludes --json"),
         (("--video={}/clip.mp4", "--prompt=a"), "--checkpoint is required"),
         (("--checkpoint={}/nothing", "--video={}/clip.mp4", "--prompt=a"), "is neither a directory that exists nor a"),

@@ -40,34 +40,37 @@ def main() -> None:
     import json
     from pathlib import Path
 
-    from vlvm_jax.config import Config, build, require_stages
+    from vlvm_jax.config import command_line, require_stages
+    from vlvm_jax.parallel import libtpu_log
     from vlvm_jax.parallel import topology as topology_lib
     from vlvm_jax.parallel.mesh import make_mesh
     from vlvm_jax.training import ahead_of_time, compile_report
     from vlvm_jax.training.prepare import check_adapter, check_mesh
-    from vlvm_jax.training.progress import say
+    from vlvm_jax.training.progress import Waiting, say
 
     if _CONFIG.value is None or _TOPOLOGY.value is None:
         raise InputError("--config and --topology are required; see --help")
-    config = build(Config, _CONFIG.value)
+    config = command_line.read()
     require_stages(config)
     topology = topology_lib.parse(_TOPOLOGY.value)
     known = (*(stage.name for stage in config.stages), *ahead_of_time.INFERENCE)
     if unknown := [name for name in _STAGES.value if name not in known]:
         raise InputError(f"--stages={unknown[0]}: the config has {', '.join(known)}")
-    mesh = make_mesh(config.mesh, topology.devices())
+    with libtpu_log.without_harmless_lines():
+        mesh = make_mesh(config.mesh, topology.devices())
     check_mesh(config, mesh, rows=_ROWS.value)
     check_adapter(config)
     reports = []
     for name in _STAGES.value or known:
         say(f"{name}: compiling for {topology.chips} chips of {topology.chip.name}")
-        if _SEARCH.value:
-            report = ahead_of_time.search(config, name, mesh, topology, say, rows=_ROWS.value)
-            if report is None:
-                raise InputError(f"--search: {name}: not even one row for each part of the mesh fits {topology.name}")
-        else:
-            made = ahead_of_time.program(config, name, _ROWS.value, mesh)
-            report = ahead_of_time.compile_program(made, mesh, topology)
+        with libtpu_log.without_harmless_lines(), Waiting(f"{name}: compiling", grace=10.0):
+            if _SEARCH.value:
+                report = ahead_of_time.search(config, name, mesh, topology, say, rows=_ROWS.value)
+            else:
+                made = ahead_of_time.program(config, name, _ROWS.value, mesh)
+                report = ahead_of_time.compile_program(made, mesh, topology)
+        if report is None:
+            raise InputError(f"--search: {name}: not even one row for each part of the mesh fits {topology.name}")
         reports.append(report)
     compile_report.show(reports, topology)
     if _JSON.value:

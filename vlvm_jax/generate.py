@@ -1,11 +1,11 @@
 """Ask a model about a video or images.
 
-usage: python -m vlvm_jax.generate --checkpoint=DIR (--video=FILE | --image=FILE ...)
+usage: python -m vlvm_jax.generate --checkpoint=DIR [--video=FILE | --image=FILE ...]
                                    (--prompt=TEXT | --questions=FILE | --interactive) [--flag=value ...]
 
   --checkpoint      a training run, an import, a directory in the Hugging Face format, or a hub id.
   --video           a clip, or a folder of its frames.
-  --image           may be given several times.
+  --image           may be given several times. Without --video and --image, the model is asked by text alone.
 
   --prompt          one question. Its answer is written as it comes.
   --questions       a file of many: one a line, or a JSON list of strings or of {"id": ..., "question": ...}.
@@ -69,14 +69,21 @@ _CUT = "the question was cut to the {} tokens that CLIP reads to pick frames; th
 
 
 def main() -> None:
+    from vlvm_jax.training import progress
+
+    with progress.on_stderr():
+        _main()
+
+
+def _main() -> None:
     from vlvm_jax import memory
-    from vlvm_jax.config import Config, build
+    from vlvm_jax.config import command_line
     from vlvm_jax.data.faults import BadSampleError
 
     _check_flags()
     decoding, asked = _decoding(), _questions()
     media = _media()
-    config = None if _CONFIG.value is None else build(Config, _CONFIG.value)
+    config = None if _CONFIG.value is None else command_line.read()
     memory.give_back_large()
     try:
         _probe(media)
@@ -120,8 +127,10 @@ def _check_flags() -> None:
     given = [name for name, used in modes.items() if used]
     if len(given) != 1:
         raise InputError(f"give exactly one of {', '.join(modes)}; found {' and '.join(given) or 'none'}; see --help")
-    if (_VIDEO.value is None) == (not _IMAGE.value):
-        raise InputError("give --video=FILE or --image=FILE, one of the two; see --help")
+    if _VIDEO.value is not None and _IMAGE.value:
+        raise InputError("give --video=FILE or --image=FILE, not both; see --help")
+    if _SHOW.value is not None and _VIDEO.value is None and not _IMAGE.value:
+        raise InputError("--show draws the frames of --video or --image; give one of them")
     if _INTERACTIVE.value and (_JSON.value or _SHOW.value):
         raise InputError(f"--interactive excludes {'--json' if _JSON.value else '--show'}")
     if _CHECKPOINT.value is None and _CONFIG.value is None:

@@ -31,7 +31,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 def main() -> None:
     from etils import epath
 
-    from vlvm_jax.config import Config, build
+    from vlvm_jax.config import command_line
     from vlvm_jax.errors import InputError
     from vlvm_jax.parallel import processes
     from vlvm_jax.training import stages
@@ -39,7 +39,7 @@ def main() -> None:
 
     if _CONFIG.value is None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")
-    config = build(Config, _CONFIG.value)
+    config = command_line.read()
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
     with processes.connected(), StopSignal() as stop:
         stages.run(config, workdir, stop, _PROFILE.value)

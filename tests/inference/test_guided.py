@@ -88,6 +88,11 @@ def test_answers_say_what_was_picked(answering, folder):
     assert other.seconds_vision < 0.1 * answer.seconds_vision  # the clip was seen with the first question
 
 
+def test_text_alone(answering, folder):
+    answer = ask(answering, Request("1", (), "red circle color ?"))
+    assert answer.visual_tokens == 0 and answer.new_tokens == 12
+
+
 def test_another_text_may_guide(answering, folder):
     request = about(folder)
     guided = ask(answering, dataclasses.replace(request, scoring_text="blue square shape ?"))

@@ -1,5 +1,6 @@
 """The TPU compiler on small models, for every family of chips: what fits, what is donated, what moves."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ from recipes import small
 
 from vlvm_jax.config import Config, MeshConfig, build, to_json
 from vlvm_jax.parallel import topology as topology_lib
+from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training import ahead_of_time, compile_report
+from vlvm_jax.training import ahead_of_time, compile_report, step
 
 pytestmark = pytest.mark.slow
 
@@ -169,3 +171,20 @@ def test_layers_inputs_can_wait_in_the_host_s_memory():
     report, parsed, _ = compiled("v5e-4", made.model_copy(update={"model": model}))
     inputs = layers * rows * length * decoder.hidden_size * 2 / parsed.chips
     assert report.temporaries < 0.75 * inputs
+
+
+@pytest.mark.parametrize("name", ["instruct", "prefill", "decode"])
+def test_programs_for_tpus_carry_no_options_for_cpus(name, monkeypatch):
+    """A report in bf16 is that of a library that knows no such options."""
+    made = config({"fsdp": -1})
+    found, _, _ = compiled("v5e-4", made, name)
+    asked = []
+
+    def none(mesh, dtype):
+        asked.append((mesh.devices.flat[0].platform, compiler_options(mesh, dtype)))
+
+    monkeypatch.setattr(step, "compiler_options", none)
+    without, _, _ = compiled("v5e-4", made, name)
+    assert dataclasses.replace(found, seconds=0.0) == dataclasses.replace(without, seconds=0.0)
+    assert all(options is None for platform, options in asked if platform == "tpu")
+    assert ("tpu", None) in asked or name != "instruct"

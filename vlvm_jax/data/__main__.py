@@ -18,8 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from vlvm_jax import cli
-from vlvm_jax.data import json_text
+from vlvm_jax import cli, json_text
 from vlvm_jax.errors import InputError
 
 CHECK = """Look at data before training on it: every record is read, its media are opened and frames of them decoded.
@@ -35,7 +34,8 @@ usage: python -m vlvm_jax.data check FILE... [flags]
   --format          of the sources (default: auto).
   --limit           check this many records only, spread evenly.
   --json            write everything found to this file, every bad record among it.
-  --picture         write a PNG: durations, lengths with the stage's limit, sizes, causes.
+  --picture         write a PNG: durations, lengths with the stage's limit, sizes, causes; with --config also a few
+                    samples: the frames as the model gets them, the prompt, and the learned tokens highlighted.
   --workers         processes (default: one a core); 0 works in this one.
   --max_bad_share   share of bad records that is still usable (default: the recipe's, or 0.01).
 
@@ -182,7 +182,7 @@ def _check(files: list[str]) -> None:
 
     from vlvm_jax.data.sources import mixture
     from vlvm_jax.data.sources.records import evenly
-    from vlvm_jax.data.tools import check, check_report, prepare
+    from vlvm_jax.data.tools import check, check_report, check_samples, prepare
     from vlvm_jax.data.workers import stoppable
     from vlvm_jax.training.progress import Meter, console, say
 
@@ -204,7 +204,12 @@ def _check(files: list[str]) -> None:
     if f.json:
         _written(f.json).write_text(json_text.readable(summary, indent=2), encoding="utf-8")
     if f.picture:
-        check_report.draw(findings, summary, _written(f.picture))
+        samples = None
+        if spec is None:
+            say("--picture: give --config as well to see frames, prompts and learned tokens as a model gets them")
+        elif shown := check_samples.show_samples(found, spec, check_samples.choose(findings)):
+            samples = check_samples.draw(shown)
+        check_report.draw(findings, summary, _written(f.picture), samples)
     bad = summary["checked"] - summary["usable"]
     if bad > share * summary["checked"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in summary["causes"].items())
@@ -218,12 +223,12 @@ def _check(files: list[str]) -> None:
 
 def _stage() -> tuple[Any, Any, float]:
     """The stage that --config and --stage name, how it makes samples, and the share that may be bad."""
-    from vlvm_jax.config import Config, build, require_stages
+    from vlvm_jax.config import command_line, require_stages
     from vlvm_jax.training import prepare
     from vlvm_jax.training.interrupt import StopSignal
     from vlvm_jax.weights.initial import Initial
 
-    config = build(Config, flags.FLAGS.config)
+    config = command_line.read()
     require_stages(config)
     wanted = flags.FLAGS.stage or config.stages[-1].name
     names = [stage.name for stage in config.stages]
@@ -282,7 +287,7 @@ def _tell(report: Any, output: str) -> None:
     from rich.table import Table
 
     from vlvm_jax.data.tools.prepare import DROPPED
-    from vlvm_jax.training.progress import console
+    from vlvm_jax.training.progress import show_table
 
     table = Table(title=f"{report.manifest.name}: {output}", title_justify="left", show_header=False)
     table.add_column()
@@ -294,7 +299,7 @@ def _tell(report: Any, output: str) -> None:
     for cause, count in sorted(report.dropped.items()):
         table.add_row(f"dropped: {cause}", f"{count:,} (in {DROPPED})")
     table.add_row("sha256", report.manifest.sha256)
-    console.print(table)
+    show_table(table)
 
 
 def _verify(arguments: list[str]) -> None:
@@ -381,7 +386,7 @@ def _tell_pages(report: Any, job: Any, rate: float | None) -> None:
     from rich.table import Table
 
     from vlvm_jax.data.tools.synthesize import DROPPED
-    from vlvm_jax.training.progress import console, say
+    from vlvm_jax.training.progress import say, show_table
 
     counts = report.counts
     table = Table(title=report.path, title_justify="left", show_header=False)
@@ -394,7 +399,7 @@ def _tell_pages(report: Any, job: Any, rate: float | None) -> None:
     table.add_row("overflowed", f"{counts['overflowed']:,}")
     if rate is not None:
         table.add_row("pages/s", f"{rate:,.1f}")
-    console.print(table)
+    show_table(table)
     if report.dropped:
         say(f"what was dropped is listed in {job.output}/{DROPPED}")
     if counts["boxes"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from vlvm_jax.data import json_text
+from vlvm_jax import jsonl
 from vlvm_jax.data.media import Sample
 from vlvm_jax.data.sources.records import Record
 from vlvm_jax.errors import InputError
@@ -45,10 +45,7 @@ class SkipLog:
         """Takes note of what this and other processes, now or in earlier runs, have listed of this stage."""
         self.fetch()
         for path in self.path.parent.glob("skipped*.jsonl") if self.path is not None else ():
-            for line in path.read_text().splitlines():
-                if not line.endswith("}"):  # a crash cut it off, or it is being written
-                    continue
-                entry = json.loads(line)
+            for entry in jsonl.read(path):
                 if entry["stage"] == self.stage:
                     self.causes[entry["record"]] = entry["cause"]
 
@@ -68,8 +65,7 @@ class SkipLog:
         if note["record"] not in self.causes:
             self.causes[note["record"]] = note["cause"]
             if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json_text.readable({"stage": self.stage, **note}) + "\n")
+                jsonl.append(self.path, {"stage": self.stage, **note})
             self._check(note)
         return False
 

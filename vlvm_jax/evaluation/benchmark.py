@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config, DType
-from vlvm_jax.data import json_text
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import asking, controls, question_lists, results
 from vlvm_jax.evaluation.controls import SWAPPING, Control

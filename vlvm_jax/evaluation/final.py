@@ -22,7 +22,7 @@ from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import sample_spec
-from vlvm_jax.training.progress import Meter
+from vlvm_jax.training.progress import Meter, Waiting
 
 MAJORITY_OF = 20_000  # training records at most, whose answers the majority control counts: all are read for it
 
@@ -67,16 +67,19 @@ def evaluate(
         controls = held_out.controls if has_video else ()
         given = {}
         with Meter(f"eval {held_out.name}", len(asked) * (1 + len(controls))) as meter:
+            waits = Waiting(f"eval {held_out.name}: compiling the evaluation step")
             for number, control in enumerate((None, *controls)):
 
-                def on_batch(done: int, number=number, meter=meter, asked=asked) -> None:
+                def on_batch(done: int, number=number, meter=meter, asked=asked, waits=waits) -> None:
                     stop.check("during evaluation; every stage is saved")
+                    waits.close()
                     meter.update(number * len(asked) + done, "questions")
 
-                given[control] = heldout.ask(
-                    predict, segmented, asked, sample_spec(config, held_out, control), held_out, mesh,
-                    workers=config.data.workers, on_batch=on_batch,
-                )  # fmt: skip
+                with waits:
+                    given[control] = heldout.ask(
+                        predict, segmented, asked, sample_spec(config, held_out, control), held_out, mesh,
+                        workers=config.data.workers, on_batch=on_batch,
+                    )  # fmt: skip
         answers = given.pop(None)
         if trained_on:
             given["majority"] = heldout.majority_answers([a.record for a in answers], usable(trained_on, MAJORITY_OF))

@@ -22,6 +22,7 @@ from vlvm_jax.data.stream import Part
 from vlvm_jax.models.params import Model, Params, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import processes, rules
+from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.training.loop import rows_to_device, to_device
 from vlvm_jax.training.losses import right_tokens
 
@@ -55,7 +56,12 @@ def make_predict(config: ModelConfig, mesh: Mesh) -> Predict:
         learned, right, _ = right_tokens(bound, hidden, batch)
         return learned, right, record
 
-    return jax.jit(predict, in_shardings=(shardings, None, None), out_shardings=rules.replicated(mesh))
+    return jax.jit(
+        predict,
+        in_shardings=(shardings, None, None),
+        out_shardings=rules.replicated(mesh),
+        compiler_options=compiler_options(mesh, config.dtype),
+    )
 
 
 def ask(

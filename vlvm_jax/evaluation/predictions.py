@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vlvm_jax.data import json_text
+from vlvm_jax import json_text, jsonl
 from vlvm_jax.errors import InputError
 
 _EVERY = 2.0  # seconds between two syncs: what a machine that loses power may have to ask again
@@ -30,17 +30,15 @@ class Predictions:
     def __init__(self, path: Path):
         self.path = path
         self.by_id: dict[str, Mapping[str, Any]] = {}
-        whole = self._read() if path.exists() else 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(whole)
+        self._file = path.open("a+b")
+        jsonl.repair(self._file)
+        self._read()
         self._synced = time.monotonic()
 
-    def _read(self) -> int:
-        """Bytes of the lines that are whole."""
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+    def _read(self) -> None:
+        self._file.flush()
+        for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
             try:
                 found = json.loads(line)
                 self.by_id[found["id"]] = found
@@ -49,7 +47,6 @@ class Predictions:
                 raise InputError(
                     f"{self.path}: line {number} is no prediction; remove that line, or give another --output"
                 ) from None
-        return whole
 
     def __enter__(self) -> "Predictions":
         return self

@@ -13,7 +13,7 @@ from vlvm_jax.evaluation import scoring
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.evaluation.scoring import MATCHES, PARSERS, Mark, Match, Parser
 from vlvm_jax.evaluation.yes_no import is_yes_no
-from vlvm_jax.training.progress import console, say
+from vlvm_jax.training.progress import say, show_table
 
 Denominator = Literal["all", "answered", "released"]
 Line = Mapping[str, Any]  # of predictions
@@ -181,7 +181,7 @@ def show(title: str, result: Mapping[str, Any]) -> None:
     for name, key in (("all (micro)", "accuracy"), ("mean over types (macro)", "macro_accuracy")):
         others = (_share(found[key]) for found in controls.values())
         table.add_row(name, str(result["questions"]), _share(result[key]), *others)
-    console.print(table)
+    show_table(table)
     for name, found in result["by_rule"].items():
         unparsed = f", {found['unparsed']} unparsed" if "unparsed" in found else ""
         chosen = " (this table's)" if name in result["rules"].values() else ""

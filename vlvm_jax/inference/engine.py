@@ -21,9 +21,12 @@ from vlvm_jax.models.decoding import Limits, Progress, Sampling
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
+from vlvm_jax.parallel.cpu_options import compiler_options
+from vlvm_jax.training.progress import Waiting
 
 CHUNK = 16  # tokens between two looks of the host
 _FEWEST = 32  # positions of a bucket
+_STEPS = {"see": "the image encoder", "begin": "the prefill step", "go_on": "the decode step"}  # for a person
 
 
 class Engine:
@@ -39,6 +42,7 @@ class Engine:
         self.model, self.params, self.mesh, self.chunk = model, params, mesh, chunk
         self.traced: Counter[tuple] = Counter()
         self._functions: dict[tuple, Callable] = {}
+        self._compiler_options = compiler_options(mesh, model.config.dtype)
 
     # --- image side --------------------------------------------------------------------------------------------------
 
@@ -139,8 +143,19 @@ class Engine:
                 self.traced[key] += 1
                 return function(*args, **kwargs)
 
-            self._functions[key] = jax.jit(counted, out_shardings=out, **options)
+            compiled = jax.jit(counted, out_shardings=out, compiler_options=self._compiler_options, **options)
+            self._functions[key] = self._told_of(key, compiled)
         return self._functions[key]
+
+    def _told_of(self, key: tuple, function: Callable) -> Callable:
+        """The function, whose first call says what takes so long."""
+
+        def first(*args, **kwargs):
+            self._functions[key] = function
+            with Waiting(f"compiling {_STEPS.get(key[0], key[0])} and running it for the first time"):
+                return jax.block_until_ready(function(*args, **kwargs))
+
+        return first
 
     def _put(self, array) -> jax.Array:
         shape = np.shape(array)

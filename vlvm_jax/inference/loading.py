@@ -29,6 +29,7 @@ from vlvm_jax.models.params import Model, Params, Splits
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import prepare
+from vlvm_jax.training.progress import Reading
 from vlvm_jax.weights import lora, side_files
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
@@ -81,7 +82,7 @@ def load(
     if model.lora is not None:
         params = {path: lora.merged(path, params.__getitem__, model.lora) for path in params if not lora.is_lora(path)}
         model = model.model_copy(update={"lora": None})
-    splits = _splits(model.decoder, found)
+    splits = _splits(model, found)
     segmented: Params = {}
     for path in list(params):  # a stack at a time, for there may be no room for all of them twice
         segmented |= params_lib.split({path: params.pop(path)}, splits)
@@ -200,14 +201,15 @@ def _spread(decoder: DecoderConfig) -> MeshConfig:
     return MeshConfig(data=1, fsdp=-1, tensor=tensor)
 
 
-def _splits(decoder: DecoderConfig, mesh: jax.sharding.Mesh) -> Splits:
-    """Where the decoder's stack is cut: on CPUs, around every layer.
+def _splits(model: ModelConfig, mesh: jax.sharding.Mesh) -> Splits:
+    """Where the decoder's stack is cut: on CPUs in fp32, around every layer.
 
-    A CPU's matrix products read whole arrays, so that a scan over stacked layers first copies each layer's weights out
-    of the stack, for every token that is said. Other devices read them where they are.
+    A CPU's matrix products read whole fp32 arrays, so that a scan over stacked layers first copies each layer's weights
+    out of the stack, for every token that is said. Weights in bf16 are converted on the way out anyway, where cut
+    stacks would be converted all at once (see `parallel.cpu_options`). Other devices read them where they are.
     """
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"decoder": tuple(range(1, decoder.num_hidden_layers))} if cpu else {}
+    copies = mesh.devices.flat[0].platform == "cpu" and model.dtype == "float32"
+    return {"decoder": tuple(range(1, model.decoder.num_hidden_layers))} if copies else {}
 
 
 def _parameters(model: ModelConfig, initial: Initial, mesh: jax.sharding.Mesh) -> Params:
@@ -222,4 +224,5 @@ def _parameters(model: ModelConfig, initial: Initial, mesh: jax.sharding.Mesh) -
             + f" of the {model.adapter.name!r} adapter; train it first (vlvm_jax.train), or answer without --config"
         )
     dtype = jnp.dtype(model.dtype)
-    return initial.params({path: jax.ShapeDtypeStruct(a.shape, dtype) for path, a in shapes.items()}, mesh, seed=0)
+    wanted = {path: jax.ShapeDtypeStruct(a.shape, dtype) for path, a in shapes.items()}
+    return initial.params(wanted, mesh, seed=0, tell=Reading())

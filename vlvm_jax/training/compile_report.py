@@ -58,13 +58,19 @@ def show(reports: Sequence[Report], topology: Topology) -> None:
             cells = [f"{least}{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in _KINDS]
             moved.add_row(report.name, *cells)
     wide = Console(highlight=False, width=max(console.width, _WIDTH))  # figures cut short are of no use in a log
-    for table in (memory, speed, moved):
+    wide.print(memory)
+    console.print(_DONATED)
+    for table in (speed, moved):
         wide.print(table)
     for report in reports:
         if report.message:
             console.print(f"{report.name}: {report.message}", markup=False)
 
 
+_DONATED = (
+    "donated: results written over the step's arguments, which need no memory of their own (parameters and optimizer\n"
+    "state in training, the cache in decode). prefill overwrites nothing: its whole result is new memory."
+)
 _WIDTH = 130
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 

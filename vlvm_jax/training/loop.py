@@ -19,7 +19,7 @@ from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import process_rows
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.training.progress import Meter
+from vlvm_jax.training.progress import Meter, Waiting
 from vlvm_jax.training.step import StepFunctions, TrainState
 from vlvm_jax.training.throughput import Throughput, Watch, brief
 
@@ -77,7 +77,7 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
     start = time.monotonic()
     step = first = int(run.state.step)
     log = _Log(run, watch, first)
-    with jax.set_mesh(mesh), log.meter:
+    with jax.set_mesh(mesh), log.meter, log.waits:
         while step < run.num_steps:
             if stop.reached():
                 log.flush()
@@ -90,9 +90,15 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
                 log.resume()
             watch.logs.check()
             watch.profiler.before(name, step, run.state)
+            if step == first:
+                log.waits.now(f"{name}: loading the first batch")
             with log.waiting():
                 batch = to_device(next(run.data), mesh)
+            if step == first:
+                log.waits.now(f"{name}: compiling the train step")
             run.state, metrics = run.functions.train(run.state, run.frozen, batch)
+            if step == first:
+                log.waits.now(f"{name}: running the first steps (the loss is shown every {run.stage.log_every})")
             step += 1
             log.add(step, metrics)
         watch.profiler.stop(run.state)
@@ -121,6 +127,7 @@ class _Log:
     def __init__(self, run: StageRun, watch: Watch, first: int):
         self.stage, self.watch = run.stage, watch
         self.meter = Meter(run.stage.name, run.num_steps, done=first)
+        self.waits = Waiting()
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._throughput = Throughput(run.flops)
         self._told = first, 0.0  # step and productive seconds that the timeline knows of
@@ -163,6 +170,7 @@ class _Log:
                 self.stage.name, step, {key: _plain(value) for key, value in metrics.items()} | last
             )
         self.watch.metrics.flush()
+        self.waits.close()
         self.meter.update(entries[-1][0], f"loss {float(values[-1]['loss']):.4f}  {brief(rates)}")
 
 

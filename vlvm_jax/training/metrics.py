@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vlvm_jax import jsonl
+
 
 class MetricsWriter:
     """One line per step in `metrics.jsonl`, the same to TensorBoard and, when asked, wandb.
@@ -37,28 +39,21 @@ class MetricsWriter:
             import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
             self._wandb = wandb.init(project=wandb_project, name=name, config=config, resume="allow")
-        self._lines: list[str] = []
+        self._entries: list[dict[str, Any]] = []
 
     def drop_after(self, stage: str, step: int) -> None:
         """Forgets what was logged of `stage` after `step`, and a line that a crash left half-written."""
         if not self._active or not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry["stage"] != stage or entry["step"] <= step:
-                kept.append(line)
+        kept = [entry for entry in jsonl.read(self.path) if entry["stage"] != stage or entry["step"] <= step]
         temporary = self.path.with_name("metrics.jsonl.new")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in kept))
         temporary.replace(self.path)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         if not self._active:
             return
-        self._lines.append(json.dumps({"stage": stage, "step": step, **values}))
+        self._entries.append({"stage": stage, "step": step, **values})
         if self._tensorboard is not None:
             for key, value in values.items():
                 self._tensorboard.add_scalar(f"{stage}/{key}", value, step)
@@ -66,10 +61,9 @@ class MetricsWriter:
             self._wandb.log({f"{stage}/{key}": value for key, value in values.items()} | {f"{stage}/step": step})
 
     def flush(self) -> None:
-        if self._lines:
-            with self.path.open("a") as file:
-                file.write("".join(f"{line}\n" for line in self._lines))
-            self._lines = []
+        if self._entries:
+            jsonl.append(self.path, *self._entries)
+            self._entries = []
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -77,10 +71,8 @@ class MetricsWriter:
         """Loss by step of every stage, as logged so far."""
         self.flush()
         curves: dict[str, list[tuple[int, float]]] = {}
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                entry = json.loads(line)
-                curves.setdefault(entry["stage"], []).append((entry["step"], entry["loss"]))
+        for entry in jsonl.read(self.path):
+            curves.setdefault(entry["stage"], []).append((entry["step"], entry["loss"]))
         return curves
 
     def close(self) -> None:

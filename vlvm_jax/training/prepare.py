@@ -15,9 +15,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
-from vlvm_jax.data import json_text, packing, pipeline
+from vlvm_jax.data import packing, pipeline
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.sources import mixture

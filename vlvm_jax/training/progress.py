@@ -1,12 +1,17 @@
 """What a person sees while work goes on: a bar with ETA on a terminal, plain lines otherwise."""
 
-import sys
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)  # no markup: brackets in patterns and paths stay
+
+_GRACE = 2.0  # seconds; work that is done by then is not worth a line
+_TABLE_WIDTH = 120  # characters of a table where no terminal says how wide it is
 
 
 class Meter:
@@ -14,19 +19,28 @@ class Meter:
 
     Args:
       every: seconds between two plain lines when the output is not a terminal.
+      unit: `bytes` shows sizes in GB; anything else shows plain numbers.
+      grace: seconds in which nothing is shown; work that ends within them passes silently.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, every: float = 5.0):
-        self.title, self.total, self.every = title, total, every
+    def __init__(
+        self, title: str, total: int, *, done: int = 0, every: float = 5.0, unit: str = "", grace: float = 0.0
+    ):
+        self.title, self.total, self.every, self.unit, self.grace = title, total, every, unit, grace
         self._start, self._first, self._last_line = time.monotonic(), done, 0.0
         self._bar = None
-        if console.is_terminal and not console.quiet:
+        if not grace:
+            self._show_bar(done)
+
+    def _show_bar(self, done: int) -> None:
+        if console.is_terminal and not console.quiet and self._bar is None:
             columns = (
-                TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+                TextColumn("{task.description:<12}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"),
                 TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+            count = self._count(done)
+            self._task = self._bar.add_task(self.title, total=self.total, completed=done, note="", count=count)
             self._bar.start()
 
     def __enter__(self) -> "Meter":
@@ -37,23 +51,112 @@ class Meter:
             self._bar.stop()
 
     def update(self, done: int, note: str = "") -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
-            return
         now = time.monotonic()
-        if console.quiet:
+        if console.quiet or now - self._start < self.grace:
+            return
+        self._show_bar(done)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note, count=self._count(done))
             return
         if now - self._last_line < self.every and done < self.total:
             return
         self._last_line = now
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = (self.total - done) / rate if rate > 0 else 0
-        print(f"{self.title}: {done}/{self.total}  {note}  eta {_clock(left)}".replace("    ", "  "), flush=True)
+        say(f"{self.title}: {self._count(done)}  {note}  eta {_clock(left)}".replace("    ", "  "))
+
+    def _count(self, done: int) -> str:
+        if self.unit == "bytes":
+            return f"{done / 1e9:.1f}/{self.total / 1e9:.1f} GB"
+        return f"{done}/{self.total}"
+
+
+class Reading:
+    """Shows how much of the weights is read, for `Initial.params`; a small model is read silently."""
+
+    def __init__(self, title: str = "reading weights"):
+        self.title, self._meter = title, None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._meter is None:
+            self._meter = Meter(self.title, total, unit="bytes", grace=_GRACE)
+        self._meter.update(done)
+        if done >= total:
+            self._meter.__exit__()
+
+
+class Waiting:
+    """Says what is being waited for when it takes long, and again every few seconds with the time it has taken.
+
+    Args:
+      what: "compiling the prefill step"; `now` changes it.
+      every: seconds between two lines.
+    """
+
+    def __init__(self, what: str = "", every: float = 10.0, grace: float = _GRACE):
+        self.every, self.grace = every, grace
+        self._what, self._since = what, time.monotonic()
+        self._changed, self._closed = threading.Event(), False
+        self._thread: threading.Thread | None = None
+        if what:
+            self.now(what)
+
+    def __enter__(self) -> "Waiting":
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.close()
+
+    def now(self, what: str) -> None:
+        """What is waited for from here on."""
+        self._what, self._since = what, time.monotonic()
+        if self._thread is None and not console.quiet:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        self._changed.set()
+
+    def close(self) -> None:
+        """Ends the waiting; does nothing the second time."""
+        self._closed = True
+        self._changed.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        pause = self.grace
+        while not self._closed:
+            if self._changed.wait(pause):
+                self._changed.clear()
+                pause = self.grace
+                continue
+            waited = time.monotonic() - self._since
+            say(f"{self._what} ..." + (f" {waited:.0f} s" if pause == self.every else ""))
+            pause = self.every
 
 
 def say(message: str) -> None:
     console.print(message, markup=False)
-    sys.stdout.flush()
+    console.file.flush()
+
+
+def show_table(table: RenderableType) -> None:
+    """Prints a table: as wide as the terminal, and wide enough for its figures in a log."""
+    if console.is_terminal:
+        console.print(table, soft_wrap=False)
+    elif not console.quiet:
+        width = max(console.width, _TABLE_WIDTH)
+        Console(file=console.file, highlight=False, markup=False, width=width).print(table)
+
+
+@contextlib.contextmanager
+def on_stderr() -> Iterator[None]:
+    """Shows progress on stderr, for commands whose stdout is their result."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
 
 
 def _clock(seconds: float) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config
-from vlvm_jax.data import json_text, picture_text
+from vlvm_jax.data import picture_text
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
 from vlvm_jax.training.prepare import PreparedStage, adapter_of
-from vlvm_jax.training.progress import console, say
+from vlvm_jax.training.progress import say, show_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,7 +30,8 @@ def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
     patches = config.model.vision.num_patches
     table = Table(title=f"{config.name}: {len(prepared)} stages", title_justify="left")
     for column in ("stage", "records", "steps", "rows", "trains", "parameters", "frozen"):
-        table.add_column(column, justify="left" if column in ("stage", "trains") else "right")
+        words = column in ("stage", "trains")
+        table.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for part in prepared:
         sizes = {
             path: int(np.prod(a.shape)) for path, a in Model(config.model, part.partition.splits).abstract().items()
@@ -42,7 +43,7 @@ def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
             part.stage.name, mixed, f"{part.num_steps:,}", str(part.stage.batch_size), trains, f"{trained:,}",
             f"{sum(sizes.values()) - trained:,}",
         )  # fmt: skip
-    console.print(table)
+    show_table(table)
     frames = max(part.stage.frames_per_video for part in prepared)
     in_clip = adapter.num_video_tokens(frames)
     say(
@@ -90,7 +91,7 @@ def print_stages(summary: Mapping[str, Any]) -> None:
             stage["name"], f"{stage['steps']:,}", _number(stage["first_loss"]), _number(stage["last_loss"]),
             f"{stage['seconds']:.0f}", str(stage["compilations"]),
         )  # fmt: skip
-    console.print(table)
+    show_table(table)
 
 
 def print_eval(name: str, result: Mapping[str, Any]) -> None:
@@ -105,7 +106,7 @@ def print_eval(name: str, result: Mapping[str, Any]) -> None:
         )
     table.add_section()
     table.add_row("all", f"{result['accuracy']:.2f}", *(f"{result['controls'][c]['accuracy']:.2f}" for c in controls))
-    console.print(table)
+    show_table(table)
 
 
 def _written(

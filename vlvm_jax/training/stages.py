@@ -14,9 +14,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config, StageConfig
-from vlvm_jax.data import json_text, pipeline
+from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.evaluation import final
@@ -85,7 +85,10 @@ def _run(
     config = with_embedded_data(config, stop)
     initial = Initial(config.model)
     config = with_checkpoint_files(config, initial)
-    prepared = [prepare_stage(config, stage) for stage in config.stages]
+    prepared = []
+    for stage in config.stages:
+        with progress.Waiting(f"{stage.name}: reading the annotations"):
+            prepared.append(prepare_stage(config, stage))
     processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
     claim_workdir(asked, workdir)
     if processes.primary():
@@ -195,7 +198,8 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     rows = stage.batch_size // shares
     loading = pipeline.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
     if config.data.workers == "auto":
-        say(f"{stage.name}: {loading.workers} workers of {loading.threads} threads load samples")
+        where = f"{loading.workers} worker processes with" if loading.workers else "this process, on"
+        say(f"{stage.name}: samples are loaded by {where} {loading.threads} threads")
 
     def make(part: Part):
         return pipeline.make_dataset(
@@ -303,7 +307,7 @@ def initial_params(
     if params is not None:
         return params
     if isinstance(start, Initial):
-        return start.params(abstract, mesh, config.seed)
+        return start.params(abstract, mesh, config.seed, progress.Reading())
     checkpoints = StageCheckpoints(start / "checkpoints", config.checkpoint.keep)
     try:
         return checkpoints.restore_params(abstract, mesh)

@@ -13,6 +13,7 @@ from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.params import Model, Params, segment_of, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
+from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.training.losses import adapter_losses, token_losses
 from vlvm_jax.training.optimizer import make_optimizer, schedule, state_shardings
 from vlvm_jax.training.partition import Partition
@@ -113,6 +114,7 @@ def make_step(
             in_shardings=(of_state, of_frozen, None),
             out_shardings=(of_state, everywhere),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh, config.dtype),
         ),
         init=jax.jit(init, out_shardings=of_state),
         state_shardings=of_state,

@@ -6,13 +6,13 @@ bf16 peak.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from vlvm_jax import jsonl
 from vlvm_jax.parallel.topology import peak_flops
 from vlvm_jax.storage import Logs
 from vlvm_jax.training.metrics import MetricsWriter
@@ -86,19 +86,12 @@ class Timeline:
 
     def add(self, event: str, **values: Any) -> None:
         if self._write:
-            with self.path.open("a") as file:
-                line = json.dumps({"event": event, "time": time.time(), **values})
-                # A crash may have left a line without its end.
-                file.write(f"\n{line}\n" if event == "start" else f"{line}\n")
+            jsonl.append(self.path, {"event": event, "time": time.time(), **values})
 
     def goodput(self) -> dict[str, float]:
         """`productive` and `wall` seconds over all processes that worked in the folder, and their ratio."""
         wall, start, last, done = 0.0, None, 0.0, {}
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # empty, or cut off by a crash
-                continue
+        for entry in jsonl.read(self.path):
             if entry["event"] == "start":
                 wall += 0.0 if start is None else last - start
                 start = entry["time"]

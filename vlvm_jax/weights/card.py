@@ -3,8 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from vlvm_jax import __version__
-from vlvm_jax.data import json_text
+from vlvm_jax import __version__, json_text
 from vlvm_jax.models.params import Model
 from vlvm_jax.weights.verify import Report
 

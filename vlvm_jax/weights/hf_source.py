@@ -1,6 +1,6 @@
 """Parameters of a Hugging Face directory, read slice by slice into the shardings they are wanted in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -16,6 +16,12 @@ from vlvm_jax.weights.safetensors_files import SafetensorsReader
 from vlvm_jax.weights.tables import Layout, Rule
 
 Index = tuple[slice, ...]
+Tell = Callable[[int], None]  # takes the bytes read since the last call, in the dtype that they are wanted in
+
+
+def silent(read: int) -> None:
+    """Tells nobody."""
+    del read
 
 
 class TensorFiles:
@@ -29,27 +35,34 @@ class TensorFiles:
     rules: Mapping[str, Rule]
     shapes: Mapping[str, jax.ShapeDtypeStruct]
 
-    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+    def read(self, path: str, index: Index | None = None, tell: Tell = silent) -> np.ndarray:
         """A parameter, or the part that `index` selects, in the dtype on disk. Reads no more than it needs."""
         rule, shape = self.rules[path], self.shapes[path].shape
         index = index or (slice(None),) * len(shape)
         bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
         if rule.layers is None:
-            return self._read(rule, rule.tensor, [slice(*b) for b in bounds])
+            value = self._read(rule, rule.tensor, [slice(*b) for b in bounds])
+            tell(value.nbytes)
+            return value
         (first, last), *inner = bounds
         out = np.empty((last - first, *(stop - start for start, stop in inner)), self.shapes[path].dtype)
         for layer in range(first, last):
             out[layer - first] = self._read(rule, rule.tensor.format(i=layer), [slice(*b) for b in inner])
+            tell(out[layer - first].nbytes)
         return out
 
-    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct], tell: Tell = silent) -> Params:
         """The named parameters in the dtypes and shardings asked for, one after the other."""
-        return {path: self._load(path, wanted) for path, wanted in abstract.items()}
+        return {path: self._load(path, wanted, tell) for path, wanted in abstract.items()}
 
-    def _load(self, path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-        return jax.make_array_from_callback(
-            wanted.shape, wanted.sharding, lambda index: self.read(path, index).astype(wanted.dtype, copy=False)
-        )
+    def _load(self, path: str, wanted: jax.ShapeDtypeStruct, tell: Tell) -> jax.Array:
+        here, there = wanted.dtype.itemsize, self.shapes[path].dtype.itemsize
+
+        def part(index: Index) -> np.ndarray:
+            value = self.read(path, index, lambda read: tell(read * here // there))
+            return value.astype(wanted.dtype, copy=False)
+
+        return jax.make_array_from_callback(wanted.shape, wanted.sharding, part)
 
     def _read(self, rule: Rule, tensor: str, index: list[slice]) -> np.ndarray:
         if rule.transform == "patches":

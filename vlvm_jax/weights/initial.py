@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from etils import epath
@@ -15,6 +15,7 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
 from vlvm_jax.weights import clip_source, side_files
+from vlvm_jax.weights.param_store import local_bytes
 from vlvm_jax.weights.sources import Source, Stored, open_source, same_part
 
 # What a recipe may choose freely: these change what is computed from the same parameters, and no parameter.
@@ -103,16 +104,33 @@ class Initial:
         taken = self._taken(paths)
         return [path for path in paths if path not in taken]
 
-    def params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, seed: int) -> Params:
-        """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time."""
+    def params(
+        self,
+        abstract: Mapping[str, jax.ShapeDtypeStruct],
+        mesh: Mesh,
+        seed: int,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Params:
+        """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time.
+
+        Args:
+          tell: called with the bytes of the parameters that this process has read so far, and of all that it reads.
+        """
         on_mesh = {
             path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.parameter_sharding(path, a.shape, mesh))
             for path, a in abstract.items()
         }
         taken = self._taken(on_mesh)
+        total, done = sum(local_bytes(on_mesh[path]) for path in taken), 0
+
+        def read(more: int) -> None:
+            nonlocal done
+            done = min(done + more, total)
+            tell(done, total)
+
         params: Params = {}
         for source in {id(source): source for source in taken.values()}.values():
-            params |= source.load({path: on_mesh[path] for path, from_ in taken.items() if from_ is source})
+            params |= source.load({path: on_mesh[path] for path, from_ in taken.items() if from_ is source}, read)
         fresh = {path: a for path, a in on_mesh.items() if path not in taken}
         if fresh:
             params |= draw(self.model, fresh, seed)

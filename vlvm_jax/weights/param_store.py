@@ -6,11 +6,12 @@ Both write the same thing, a flat dict of whole parameters, so that what either 
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ tensorstore_utils._BASE_TS_CONTEXT.update(_RETRIES)
 tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT.update(_RETRIES)
 
 _TOGETHER = 64 << 20  # bytes; a save takes its time, whatever its size
+_LOADED_TOGETHER = 512 << 20  # bytes; larger groups are faster, smaller ones tell more often how far loading is
 _CHUNK = 8 << 20  # bytes; what is compressed, and read, as one piece: a file each
 
 
@@ -118,9 +120,39 @@ def read(directory: epath.Path, path: str, item: str | None = None) -> np.ndarra
     return _load(directory, {path: np.ndarray}, item)[path]
 
 
-def load(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct], item: str | None = None) -> Params:
-    """The named parameters, in the dtypes and shardings asked for; each process reads only its shards."""
-    return _load(directory, abstract, item)
+def load(
+    directory: epath.Path,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    item: str | None = None,
+    tell: Callable[[int], None] = lambda read: None,
+) -> Params:
+    """The named parameters, in the dtypes and shardings asked for; each process reads only its shards.
+
+    Args:
+      tell: called with the bytes of some parameters (the process's own) once these are read.
+    """
+    params: Params = {}
+    group: dict[str, jax.ShapeDtypeStruct] = {}
+    size = 0
+    for number, (path, wanted) in enumerate(abstract.items(), start=1):
+        group[path] = wanted
+        size += local_bytes(wanted)
+        if size >= _LOADED_TOGETHER or number == len(abstract):
+            params |= _load(directory, group, item)
+            tell(size)
+            group, size = {}, 0
+    return params
+
+
+def local_bytes(wanted: jax.ShapeDtypeStruct) -> int:
+    """Bytes that this process reads of a parameter, each part counted once."""
+    if wanted.sharding is None:
+        return math.prod(wanted.shape) * wanted.dtype.itemsize
+    parts = {
+        tuple(part.indices(size)[:2] for part, size in zip(index, wanted.shape, strict=True))
+        for index in wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
+    }
+    return sum(math.prod(stop - start for start, stop in part) for part in parts) * wanted.dtype.itemsize
 
 
 def _load(directory: epath.Path, abstract: Mapping[str, Any], item: str | None) -> Any:

@@ -27,7 +27,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
 from vlvm_jax.weights import hub, param_store
 from vlvm_jax.weights.hf_config import HFModel
-from vlvm_jax.weights.hf_source import HFSource, model_shapes
+from vlvm_jax.weights.hf_source import HFSource, Tell, model_shapes, silent
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
@@ -53,8 +53,8 @@ class Source(Protocol):
 
     hf_files: epath.Path | None
 
-    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        """The named parameters in the dtypes and shardings asked for."""
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct], tell: Tell = silent) -> Params:
+        """The named parameters in the dtypes and shardings asked for; `tell` is called with bytes as they are read."""
         ...
 
     def read(self, path: str) -> np.ndarray:
@@ -82,11 +82,11 @@ class HFDirectory:
             tower = {path: shape for path, shape in self._tower.shapes.items() if path in wanted}
             self.shapes = {**self.shapes, **tower}
 
-    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct], tell: Tell = silent) -> Params:
         of_tower = {path: a for path, a in abstract.items() if path not in self.checkpoint.shapes}
         rest = {path: a for path, a in abstract.items() if path in self.checkpoint.shapes}
-        tower = self._tower.load(of_tower) if self._tower is not None else {}
-        return {**self.checkpoint.load(rest), **tower}
+        tower = self._tower.load(of_tower, tell) if self._tower is not None else {}
+        return {**self.checkpoint.load(rest, tell), **tower}
 
     def read(self, path: str) -> np.ndarray:
         if self._tower is not None and path not in self.checkpoint.shapes:
@@ -143,8 +143,8 @@ class Stored:
         folder = root / HF_FOLDER
         self.hf_files: epath.Path | None = folder if folder.exists() else None
 
-    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        return param_store.load(self.params, abstract, self.item)
+    def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct], tell: Tell = silent) -> Params:
+        return param_store.load(self.params, abstract, self.item, tell)
 
     def read(self, path: str) -> np.ndarray:
         return param_store.read(self.params, path, self.item)

@@ -1,5 +1,6 @@
 """What `data check` shows: tables and a picture."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def examples(summary: Mapping[str, Any], cause: str) -> list[str]:
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """Prints the tables, wide enough for their figures also into a log."""
-    Console(file=console.file, highlight=False, width=max(console.width, 110)).print(tables(summary))
+    Console(file=console.file, highlight=False, markup=False, width=max(console.width, 110)).print(tables(summary))
 
 
 def _share(count: int, summary: Mapping[str, Any]) -> tuple[str, str]:
@@ -70,8 +71,12 @@ def _mix(summary: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
 
 
-def draw(findings: Sequence[Finding], summary: Mapping[str, Any], file: Path) -> None:
-    """Durations, token lengths with the stage's limit, resolutions and causes, as PNG."""
+def draw(findings: Sequence[Finding], summary: Mapping[str, Any], file: Path, samples: bytes | None = None) -> None:
+    """Durations, token lengths with the stage's limit, resolutions and causes, as PNG.
+
+    Args:
+      samples: a PNG of some samples (`check_samples.draw`), to put below.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,8 +101,25 @@ def draw(findings: Sequence[Finding], summary: Mapping[str, Any], file: Path) ->
     causes.set(title=f"{summary['checked']} records", xlabel="records")
     causes.invert_yaxis()
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
     plt.close(figure)
+    file.write_bytes(_stacked(png.getvalue(), *([samples] if samples else [])))
+
+
+def _stacked(*pictures: bytes) -> bytes:
+    """PNGs below each other as one."""
+    from PIL import Image
+
+    opened = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    sheet = Image.new("RGB", (max(p.width for p in opened), sum(p.height for p in opened)), "white")
+    top = 0
+    for picture in opened:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    return png.getvalue()
 
 
 def _bars(axes: Any, values: Sequence[float], title: str, unit: str) -> None:

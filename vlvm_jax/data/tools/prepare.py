@@ -19,9 +19,8 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import MixtureEntry, build
-from vlvm_jax.data import json_text
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import Mixture, read_mixture

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
-from vlvm_jax import storage
-from vlvm_jax.data import json_text, text_filters, text_images
+from vlvm_jax import json_text, storage
+from vlvm_jax.data import text_filters, text_images
 from vlvm_jax.data.sources import shards, triplets
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo, StoredMedium
 from vlvm_jax.data.sources.text_pages import TextPages

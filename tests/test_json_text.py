@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlvm_jax.data import json_text
+from vlvm_jax import json_text
 
 
 @given(st.dictionaries(st.text(), st.text(st.characters(exclude_categories=())), max_size=3))
