@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 from ml_collections import config_flags
 
-from vlvm_jax import cli
-from vlvm_jax.data import json_lines, json_text
+from vlvm_jax import cli, json_text
+from vlvm_jax.data import json_lines
 from vlvm_jax.errors import InputError
 
 if TYPE_CHECKING:
