@@ -10,10 +10,10 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from vlvm_jax.data.decoding.pixels import MAX_PIXELS
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError, brief
 
-MAX_PIXELS = 2**25  # of a frame: 8192 x 4096
 _INDEXED = ("mov", "matroska", "avi")
 _SEEKABLE = (*_INDEXED, "mpegts")
 
@@ -128,6 +128,12 @@ class VideoFile:
     def rate(self) -> Fraction | None:
         """Frames per second."""
         return self.stream.average_rate or self.stream.guessed_rate or None
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width / height of a stored pixel, as the container says it or else the first frame; 0 where neither does."""
+        aspect = self.stream.sample_aspect_ratio
+        return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(0)
 
     @property
     def duration(self) -> Fraction | None:
