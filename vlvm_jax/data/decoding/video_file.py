@@ -10,6 +10,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from vlvm_jax.data.decoding import animation
 from vlvm_jax.data.decoding.pixels import MAX_PIXELS
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError, brief
@@ -23,10 +24,10 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
     """Opens a video; `name` is for messages.
 
     Raises, also for what goes wrong within the context:
-      BadSampleError: `no_video`, `corrupt` or `too_large`.
+      BadSampleError: `no_video`, `corrupt`, `too_large` or `too_slow`.
       StorageError, InputError: as the file raises it.
     """
-    reader = _Reader(file)
+    reader = _Reader(animation.as_clip(file, name))
     try:
         try:
             with contextlib.closing(VideoFile(reader, name)) as video:
