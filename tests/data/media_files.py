@@ -4,6 +4,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from vlvm_jax.data.decoding.pyav import fraction
+
 STEP = 12  # brightness between neighbouring frames of a grey clip: far above what compression changes
 
 
@@ -40,14 +42,18 @@ def write_clip(
     form=None,
     sound=False,
     muxed=lambda packet: packet,
+    title=None,
 ):
     """A clip of frames [H, W, 3].
 
     Args:
       times: of the frames, in steps of 1 / fps; default: one after the other.
       muxed: a packet as it is to be written, None for none.
+      title: in the container's metadata.
     """
     with av.open(str(path), "w", format=form, options=options or {}) as container:
+        if title is not None:
+            container.metadata["title"] = title
         stream = container.add_stream(codec, rate=fps, options=codec_options or {})
         noise = container.add_stream("aac", rate=16000, layout="mono") if sound else None
         stream.pix_fmt = pix_fmt
@@ -64,7 +70,7 @@ def write_clip(
                 stream.height, stream.width = pixels.shape[:2]
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if times is not None:
-                frame.pts, frame.time_base = times[number], 1 / stream.codec_context.rate
+                frame.pts, frame.time_base = times[number], 1 / fraction(stream.codec_context.rate)
             mux(stream.encode(frame))
             if noise is not None:
                 wave = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.float32), format="fltp", layout="mono")
@@ -104,7 +110,7 @@ def decode_all(path):
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
-        unit = stream.time_base
+        unit = fraction(stream.time_base)
     if any(time is None for time, _ in frames):
         return None, [pixels for _, pixels in frames]
     return [float((time - frames[0][0]) * unit) for time, _ in frames], [pixels for _, pixels in frames]

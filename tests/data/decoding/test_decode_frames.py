@@ -345,7 +345,7 @@ def cover(song, picture, path):
     with av.open(str(song)) as sound, av.open(str(picture)) as still, av.open(str(path), "w") as container:
         audio = container.add_stream_from_template(sound.streams.audio[0])
         image = container.add_stream_from_template(still.streams.video[0])
-        image.disposition = av.stream.Disposition.attached_pic
+        image.disposition = av.stream.Disposition.attached_pic.value  # an int to PyAV 15
         for given, stream in ((still, image), (sound, audio)):
             for packet in given.demux(given.streams[0]):
                 if packet.size:

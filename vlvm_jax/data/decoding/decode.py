@@ -141,6 +141,15 @@ def _take(video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at
     return Taken([frame for frames in taken.values() for frame in frames], times, duration)
 
 
+def grid_of(video: VideoFile) -> Grid:
+    """A clip's frames as its header states them, else by all packets.
+
+    Raises:
+      BadSampleError: `empty`.
+    """
+    return _stated_grid(video) or _scanned_grid(video)
+
+
 def spoken(span: tuple[float, float] | None) -> str:
     """A span in a message."""
     return "" if span is None else f" between {span[0]:g} s and {span[1]:g} s"

@@ -1,4 +1,4 @@
-"""Converts decoded video frames to the pixels that a player shows: upright, mirrored where asked, with square pixels."""
+"""Converts decoded frames to the pixels that a player shows: upright, mirrored where asked, with square pixels."""
 
 import math
 import struct
@@ -9,13 +9,14 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+from vlvm_jax.data.decoding import pyav
 from vlvm_jax.data.faults import BadSampleError
 
 MAX_PIXELS = 2**25  # of a frame as it is shown: 8192 x 4096
-BICUBIC = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+_BICUBIC = pyav.BICUBIC | pyav.ACCURATE_RND | pyav.BITEXACT
 
 
 class Orientation(NamedTuple):
@@ -88,12 +89,8 @@ class Converter:
           BadSampleError: `too_large` or `corrupt`, if its pixels' shape gives it an impossible size.
         """
         width, height = self._square(frame)
-        if width == frame.width:
-            converted = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        else:
-            converted = self._reformatter.reformat(
-                frame, width, height, "rgb24", interpolation=BICUBIC, threads=1
-            )  # fmt: skip
+        stretched = {} if width == frame.width else {"width": width, "height": height, "interpolation": _BICUBIC}
+        converted = pyav.reformat(self._reformatter, frame, format="rgb24", **stretched)
         return orientation(frame).apply(converted.to_ndarray())
 
     def size(self, frame: av.VideoFrame) -> tuple[int, int]:
@@ -106,7 +103,8 @@ class Converter:
         self._square(frame)
         if orientation(frame) != UPRIGHT:
             frame = av.VideoFrame.from_ndarray(self(frame), format="rgb24")
-        return self._reformatter.reformat(frame, width, height, form, interpolation=BICUBIC, threads=1)
+        to = {"width": width, "height": height, "format": form, "interpolation": _BICUBIC}
+        return pyav.reformat(self._reformatter, frame, **to)
 
     def _square(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of the stored frame with square pixels: the height stays."""

@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 from av.container import InputContainer
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vlvm_jax.data.decoding import animation
+from vlvm_jax.data.decoding import animation, pyav
 from vlvm_jax.data.decoding.pixels import MAX_PIXELS
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError, brief
@@ -88,7 +88,7 @@ class VideoFile:
     def __init__(self, reader: _Reader, name: str):
         self.name, self._reader, self._moved = name, reader, False
         self._open()
-        self.unit = Fraction(self.stream.time_base or 1)
+        self.unit = pyav.fraction(self.stream.time_base) or Fraction(1)
         self._format = self.container.format.name.partition(",")[0]
         # AVI states no times, and FFmpeg guesses them wrong where frames are not shown in the order of decoding.
         self.numbered = self._format == "avi" and bool(self.codec.has_b_frames)
@@ -100,7 +100,7 @@ class VideoFile:
         self._reader.seek(0)
         # A playlist must not have other files opened.
         options = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
-        self.container = av.open(self._reader, "r", metadata_errors="ignore", options=options)
+        self.container = pyav.open_input(cast(BinaryIO, self._reader), options)
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             cause = "no_video" if self.container.streams.audio else "corrupt"
@@ -116,7 +116,7 @@ class VideoFile:
         self.codec.options = {"max_pixels": str(MAX_PIXELS)}
         for other in self.container.streams:
             if other is not self.stream:
-                other.discard = Discard.all
+                pyav.discard(other)
 
     # --- what the header says ------------------------------------------------------------------------------------
 
@@ -128,13 +128,12 @@ class VideoFile:
     @property
     def rate(self) -> Fraction | None:
         """Frames per second."""
-        return self.stream.average_rate or self.stream.guessed_rate or None
+        return pyav.fraction(self.stream.average_rate) or pyav.fraction(self.stream.guessed_rate)
 
     @property
     def pixel_aspect(self) -> Fraction:
         """Width / height of a stored pixel, as the container says it or else the first frame; 0 where neither does."""
-        aspect = self.stream.sample_aspect_ratio
-        return Fraction(aspect.numerator, aspect.denominator) if aspect else Fraction(0)
+        return pyav.fraction(self.stream.sample_aspect_ratio) or Fraction(0)
 
     @property
     def duration(self) -> Fraction | None:
@@ -147,15 +146,15 @@ class VideoFile:
         Args:
           step: from one frame to the next.
         """
-        index = self.stream.index_entries
+        index = pyav.index_of(self.stream)
         if self._format not in _INDEXED or not len(index):
             return None
-        found = index.search_timestamp(self.decoded_at(time, step), backward=True)
+        found = cast(Any, index).search_timestamp(self.decoded_at(time, step), backward=True)
         return index[max(0, found)].timestamp
 
     def decoded_at(self, time: int, step: Fraction) -> int:
         """The time to seek by for a frame shown at `time`: MP4 files go by when frames are decoded."""
-        ahead = self.codec.reorder_depth * step if self._format == "mov" else 0
+        ahead = pyav.reorder_depth(self.codec) * step if self._format == "mov" else 0
         return int(time - ahead)
 
     # --- packets -------------------------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ class VideoFile:
 
     def packets(self) -> Iterator[av.Packet]:
         """All packets, from the start."""
-        index = self.stream.index_entries
+        index = pyav.index_of(self.stream)
         if self._moved and self._format in _INDEXED and len(index):
             with contextlib.suppress(av.FFmpegError):
                 return self.packets_from(index[0].timestamp)
