@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from vlvm_jax.data.decoding import decode, sampling
 from vlvm_jax.data.decoding.decode import Taken
 from vlvm_jax.data.decoding.sampling import FrameRule, ShortVideo
 from vlvm_jax.data.faults import BadSampleError, reading
+from vlvm_jax.data.images import stills
 from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.workers import release_memory
 
@@ -120,11 +121,11 @@ def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
       StorageError: storage does not answer.
       InputError: storage refuses access.
     """
-    return resize(open_image(path, upright=False), size)[None]
+    return resize(open_image(path), size)[None]
 
 
-def open_image(path: str, *, upright: bool = True) -> Image.Image:
-    """One image in RGB at its own size; `upright` turns it as its EXIF orientation says.
+def open_image(path: str) -> Image.Image:
+    """One image in RGB at its own size, upright and on white; `images.stills` says how.
 
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
@@ -132,11 +133,11 @@ def open_image(path: str, *, upright: bool = True) -> Image.Image:
       InputError: storage refuses access.
     """
     with reading(path), open_medium(path) as file, Image.open(file) as image:
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        return stills.upright_rgb(image, path)
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Height and width of the upright image in a file; reads its header only.
+    """Height and width of the upright image in a file, for most formats by its header alone.
 
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
@@ -144,8 +145,7 @@ def image_size(path: str) -> tuple[int, int]:
       InputError: storage refuses access.
     """
     with reading(path), open_medium(path) as file, Image.open(file) as image:
-        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if lies else (image.height, image.width)
+        return stills.upright_size(image)
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

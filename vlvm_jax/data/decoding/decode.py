@@ -16,11 +16,10 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-from vlvm_jax.data.decoding import pyav
 from vlvm_jax.data.decoding.cursor import Cursor, Picture
+from vlvm_jax.data.decoding.pixels import Converter
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError
 
@@ -129,7 +128,7 @@ def _take(video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at
     few = bool(grid.shown) and last - first <= at_most
     wanted = [grid.shown[index] if few else grid.at(index) for index in chosen]
     taken: dict[int, list[np.ndarray]] = {}
-    to_pixels = _Converter()
+    to_pixels = Converter(video.name, video.pixel_aspect)
     with contextlib.closing(Cursor(video, wanted, grid.start, grid.step)) as cursor:
         for target, often in zip(wanted, chosen.values(), strict=True):
             shown = cursor.shown_at(target)
@@ -140,6 +139,15 @@ def _take(video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at
     duration = float(grid.step * grid.unit * grid.total)
     times = [grid.seconds(time) for time, frames in taken.items() for _ in frames]
     return Taken([frame for frames in taken.values() for frame in frames], times, duration)
+
+
+def grid_of(video: VideoFile) -> Grid:
+    """A clip's frames as its header states them, else by all packets.
+
+    Raises:
+      BadSampleError: `empty`.
+    """
+    return _stated_grid(video) or _scanned_grid(video)
 
 
 def spoken(span: tuple[float, float] | None) -> str:
@@ -189,15 +197,3 @@ def _scanned_grid(video: VideoFile) -> Grid:
     unit = 1 / (video.rate or Fraction(1)) if video.numbered else video.unit
     step = Fraction(times[-1] - times[0], max(1, len(times) - 1)) or 1 / ((video.rate or 1) * unit)
     return Grid(times[0], len(times), step, unit, tuple(times))
-
-
-class _Converter:
-    """Decoded frame to upright pixels, with one conversion context for all frames of a clip."""
-
-    def __init__(self):
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = pyav.reformat(self._reformatter, frame, format="rgb24").to_ndarray()
-        turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

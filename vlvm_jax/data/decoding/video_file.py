@@ -10,11 +10,11 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vlvm_jax.data.decoding import pyav
+from vlvm_jax.data.decoding import animation, pyav
+from vlvm_jax.data.decoding.pixels import MAX_PIXELS
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError, brief
 
-MAX_PIXELS = 2**25  # of a frame: 8192 x 4096
 _INDEXED = ("mov", "matroska", "avi")
 _SEEKABLE = (*_INDEXED, "mpegts")
 
@@ -24,10 +24,10 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
     """Opens a video; `name` is for messages.
 
     Raises, also for what goes wrong within the context:
-      BadSampleError: `no_video`, `corrupt` or `too_large`.
+      BadSampleError: `no_video`, `corrupt`, `too_large` or `too_slow`.
       StorageError, InputError: as the file raises it.
     """
-    reader = _Reader(file)
+    reader = _Reader(animation.as_clip(file, name))
     try:
         try:
             with contextlib.closing(VideoFile(reader, name)) as video:
@@ -129,6 +129,11 @@ class VideoFile:
     def rate(self) -> Fraction | None:
         """Frames per second."""
         return pyav.fraction(self.stream.average_rate) or pyav.fraction(self.stream.guessed_rate)
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width / height of a stored pixel, as the container says it or else the first frame; 0 where neither does."""
+        return pyav.fraction(self.stream.sample_aspect_ratio) or Fraction(0)
 
     @property
     def duration(self) -> Fraction | None:
