@@ -49,7 +49,7 @@ class Cursor:
         self._current: Picture | None = None
         self._next: Picture | None = None
         self._frames: Iterator[Picture] = iter(())
-        self._begun = False
+        self._begun = self._false_key = False
         self._skips_damage = False
         self.damaged = False
         self._fed = start  # the latest time of which the decoder has the packet
@@ -92,6 +92,8 @@ class Cursor:
             if self._next is None:
                 self.ended = True
                 break
+        if self._false_key:
+            return False
         if self._current is None:
             return self._keyframe is None
         if any(self._current.time < time <= target for time in self._skipped):
@@ -110,7 +112,7 @@ class Cursor:
     def _jump(self, target: int) -> None:
         """To the last keyframe shown no later than a time; to the start where none is found."""
         back = 0
-        while target - back > self._start:
+        while self._video.seeks and target - back > self._start:
             try:
                 packets = self._video.packets_from(self._video.decoded_at(target - back, self._step))
             except av.FFmpegError:
@@ -128,18 +130,26 @@ class Cursor:
         self._keyframe, self._fed = keyframe, self._start if keyframe is None else keyframe
         self._skipped: list[int] = []
         self._current = self._next = None
-        self.ended, self._begun = False, True
+        self.ended, self._begun, self._false_key = False, True, False
         self._frames = self._decoded(packets)
 
     def _decoded(self, packets: Iterable[av.Packet]) -> Iterator[Picture]:
-        """The frames of packets; those shown before the keyframe at which decoding began lack what they build on."""
-        time = self._start - 1
+        """The frames of packets; those shown before the keyframe at which decoding began lack what they build on.
+
+        If that keyframe decodes to none, the file marks its keyframes wrongly, as AVI files do that have lost their
+        index: there are no frames then, and from now on the file is decoded from its start.
+        """
+        time, first = self._start - 1, True
         for number, frame in enumerate(self._frames_of(iter(packets))):
             if self._video.numbered:
                 time = number
             else:
                 time = frame.pts if frame.pts is not None else time + max(1, round(self._step))
             if self._keyframe is None or time >= self._keyframe:
+                if first and self._keyframe is not None and not frame.key_frame:
+                    self._video.in_order = self._false_key = True
+                    return
+                first = False
                 yield Picture(time, frame)
 
     def _frames_of(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
