@@ -23,6 +23,7 @@ from vlvm_jax.data.decoding.pixels import Converter
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError
 
+_MILLISECOND = Fraction(1, 1000)
 _ROUNDING = Fraction(3, 2)  # ticks: what the rounding of a time and of a duration may add up to
 
 
@@ -57,16 +58,24 @@ class Grid:
 
     @property
     def rounding(self) -> float:
-        """Seconds by which times may be off that are whole ticks of a container's clock; little of a frame's time."""
-        return float(min(_ROUNDING, self.step / 16) * self.unit)
+        """Seconds that the duration may be too long by a container's clock, which may tick every millisecond.
+
+        The same for finer clocks, so that a clip is as long in every container.
+        """
+        return float(min(_ROUNDING * max(self.unit, _MILLISECOND), self.step * self.unit / 16))
 
     def at(self, index: int) -> int:
         """A time at which frame `index` is shown: its middle, which no rounding of timestamps gives to a neighbour."""
         return self.start + math.floor((index + Fraction(1, 2)) * self.step)
 
     def at_second(self, time: float) -> int:
-        """The same for seconds from the first frame on."""
-        return self.start + math.floor((time + self.rounding) / float(self.unit) + 1e-6)
+        """A time in seconds from the first frame on; of frames that start within half a tick, the later is shown."""
+        return self.start + math.floor((time + self._half) / float(self.unit))
+
+    @property
+    def _half(self) -> float:
+        """Seconds by which the rounding to ticks may have delayed a frame; none where ticks are the frames."""
+        return (float(self.unit) / 2 if self.step > 2 else 0.0) + 1e-6
 
     def seconds(self, time: int) -> float:
         """From the first frame on."""
@@ -79,7 +88,8 @@ class Grid:
         if span[0] + 1e-6 >= self.duration:
             return self.total, self.total
         times = [self.seconds(time) for time in self.shown]
-        return max(0, bisect.bisect_right(times, span[0] + 1e-6) - 1), bisect.bisect_left(times, span[1] - 1e-6)
+        first, last = bisect.bisect_right(times, span[0] + self._half), bisect.bisect_left(times, span[1] - self._half)
+        return max(0, first - 1), last
 
 
 def within(total: int, fps: float, span: tuple[float, float] | None) -> tuple[int, int]:
@@ -150,14 +160,19 @@ def _take(
     first, last = grid.within(span)
     if first >= last:
         raise BadSampleError("empty", f"{video.name} holds no frame{spoken(span)}")
+    start, end = part(grid.duration, span)
     if slots is not None:
-        start, end = part(grid.duration, span)
         seconds = [start + time for time in slots(end - start, grid.rounding)]
         wanted = [(grid.at_second(time), 1, time) for time in seconds]
     else:
+        # Where frames are not equally far apart, the middle of one may lie outside the span.
+        first_tick, last_tick = grid.at_second(start), grid.start + math.ceil(end / float(grid.unit) - 1e-6) - 1
+        inside = lambda time: max(first_tick, min(time, last_tick))  # noqa: E731
         few = bool(grid.shown) and last - first <= at_most
         chosen = Counter(first + index for index in choose(last - first, grid.fps))  # in time order, and how often
-        wanted = [(grid.shown[index] if few else grid.at(index), often, None) for index, often in chosen.items()]
+        wanted = [
+            (grid.shown[index] if few else inside(grid.at(index)), often, None) for index, often in chosen.items()
+        ]
     frames, times, previous = [], [], None
     to_pixels = Converter(video.name, video.pixel_aspect)
     with contextlib.closing(Cursor(video, [target for target, *_ in wanted], grid.start, grid.step)) as cursor:
@@ -207,7 +222,7 @@ def _stated_grid(video: VideoFile) -> Grid | None:
     step = 1 / (rate * video.unit)
     stated = video.stream.duration if video.stream.frames else None
     length = _length(video, start, step) if stated is None else stated
-    if length is None or length <= 0:
+    if length is None or length <= 0 or (stated is None and video.is_small):
         return None
     total = max(1, round(length / step))
     if stated is not None and video.reorders and not video.is_constant:
@@ -265,7 +280,10 @@ def _scanned_grid(video: VideoFile) -> Grid:
     if not times:
         raise BadSampleError("empty", f"{video.name} holds no frame")
     unit = 1 / (video.rate or Fraction(1)) if video.numbered else video.unit
-    step = Fraction(times[-1] - times[0], max(1, len(times) - 1)) or 1 / ((video.rate or 1) * unit)
+    stated = 1 / ((video.rate or 1) * unit)
+    step = Fraction(times[-1] - times[0], max(1, len(times) - 1)) or stated
+    if abs(step - stated) * len(times) <= _ROUNDING:
+        step = stated
     end = times[-1] + 1 if video.numbered else _end(video, timed, step) or 0
     length = _unrounded(end - times[0], len(times), step)
     return Grid(times[0], len(times), step, unit, length, tuple(times))

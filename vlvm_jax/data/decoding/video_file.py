@@ -226,6 +226,18 @@ class VideoFile:
             if self._format not in _LATE_STREAMS:
                 raise
 
+    @property
+    def is_small(self) -> bool:
+        """Whether all packets are soon read."""
+        return self._size() <= _SMALL
+
+    def _size(self) -> int:
+        """Bytes of the file."""
+        place = self._reader.tell()
+        size = self._reader.seek(0, 2)
+        self._reader.seek(place)
+        return size
+
     def restarts(self) -> bool:
         """Whether times start again within the file, as where one MPEG-TS file was appended to another.
 
@@ -238,8 +250,8 @@ class VideoFile:
         if self._format not in _RESTARTING:
             return False
         back, latest = math.ceil(_BACKWARD / self.unit), None
-        size = self._reader.seek(0, 2)
-        if size <= _SMALL:
+        size = self._size()
+        if self.is_small:
             times = (packet.dts for packet in self.packets())
         else:
             places = [part * size >> power for power in range(2, size.bit_length()) for part in (2, 3)]
