@@ -111,14 +111,16 @@ class _Shown(NamedTuple):
 
 
 def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterator[_Shown]:
-    """Each frame is shown until the next; the last for its duration."""
-    last: Picture | None = None
+    """Each frame is shown until the next, the last for its duration; the first that decodes from the start."""
+    last, start = None, 0.0
     for picture in pictures:
         if last is not None:
-            yield _Shown(last.frame, grid.seconds(last.time), grid.seconds(picture.time))
+            end = grid.seconds(picture.time)
+            yield _Shown(last.frame, start, end)
+            start = end
         last = picture
     if last is not None:
-        yield _Shown(last.frame, grid.seconds(last.time), grid.seconds(_end(last, source, grid)))
+        yield _Shown(last.frame, start, grid.seconds(_end(last, source, grid)))
 
 
 def _end(last: Picture, source: VideoFile, grid: Grid) -> int:
