@@ -154,6 +154,19 @@ def test_the_shape_of_pixels_may_stand_in_the_codec_alone(tmp_path, form):
     assert first_frame(path).shape == (96, 320, 3)
 
 
+def test_where_the_shape_of_pixels_changes_the_first_counts(tmp_path):
+    parts = []
+    for number, aspect in enumerate((2, 1)):
+        clip = with_aspect(tmp_path / f"{number}.mp4", aspect, 1)
+        setting = f"h264_metadata=sample_aspect_ratio={aspect}/1"
+        raw = tmp_path / f"{number}.h264"
+        ffmpeg("-i", clip, "-c", "copy", "-bsf:v", f"h264_mp4toannexb,{setting}", raw)
+        parts.append(raw.read_bytes())
+    (tmp_path / "c.h264").write_bytes(b"".join(parts))
+    frames = video.decode_frames(str(tmp_path / "c.h264"), 99).frames
+    assert len(frames) == 60 and {frame.shape for frame in frames} == {(96, 320, 3)}
+
+
 def test_a_turned_anamorphic_clip(tmp_path):
     path = tmp_path / "c.mp4"
     ffmpeg("-display_rotation", 90, "-i", CASES / "sar/sar.mp4", "-c", "copy", path)

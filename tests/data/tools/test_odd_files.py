@@ -30,7 +30,7 @@ def test_all_commands_take_or_drop_the_same(tmp_path, kind):
     assert Checker([record], None)(0).cause == decoded
     for target in (Target(), Target(size=16), Target(fps=1)):
         assert cause(lambda target=target: record_bytes(record, target)) == decoded
-    if not decoded:
+    if not decoded and kind != "begins within a group":  # of which decoding counts times from either start
         shows_the_same(tmp_path, path, record)
 
 

@@ -29,6 +29,7 @@ from vlvm_jax.data.images import stills
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
+VERSION = 2  # raised when the same settings come to give other bytes
 PROBED = 8  # frames of a clip that is judged without a config
 _PRESET = "veryfast"
 _JPEG_QUALITY = 92
