@@ -29,6 +29,7 @@ from vlvm_jax.data.images import stills
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
+VERSION = 2  # raised when the same settings come to give other bytes
 PROBED = 8  # frames of a clip that is judged without a config
 _PRESET = "veryfast"
 _JPEG_QUALITY = 92
@@ -111,14 +112,16 @@ class _Shown(NamedTuple):
 
 
 def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterator[_Shown]:
-    """Each frame is shown until the next; the last for its duration."""
-    last: Picture | None = None
+    """Each frame is shown until the next, the last for its duration; the first that decodes from the start."""
+    last, start = None, 0.0
     for picture in pictures:
         if last is not None:
-            yield _Shown(last.frame, grid.seconds(last.time), grid.seconds(picture.time))
+            end = grid.seconds(picture.time)
+            yield _Shown(last.frame, start, end)
+            start = end
         last = picture
     if last is not None:
-        yield _Shown(last.frame, grid.seconds(last.time), grid.seconds(_end(last, source, grid)))
+        yield _Shown(last.frame, start, grid.seconds(_end(last, source, grid)))
 
 
 def _end(last: Picture, source: VideoFile, grid: Grid) -> int:
