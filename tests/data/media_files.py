@@ -57,6 +57,7 @@ def write_clip(
         stream = container.add_stream(codec, rate=fps, options=codec_options or {})
         noise = container.add_stream("aac", rate=16000, layout="mono") if sound else None
         stream.pix_fmt = pix_fmt
+        stream.codec_context.thread_count = 1  # threads of libvpx spin, which takes minutes on a busy machine
         if gop is not None:
             stream.codec_context.gop_size = gop
         if b_frames is not None:

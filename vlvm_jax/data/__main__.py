@@ -54,7 +54,7 @@ usage: python -m vlvm_jax.data prepare SOURCE... --output=DIR|gs://BUCKET/DIR [f
   --shards          how many; or
   --shard_mb        MiB that one is to have, about (default 256).
   --size            re-encode media to this shorter side in pixels; nothing is enlarged.
-  --fps             re-encode clips to at most this many frames per second.
+  --fps             re-encode clips, keeping the frames on screen every 1/fps seconds.
   --format          of the sources (default: auto).
   --workers         processes (default: one a core); 0 works in this one. The bytes do not depend on it.
   --max_bad_share   share of the records that may be unusable (default 0.01). They are left out, counted by cause and

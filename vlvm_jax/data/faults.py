@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from vlvm_jax.errors import InputError, brief
+from vlvm_jax.errors import InputError, Interrupted, brief
 
 
 class BadSampleError(Exception):
@@ -27,11 +27,12 @@ class BadSampleError(Exception):
 def reading(path: str) -> Iterator[None]:
     """Names what opening, reading or decoding a medium raises: `missing`, `too_large` or `corrupt`.
 
-    Faults of storage and of access are nobody's sample's, and stay: `StorageError`, `InputError`.
+    Whatever a decoder raises is the sample's. Faults of storage and of access and a lack of memory are no sample's, and
+    stay: `StorageError`, `InputError`, `MemoryError`.
     """
     try:
         yield
-    except InputError:
+    except (BadSampleError, InputError, Interrupted, MemoryError):
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BadSampleError("missing", path) from None
@@ -39,3 +40,5 @@ def reading(path: str) -> Iterator[None]:
         raise BadSampleError("too_large", f"{path} ({brief(error)})") from None
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's for broken images are among them
         raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
+    except Exception as error:
+        raise BadSampleError("corrupt", f"{path} ({type(error).__name__}: {brief(error)})") from None

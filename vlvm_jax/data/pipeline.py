@@ -290,7 +290,7 @@ class SampleLoader:
     def _image(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Medium:
         """An image, or a clip as one, without a processor."""
         if kind == "image":
-            square = self._cache.get(path, lambda: self._square(video.open_image(path, upright=False)))
+            square = self._cache.get(path, lambda: self._square(video.open_image(path)))
         else:
             square = self._square(self._picture(kind, path, chosen, index))
         return Medium("image", square[None], Expansion((self.spec.image_tokens,)))

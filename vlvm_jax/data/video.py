@@ -4,17 +4,19 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from vlvm_jax.data.decoding import decode, sampling
 from vlvm_jax.data.decoding.decode import Taken
 from vlvm_jax.data.decoding.sampling import FrameRule, ShortVideo
 from vlvm_jax.data.faults import BadSampleError, reading
+from vlvm_jax.data.images import stills
 from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.workers import release_memory
 
@@ -56,7 +58,7 @@ def decode_clip(
 ) -> Clip:
     """At most `count` frames of a clip, each through `to_frame`; options and errors of `decode_frames`."""
     taken = decode_frames(path, count, to_frame, span=span, **options)
-    start, end = (max(0.0, span[0]), min(span[1], taken.duration)) if span else (0.0, taken.duration)
+    start, end = decode.part(taken.duration, span)
     return Clip(np.stack(taken.frames), tuple(max(0.0, time - start) for time in taken.times), end - start)
 
 
@@ -74,8 +76,10 @@ def decode_frames(
 ) -> Taken:
     """At most `count` frames of a clip; each goes through `to_frame`, upright, as soon as it is decoded.
 
-    Frames are chosen by time. Where a clip's frames are not equally far apart, its mean rate is what the rules count
-    in, and the frame shown at a chosen time is taken, once if it is shown at several.
+    Frames are chosen by time. Rule `fps` takes what is on screen at every slot of 1/fps seconds, again if it still is
+    what was before (its time is then the slot's); if there are more than `count` slots, at the midpoints of `count`
+    equal parts. The other rules count in the clip's mean rate if its frames are not equally far apart, and take the
+    frame shown at a chosen time, once if it is shown at several.
 
     Args:
       path: a file or a folder of frames, as `containers` has them.
@@ -92,24 +96,34 @@ def decode_frames(
     def choose(total: int, clip_fps: float) -> list[int]:
         return sampling.choose(total, clip_fps, count, rule=rule, fps=fps, seed=seed, short_video=short_video)
 
+    slots = functools.partial(sampling.fps_times, fps=fps, cap=count) if rule == "fps" else None
     with reading(path):
         names = frame_names(path)
         if names is not None:
-            return _of_images(names, path, choose, to_frame, frame_rate(path) or folder_fps, span)
+            return _of_images(names, path, choose, to_frame, frame_rate(path) or folder_fps, span, slots)
         with open_medium(path) as file:
-            taken = decode.take_frames(file, path, choose, to_frame, at_most=count, span=span)
+            taken = decode.take_frames(file, path, choose, to_frame, at_most=count, span=span, slots=slots)
         release_memory()
     return taken
 
 
-def _of_images(names: list[str], path: str, choose, to_frame, fps: float, span) -> Taken:
+def _of_images(names: list[str], path: str, choose, to_frame, fps: float, span, slots) -> Taken:
     """A clip whose i-th frame is an image, shown from i / fps seconds on."""
     first, last = decode.within(len(names), fps, span)
     if first >= last:
         raise BadSampleError("empty", f"{path} holds no frame{decode.spoken(span)}")
-    chosen = [first + index for index in choose(last - first, fps)]
-    frames = [to_frame(np.asarray(open_image(names[index]))) for index in chosen]
-    return Taken(frames, [index / fps for index in chosen], len(names) / fps)
+    duration = len(names) / fps
+    if slots is None:
+        chosen = [first + index for index in choose(last - first, fps)]
+        times = [index / fps for index in chosen]
+    else:
+        start, end = decode.part(duration, span)
+        wanted = [start + time for time in slots(end - start)]
+        chosen = [min(last - 1, int(time * fps + 1e-6)) for time in wanted]
+        repeated = [number > 0 and index == chosen[number - 1] for number, index in enumerate(chosen)]
+        times = [time if again else index / fps for time, index, again in zip(wanted, chosen, repeated, strict=True)]
+    frames = {index: to_frame(np.asarray(open_image(names[index]))) for index in dict.fromkeys(chosen)}
+    return Taken([frames[index] for index in chosen], times, duration)
 
 
 def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
@@ -120,11 +134,11 @@ def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
       StorageError: storage does not answer.
       InputError: storage refuses access.
     """
-    return resize(open_image(path, upright=False), size)[None]
+    return resize(open_image(path), size)[None]
 
 
-def open_image(path: str, *, upright: bool = True) -> Image.Image:
-    """One image in RGB at its own size; `upright` turns it as its EXIF orientation says.
+def open_image(path: str) -> Image.Image:
+    """One image in RGB at its own size, upright and on white; `images.stills` says how.
 
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
@@ -132,11 +146,11 @@ def open_image(path: str, *, upright: bool = True) -> Image.Image:
       InputError: storage refuses access.
     """
     with reading(path), open_medium(path) as file, Image.open(file) as image:
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        return stills.upright_rgb(image, path)
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Height and width of the upright image in a file; reads its header only.
+    """Height and width of the upright image in a file, for most formats by its header alone.
 
     Raises:
       BadSampleError: `missing`, `corrupt` or `too_large`.
@@ -144,8 +158,7 @@ def image_size(path: str) -> tuple[int, int]:
       InputError: storage refuses access.
     """
     with reading(path), open_medium(path) as file, Image.open(file) as image:
-        lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if lies else (image.height, image.width)
+        return stills.upright_size(image)
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vlvm_jax.data.decoding.sampling import (
     choose,
     fps_indices,
+    fps_times,
     segment_indices,
     segment_mid_indices,
     segment_start_indices,
@@ -59,7 +60,9 @@ def test_uniform_is_sorted_distinct_and_spread(total, count):
         (10, 10, 4, 8, [0, 2, 5, 7]),
         (5, 30, 1, 8, [0]),
         (24, 8, 2, 4, [3, 9, 15, 21]),  # six wanted, four allowed: midpoints
-        (4, 2, 8, 8, [0, 1, 2, 3]),  # more often than the clip has frames
+        (4, 2, 8, 8, [0, 0, 1, 1, 2, 2, 3, 3]),  # more often than the clip has frames: 16 slots, 8 allowed
+        (4, 2, 4, 8, [0, 0, 1, 1, 2, 2, 3, 3]),
+        (3, 0.5, 1, 8, [0, 0, 1, 1, 2, 2]),
         (64, 8, 1, 8, [0, 8, 16, 24, 32, 40, 48, 56]),  # exactly the cap
         (65, 8, 1, 8, uniform_indices(65, 8)),  # one too many
         (0, 8, 1, 8, []),
@@ -79,12 +82,28 @@ def test_fps_worked_numbers(total, clip_fps, fps, cap, expected):
 def test_fps_is_sorted_in_range_and_capped(total, clip_fps, fps, cap):
     chosen = fps_indices(total, clip_fps, fps, cap)
     assert 1 <= len(chosen) <= cap
-    assert all(a < b for a, b in itertools.pairwise(chosen))
+    assert all(a <= b for a, b in itertools.pairwise(chosen))
     assert chosen[0] >= 0 and chosen[-1] < total
     step = clip_fps / fps
+    if step >= 1:
+        assert len(set(chosen)) == len(chosen)  # each is on screen for no more than one slot
     if step >= 1 and total / step < cap - 1:
         assert chosen[0] == 0 and total - chosen[-1] <= step + 1
         assert all(abs(b - a - step) < 1 + 1e-6 for a, b in itertools.pairwise(chosen))
+
+
+@pytest.mark.parametrize(
+    ("duration", "fps", "cap", "expected"),
+    [
+        (5.1, 1, 8, [0, 1, 2, 3, 4, 5]),
+        (5.0, 1, 8, [0, 1, 2, 3, 4]),
+        (5.0009, 1, 8, [0, 1, 2, 3, 4]),  # a duration of 5 s that was rounded up
+        (0.3, 1, 8, [0]),
+        (5.0, 2, 4, [0.625, 1.875, 3.125, 4.375]),  # ten slots, four allowed
+    ],
+)
+def test_slots(duration, fps, cap, expected):
+    assert fps_times(duration, 1e-3, fps=fps, cap=cap) == expected
 
 
 @settings(deadline=None)

@@ -1,16 +1,26 @@
 """Clips and images made smaller: size, times, key frames, and the same bytes every time."""
 
+import contextlib
 import io
+import itertools
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import user_folder
+from data.media_files import STEP, decode_all, grey, write_clip
 from PIL import Image
 
+from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.data.tools import reencode
+from vlvm_jax.data.tools.check import Checker
+from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import GOP, Target
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 def made(tmp_path, **kwargs):
@@ -56,21 +66,140 @@ def test_odd_sizes_become_even(tmp_path):
     assert frames(reencode.clip(data, Target(size=37), "clip"))[-1] == (64, 36)
 
 
-def turned(data: bytes) -> bytes:
-    """The same MP4, with the matrix of its track saying that it is to be shown turned by 90 degrees."""
-    identity = b"".join(n.to_bytes(4, "big") for n in (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30))
-    quarter = b"".join((n % 2**32).to_bytes(4, "big") for n in (0, 65536, 0, -65536, 0, 0, 0, 0, 2**30))
-    head, track, tail = data.partition(b"tkhd")
-    assert track and tail.count(identity) == 1
-    return head + track + tail.replace(identity, quarter)
+# --- what is on screen -------------------------------------------------------------------------------------------
 
 
-def test_turned_clips_come_out_upright(tmp_path):
-    data = made(tmp_path, frames=3)
-    plain, upright = (frames(reencode.clip(d, Target(size=200), "clip")) for d in (data, turned(data)))
-    assert plain[-1] == (64, 48) and upright[-1] == (48, 64)
-    apart = [np.abs(np.rot90(plain[2][0], turns).astype(int) - upright[2][0]).mean() for turns in (-1, 1)]
-    assert apart[0] < 6 < 30 < apart[1]
+def shown(data):
+    """Number of the frame that each picture spells: see `numbered`."""
+    return [round(float(pixels.mean()) / STEP) for pixels in data]
+
+
+def numbered(tmp_path, name, times, fps=30, **how):
+    """A clip whose frame i is a flat grey of brightness `STEP * i`, shown from times[i] / fps seconds on."""
+    return write_clip(tmp_path / name, grey(len(times), (64, 48)), fps=fps, times=times, **how)
+
+
+def prepared(tmp_path, path, target):
+    """Path and stated duration of the clip that is made, and what ffmpeg's demuxer and decoder say of it."""
+    data = reencode.clip(Path(path).read_bytes(), target, str(path))
+    (tmp_path / "prepared.mp4").write_bytes(data)
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        duration = float(stream.duration * stream.time_base)
+        assert container.duration / av.time_base == pytest.approx(duration, abs=2e-3)
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+    return str(tmp_path / "prepared.mp4"), duration, *zip(*frames, strict=True)
+
+
+@pytest.mark.parametrize("fps", [1, 8])
+def test_the_frame_that_is_held_stays(tmp_path, fps):
+    """From 0.4 to 20 s one frame is on screen."""
+    path = CASES / "prepare_fps_hold/hold.mp4"
+    whole = video.decode_frames(str(path), 1000)
+    made, duration, times, pixels = prepared(tmp_path, path, Target(fps=fps))
+    assert duration == pytest.approx(344_576 / 15_360)
+    assert times[4 if fps == 8 else 1] == pytest.approx(0.4, abs=1e-3)
+    for at in np.arange(0, 22.4, 1 / fps):
+        expected = whole.frames[int(np.searchsorted(whole.times, at + 1e-3, "right")) - 1]
+        found = pixels[int(np.searchsorted(times, at + 1e-3, "right")) - 1]
+        assert np.abs(expected.astype(int) - found).mean() < 6, at
+    for rule in ("uniform", "segment", "segment_mid", "segment_start", "fps"):
+        taken = video.decode_frames(made, 6, rule=rule)
+        for at, found in zip(taken.times, taken.frames, strict=True):
+            expected = whole.frames[int(np.searchsorted(whole.times, at + 1e-3, "right")) - 1]
+            assert np.abs(expected.astype(int) - found).mean() < 6, (rule, at)
+
+
+@pytest.mark.parametrize("fps", [1, 8, 30])
+def test_the_last_picture_of_a_gif_keeps_its_time(tmp_path, fps):
+    """Two pictures, for 0.1 s and 5 s."""
+    source = CASES / "prepare_fps_hold/two.gif"
+    _, duration, times, pixels = prepared(tmp_path, source, Target(fps=fps))
+    assert duration == pytest.approx(5.1) and times == pytest.approx((0, 0.1))
+    for ours, theirs in zip(pixels, decode_all(source)[1], strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 6
+
+
+# MPEG-TS states no duration for its last frame, nor does Matroska one that differs from the others'.
+@pytest.mark.parametrize(("name", "how"), [("c.mp4", {}), ("c.mp4", {"b_frames": 0}), ("c.mkv", {}), ("c.ts", {})])
+@pytest.mark.parametrize("seed", range(3))
+def test_at_each_slot_what_is_on_screen(tmp_path, name, how, seed):
+    rng = np.random.default_rng(seed)
+    times = [0, *np.cumsum(rng.choice([1, 2, 5, 40], 19)).tolist()]
+    path = numbered(tmp_path, name, times, gop=7, **how)
+    for fps in (0.7, 3, 12, 100):
+        _, duration, kept, pixels = prepared(tmp_path, path, Target(fps=fps))
+        assert times[-1] / 30 < duration <= times[-1] / 30 + 2
+        numbers = shown(pixels)
+        # No other frame is kept than those on screen at some slot, each at its own time.
+        on_screen = [int(np.searchsorted(times, 30 * at + 0.1, "right")) - 1 for at in np.arange(0, duration, 1 / fps)]
+        assert numbers == sorted(set(on_screen))
+        assert kept == pytest.approx([times[number] / 30 for number in numbers], abs=2e-3)
+
+
+def test_nothing_changes_where_no_frame_is_left_out(tmp_path):
+    """Frames far apart, and reordered ones: the same times and the same duration."""
+    times = [0, 3, 4, 5, 200, 201, 900, 901, 902, 1500]
+    path = numbered(tmp_path, "c.mp4", times, gop=20, b_frames=3)
+    with av.open(path) as container:
+        stated = float(container.streams.video[0].duration * container.streams.video[0].time_base)
+    for target in (Target(size=100), Target(fps=60)):
+        _, duration, kept, pixels = prepared(tmp_path, path, target)
+        assert shown(pixels) == list(range(10)) and kept == pytest.approx([time / 30 for time in times], abs=1e-4)
+        assert max(stated, times[-1] / 30) <= duration + 1e-3 and duration < times[-1] / 30 + 0.1
+
+
+def test_every_frame_is_decoded_before_it_is_shown(tmp_path):
+    made, duration, *_ = prepared(tmp_path, numbered(tmp_path, "c.mp4", range(20), b_frames=3), Target(size=100))
+    with av.open(made) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        unit = float(container.streams.video[0].time_base)
+    assert any(packet.pts > packet.dts for packet in packets)  # x264 reorders
+    assert all(packet.pts >= packet.dts for packet in packets) and packets[0].dts == packets[0].pts == 0
+    assert all(a.dts < b.dts for a, b in itertools.pairwise(packets))
+    assert max(p.pts for p in packets) * unit < duration == pytest.approx(20 / 30)
+
+
+def test_times_that_go_back(tmp_path):
+    """As in two recordings that were joined."""
+    data = Path(numbered(tmp_path, "c.ts", list(range(12)))).read_bytes()
+    (tmp_path / "two.ts").write_bytes(data + data)
+    _, duration, times, pixels = prepared(tmp_path, tmp_path / "two.ts", Target(size=100))
+    assert len(pixels) >= 12 and all(a < b for a, b in itertools.pairwise(times)) and duration > times[-1]
+
+
+# --- what is accepted --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [Target(size=48), Target(fps=4), Target(size=1000)])
+def test_a_download_that_broke_off(tmp_path, target):
+    path = CASES / "mp4_cut_download/cut.mp4"
+    taken = video.decode_frames(str(path), reencode.PROBED)
+    _, duration, times, _ = prepared(tmp_path, path, target)
+    assert duration == pytest.approx(taken.duration, abs=0.05) and 0.75 * duration < times[-1] < duration
+
+
+def test_after_damage_frames_begin_at_a_key_frame(tmp_path):
+    path = Path(write_clip(tmp_path / "c.mkv", grey(20, (64, 48)), fps=10, gop=5, b_frames=0))
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    data = path.read_bytes()
+    assert data.count(packets[6]) == 1
+    path.write_bytes(data.replace(packets[6], bytes(len(packets[6]))))
+    with pytest.raises(BadSampleError):
+        reencode.probe(path.read_bytes(), "c")
+    with pytest.raises(BadSampleError, match="corrupt"):
+        reencode.clip(path.read_bytes(), Target(size=100), "c")
+
+
+def test_a_part_beyond_the_end_is_empty_to_prepare_too(tmp_path):
+    path = write_clip(tmp_path / "c.mp4", grey(20, (64, 48)), fps=10)
+    for span, cause in (((0.5, 1.0), ""), ((5.0, 6.0), "empty")):
+        record = Record("1", "notes.json: 0", (("video", path),), (Turn("?", "!"),), span=span)
+        assert Checker([record], None)(0).cause == cause
+        for target in (Target(), Target(size=24)):
+            with contextlib.nullcontext() if not cause else pytest.raises(BadSampleError, match=cause):
+                record_bytes(record, target)
 
 
 def test_sound_is_dropped_and_sound_alone_is_no_video(tmp_path):
@@ -109,15 +238,6 @@ def test_images(tmp_path, name):
         assert smaller.size == (45, 30) and smaller.format == {"a.jpg": "JPEG", "a.png": "PNG"}[name]
     with pytest.raises(BadSampleError, match="corrupt"):
         reencode.image(data[: len(data) // 2], Target(60), name)
-
-
-def test_an_image_on_its_side_is_set_up(tmp_path):
-    file = tmp_path / "side.jpg"
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (90, 60)).save(file, exif=exif)
-    with Image.open(io.BytesIO(reencode.image(file.read_bytes(), Target(30), "side"))) as upright:
-        assert upright.size == (30, 45) and not upright.getexif()
 
 
 def test_the_same_bytes_every_time(tmp_path):

@@ -33,6 +33,10 @@ class Cursor:
       wanted: all times that will be asked for, sorted.
       start: time of the first frame.
       step: from one frame to the next, in the mean.
+
+    Attributes:
+      ended: the clip has no frames after those decoded.
+      damaged: something of it did not decode; see `pictures`.
     """
 
     def __init__(self, video: VideoFile, wanted: Sequence[int], start: int, step: Fraction):
@@ -45,7 +49,9 @@ class Cursor:
         self._current: Picture | None = None
         self._next: Picture | None = None
         self._frames: Iterator[Picture] = iter(())
-        self._begun = False
+        self._begun = self._false_key = False
+        self._skips_damage = False
+        self.damaged = False
         self._fed = start  # the latest time of which the decoder has the packet
 
     def shown_at(self, target: int) -> Picture | None:
@@ -64,6 +70,15 @@ class Cursor:
             self._jump(target if self._current or self._keyframe is None else self._keyframe - 1)
         return self._current or self._next
 
+    def pictures(self) -> Iterator[Picture]:
+        """Every frame that decodes, in order, however long the clip is; instead of `shown_at`.
+
+        After a damaged packet, frames are left out up to a keyframe, and `damaged` is True.
+        """
+        self._skips, self._skips_damage = False, True
+        self._begin(self._video.packets(), None)
+        yield from self._frames
+
     def close(self) -> None:
         """Lets go of frames and packets, which would otherwise wait for the garbage collector."""
         self._current = self._next = None
@@ -77,6 +92,8 @@ class Cursor:
             if self._next is None:
                 self.ended = True
                 break
+        if self._false_key:
+            return False
         if self._current is None:
             return self._keyframe is None
         if any(self._current.time < time <= target for time in self._skipped):
@@ -95,7 +112,7 @@ class Cursor:
     def _jump(self, target: int) -> None:
         """To the last keyframe shown no later than a time; to the start where none is found."""
         back = 0
-        while target - back > self._start:
+        while self._video.seeks and target - back > self._start:
             try:
                 packets = self._video.packets_from(self._video.decoded_at(target - back, self._step))
             except av.FFmpegError:
@@ -113,23 +130,31 @@ class Cursor:
         self._keyframe, self._fed = keyframe, self._start if keyframe is None else keyframe
         self._skipped: list[int] = []
         self._current = self._next = None
-        self.ended, self._begun = False, True
+        self.ended, self._begun, self._false_key = False, True, False
         self._frames = self._decoded(packets)
 
     def _decoded(self, packets: Iterable[av.Packet]) -> Iterator[Picture]:
-        """The frames of packets; those shown before the keyframe at which decoding began lack what they build on."""
-        time = self._start - 1
+        """The frames of packets; those shown before the keyframe at which decoding began lack what they build on.
+
+        If that keyframe decodes to none, the file marks its keyframes wrongly, as AVI files do that have lost their
+        index: there are no frames then, and from now on the file is decoded from its start.
+        """
+        time, first = self._start - 1, True
         for number, frame in enumerate(self._frames_of(iter(packets))):
             if self._video.numbered:
                 time = number
             else:
                 time = frame.pts if frame.pts is not None else time + max(1, round(self._step))
             if self._keyframe is None or time >= self._keyframe:
+                if first and self._keyframe is not None and not frame.key_frame:
+                    self._video.in_order = self._false_key = True
+                    return
+                first = False
                 yield Picture(time, frame)
 
     def _frames_of(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
-        stream = self._video.stream
-        for packet in packets:
+        stream, lost = self._video.stream, False
+        for packet in self._readable(packets):
             if self._video.is_cut(packet):
                 break
             if not packet.size:  # an empty one would end the decoding
@@ -138,19 +163,34 @@ class Cursor:
             try:
                 frames = stream.decode(packet)
             except InvalidDataError:
+                if self._skips_damage:
+                    self.damaged = lost = True
+                    continue
                 if any(later.size for later in packets):
                     raise
                 break  # the last packet, cut short
             except ArgumentError:  # that is what decoders say of sizes that are not allowed
                 raise BadSampleError("too_large", f"{self._video.name} has frames of a forbidden size") from None
-            yield from frames
-        yield from stream.decode(None)
+            for frame in frames:
+                lost = lost and not frame.key_frame
+                if not lost:
+                    yield frame
+        yield from () if lost else stream.decode(None)
+
+    def _readable(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        """The packets; where damage may be skipped, those before the container is damaged."""
+        try:
+            yield from packets
+        except av.FFmpegError:
+            if not self._skips_damage:
+                raise
+            self.damaged = True
 
     def _weigh(self, packet: av.Packet) -> None:
         """Before a packet is decoded: whether it must be, and whether it is not too much."""
         codec, time = self._video.codec, packet.pts
         self._work += max(codec.width * codec.height, 2**12)
-        if self._work > MAX_WORK:
+        if self._work > MAX_WORK and not self._skips_damage:
             raise BadSampleError("too_slow", f"{self._video.name}: frames too far from any keyframe")
         if time is not None:
             if packet.is_keyframe:

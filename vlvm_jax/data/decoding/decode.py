@@ -16,13 +16,16 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-from vlvm_jax.data.decoding import pyav
 from vlvm_jax.data.decoding.cursor import Cursor, Picture
+from vlvm_jax.data.decoding.pixels import Converter
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError
+
+_CUT = 0.05  # of a frame: the rounding of a header's duration
+_MILLISECOND = Fraction(1, 1000)
+_ROUNDING = Fraction(3, 2)  # ticks: what the rounding of a time and of a duration may add up to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Grid:
       total: number of frames.
       step: from one frame to the next, in the mean.
       unit: seconds.
+      length: from the first frame to the end of the last.
       shown: when each frame is first shown, where the whole file was read.
     """
 
@@ -41,15 +45,38 @@ class Grid:
     total: int
     step: Fraction
     unit: Fraction
+    length: Fraction
     shown: tuple[int, ...] = ()
 
     @property
     def fps(self) -> float:
         return float(1 / (self.step * self.unit))
 
+    @property
+    def duration(self) -> float:
+        """Seconds, those that the last frame is shown included."""
+        return float(self.length * self.unit)
+
+    @property
+    def rounding(self) -> float:
+        """Seconds that the duration may be too long by a container's clock, which may tick every millisecond.
+
+        The same for finer clocks, so that a clip is as long in every container.
+        """
+        return float(min(_ROUNDING * max(self.unit, _MILLISECOND), self.step * self.unit / 16))
+
     def at(self, index: int) -> int:
         """A time at which frame `index` is shown: its middle, which no rounding of timestamps gives to a neighbour."""
         return self.start + math.floor((index + Fraction(1, 2)) * self.step)
+
+    def at_second(self, time: float) -> int:
+        """A time in seconds from the first frame on; of frames that start within half a tick, the later is shown."""
+        return self.start + math.floor((time + self._half) / float(self.unit))
+
+    @property
+    def _half(self) -> float:
+        """Seconds by which the rounding to ticks may have delayed a frame; none where ticks are the frames."""
+        return (float(self.unit) / 2 if self.step > 2 else 0.0) + 1e-6
 
     def seconds(self, time: int) -> float:
         """From the first frame on."""
@@ -59,8 +86,11 @@ class Grid:
         """First and last + 1 of the frames shown in a part of the clip, given in seconds."""
         if span is None or not self.shown or not span[0] < span[1]:
             return within(self.total, self.fps, span)
+        if span[0] + 1e-6 >= self.duration:
+            return self.total, self.total
         times = [self.seconds(time) for time in self.shown]
-        return max(0, bisect.bisect_right(times, span[0] + 1e-6) - 1), bisect.bisect_left(times, span[1] - 1e-6)
+        first, last = bisect.bisect_right(times, span[0] + self._half), bisect.bisect_left(times, span[1] - self._half)
+        return max(0, first - 1), last
 
 
 def within(total: int, fps: float, span: tuple[float, float] | None) -> tuple[int, int]:
@@ -95,14 +125,18 @@ def take_frames(
     *,
     at_most: int,
     span: tuple[float, float] | None = None,
+    slots: Callable[[float, float], Sequence[float]] | None = None,
 ) -> Taken:
     """Some frames of a video file, upright, each through `to_frame` as soon as it is decoded.
 
     Args:
       name: of the file, in messages.
       choose: number of frames and frames per second to the frames wanted, sorted; one may come several times.
-      at_most: frames that `choose` wants.
+      at_most: frames that `choose` or `slots` wants.
       span: seconds; only frames shown between them are chosen from.
+      slots: instead of `choose`: from a clip's duration, and how much that may be too long, to the times wanted, all in
+        seconds, sorted. What is on screen then is taken, also if it was before. The time of a repeated frame is that of
+        its slot.
 
     Raises:
       BadSampleError: `no_video`, `empty`, `corrupt`, `too_large` or `too_slow`.
@@ -112,34 +146,63 @@ def take_frames(
         grid = _stated_grid(video)
         if grid is None or grid.total <= at_most:  # each of few frames is wanted, however short it is shown
             grid = _scanned_grid(video)
-        taken = _take(video, grid, choose, to_frame, at_most, span)
+        taken = _take(video, grid, choose, to_frame, at_most, span, slots)
         if taken is None:  # the header states more than there is: choose again among that
-            taken = _take(video, _scanned_grid(video), choose, to_frame, at_most, span)
+            taken = _take(video, _scanned_grid(video), choose, to_frame, at_most, span, slots)
     if taken is None:
         raise BadSampleError("empty", f"{name} holds no frame")
     return taken
 
 
-def _take(video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at_most: int, span) -> Taken | None:
+def _take(
+    video: VideoFile, grid: Grid, choose: Callable, to_frame: Callable, at_most: int, span, slots
+) -> Taken | None:
     """None if the clip ends before a frame that the grid has."""
     first, last = grid.within(span)
     if first >= last:
         raise BadSampleError("empty", f"{video.name} holds no frame{spoken(span)}")
-    chosen = Counter(first + index for index in choose(last - first, grid.fps))  # each in time order, and how often
-    few = bool(grid.shown) and last - first <= at_most
-    wanted = [grid.shown[index] if few else grid.at(index) for index in chosen]
-    taken: dict[int, list[np.ndarray]] = {}
-    to_pixels = _Converter()
-    with contextlib.closing(Cursor(video, wanted, grid.start, grid.step)) as cursor:
-        for target, often in zip(wanted, chosen.values(), strict=True):
+    start, end = part(grid.duration, span)
+    if slots is not None:
+        seconds = [start + time for time in slots(end - start, grid.rounding)]
+        wanted = [(grid.at_second(time), 1, time) for time in seconds]
+    else:
+        # Where frames are not equally far apart, the middle of one may lie outside the span.
+        first_tick, last_tick = grid.at_second(start), grid.start + math.ceil(end / float(grid.unit) - 1e-6) - 1
+        inside = lambda time: max(first_tick, min(time, last_tick))  # noqa: E731
+        few = bool(grid.shown) and last - first <= at_most
+        chosen = Counter(first + index for index in choose(last - first, grid.fps))  # in time order, and how often
+        wanted = [
+            (grid.shown[index] if few else inside(grid.at(index)), often, None) for index, often in chosen.items()
+        ]
+    frames, times, previous = [], [], None
+    to_pixels = Converter(video.name, video.pixel_aspect)
+    with contextlib.closing(Cursor(video, [target for target, *_ in wanted], grid.start, grid.step)) as cursor:
+        for target, often, slot in wanted:
             shown = cursor.shown_at(target)
             if shown is None or (cursor.ended and not grid.shown and _over(shown, target, grid.step)):
                 return None
-            if shown.time not in taken:  # one that is shown for long may be wanted twice
-                taken[shown.time] = [to_frame(to_pixels(shown.frame))] * often
-    duration = float(grid.step * grid.unit * grid.total)
-    times = [grid.seconds(time) for time, frames in taken.items() for _ in frames]
-    return Taken([frame for frames in taken.values() for frame in frames], times, duration)
+            if shown.time != previous:
+                frames += [to_frame(to_pixels(shown.frame))] * often
+                times += [grid.seconds(shown.time)] * often
+            elif slot is not None:
+                frames.append(frames[-1])
+                times.append(slot)
+            previous = shown.time
+    return Taken(frames, times, grid.duration)
+
+
+def part(duration: float, span: tuple[float, float] | None) -> tuple[float, float]:
+    """Start and end in seconds of the part of a clip that a span is."""
+    return (0.0, duration) if span is None else (max(0.0, span[0]), min(span[1], duration))
+
+
+def grid_of(video: VideoFile) -> Grid:
+    """A clip's frames as its header states them, else by all packets.
+
+    Raises:
+      BadSampleError: `empty`.
+    """
+    return _stated_grid(video) or _scanned_grid(video)
 
 
 def spoken(span: tuple[float, float] | None) -> str:
@@ -155,13 +218,32 @@ def _over(last: Picture, target: int, step: Fraction) -> bool:
 def _stated_grid(video: VideoFile) -> Grid | None:
     """The frames by the header, or by the header and the last packets; None where these do not tell."""
     rate, start = video.rate, video.stream.start_time
-    if not video.seeks or rate is None or start is None:
+    if not video.seeks or rate is None or start is None or _restarts(video):
         return None
     step = 1 / (rate * video.unit)
-    length = video.stream.duration if video.stream.frames else _length(video, start, step)
-    if length is None or length <= 0:
+    stated = video.stream.duration if video.stream.frames else None
+    length = _length(video, start, step) if stated is None else stated
+    if length is None or length <= 0 or (stated is None and video.is_small):
         return None
-    return Grid(start, max(1, round(length / step)), step, video.unit)
+    total = max(1, round(length / step))
+    if stated is not None and video.reorders and not video.is_constant:
+        # The header of an MP4 counts from the first frame decoded to the last, which may be less.
+        length = max(stated, _length(video, start, step) or 0)
+        step = Fraction(length, total)
+    elif stated is not None and abs(stated / step - total) > _CUT:
+        # An edit list that begins within a frame leaves out that frame.
+        length = _length(video, start, step) or stated
+        total = max(1, round(length / step))
+    return Grid(start, total, step, video.unit, _unrounded(length, total, step))
+
+
+def _restarts(video: VideoFile) -> bool:
+    """Whether times start again within the file; then it is read from its start."""
+    try:
+        video.in_order = video.restarts()
+    except av.FFmpegError:
+        video.in_order = True
+    return video.in_order
 
 
 def _length(video: VideoFile, start: int, step: Fraction) -> int | None:
@@ -172,32 +254,46 @@ def _length(video: VideoFile, start: int, step: Fraction) -> int | None:
         packets = video.packets_from(max(start, int(start + video.duration - 2 / video.unit)))
     except av.FFmpegError:
         return None
-    return max((p.pts + (p.duration or round(step)) - start for p in packets if p.pts is not None), default=None)
+    ends = _end(video, [(p.pts, p.dts, p.duration) for p in packets if p.pts is not None and not p.is_discard], step)
+    return None if ends is None else ends - start
+
+
+def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]], step: Fraction) -> int | None:
+    """When the last of some frames is over, by their packets' times (shown and decoded) and durations.
+
+    The packets of an MP4 say how long they last in the order of decoding. If frames are shown in another order, the
+    duration of the last one shown need not be its own, but the clip lasts as long as all packets do.
+    """
+    if not packets:
+        return None
+    last, _, duration = max(packets)
+    if video.has_decoding_durations:
+        decoded = max(((dts or 0) + (lasts or 0) for _, dts, lasts in packets), default=0)
+        if decoded > last:
+            return decoded
+    return last + (duration or max(1, round(step)))
 
 
 def _scanned_grid(video: VideoFile) -> Grid:
-    """The frames by all packets, which are read (not decoded)."""
+    """The frames by all packets, which are read (not decoded). One that is cut counts, but is never shown."""
     packets = (packet for packet in video.packets() if packet.size and not packet.is_discard)
-    found = [packet.pts for packet in packets if not video.is_cut(packet)]
-    times = sorted({time for time in found if time is not None})
-    if len(times) < len(found) / 2:
+    found = [(packet.pts, packet.dts, packet.duration) for packet in packets]
+    timed = [packet for packet in found if packet[0] is not None]
+    if len(timed) < len(found):  # MPEG-PS may state some times only
         video.numbered = True
-    if video.numbered:
-        times = list(range(len(found)))
+    times = list(range(len(found))) if video.numbered else sorted({time for time, _, _ in timed})
     if not times:
         raise BadSampleError("empty", f"{video.name} holds no frame")
     unit = 1 / (video.rate or Fraction(1)) if video.numbered else video.unit
-    step = Fraction(times[-1] - times[0], max(1, len(times) - 1)) or 1 / ((video.rate or 1) * unit)
-    return Grid(times[0], len(times), step, unit, tuple(times))
+    stated = 1 / ((video.rate or 1) * unit)
+    step = Fraction(times[-1] - times[0], max(1, len(times) - 1)) or stated
+    if abs(step - stated) * len(times) <= _ROUNDING:
+        step = stated
+    end = times[-1] + 1 if video.numbered else _end(video, timed, step) or 0
+    length = _unrounded(end - times[0], len(times), step)
+    return Grid(times[0], len(times), step, unit, length, tuple(times))
 
 
-class _Converter:
-    """Decoded frame to upright pixels, with one conversion context for all frames of a clip."""
-
-    def __init__(self):
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = pyav.reformat(self._reformatter, frame, format="rgb24").to_ndarray()
-        turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+def _unrounded(length: int, total: int, step: Fraction) -> Fraction:
+    """The length of frames that are equally far apart, of which a container's clock gives a whole number of ticks."""
+    return total * step if abs(total * step - length) <= _ROUNDING else Fraction(length)

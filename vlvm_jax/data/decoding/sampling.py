@@ -1,5 +1,6 @@
 """Which frames of a clip are taken: rules from numbers to numbers."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -50,13 +51,25 @@ def uniform_indices(total: int, count: int) -> list[int]:
     return [int((i + 0.5) * total / count) for i in range(count)]
 
 
+def fps_times(duration: float, rounding: float = 0.0, *, fps: float, cap: int) -> list[float]:
+    """The slots of 1/fps seconds, in seconds: 0, 1/fps, 2/fps, ...; midpoints of `cap` equal parts if there are more.
+
+    Args:
+      duration: seconds.
+      rounding: no slot starts within so many seconds of the end.
+    """
+    slots = max(1, math.ceil((duration - rounding) * fps - 1e-6))
+    if slots > cap:
+        return [(part + 0.5) * duration / cap for part in range(cap)]
+    return [slot / fps for slot in range(slots)]
+
+
 def fps_indices(total: int, clip_fps: float, fps: float, cap: int) -> list[int]:
-    """A frame every 1/fps seconds from the first on; when that gives more than `cap`, `cap` uniform midpoints."""
-    step = clip_fps / fps
-    wanted = max(1, int(np.ceil(total / step - 1e-9))) if total else 0
-    if wanted > cap:
-        return uniform_indices(total, cap)
-    return sorted({min(total - 1, int(i * step)) for i in range(wanted)})
+    """The frames of a clip of constant rate that are on screen at `fps_times`; one may come several times."""
+    if not total:
+        return []
+    times = fps_times(total / clip_fps, fps=fps, cap=cap)
+    return [min(total - 1, int(time * clip_fps + 1e-6)) for time in times]
 
 
 def segment_indices(total: int, count: int, seed: Sequence[int] | None) -> list[int]:

@@ -10,13 +10,21 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vlvm_jax.data.decoding import pyav
+from vlvm_jax.data.decoding import animation, pyav
+from vlvm_jax.data.decoding.pixels import MAX_PIXELS
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.errors import InputError, brief
+from vlvm_jax.errors import InputError, Interrupted, brief
 
-MAX_PIXELS = 2**25  # of a frame: 8192 x 4096
 _INDEXED = ("mov", "matroska", "avi")
 _SEEKABLE = (*_INDEXED, "mpegts")
+_LATE_STREAMS = ("mpegts", "mpeg", "flv")  # formats whose header does not list the streams
+# Seconds by which times may be before and after those expected; others have started again. They do where a file in one
+# of the first two formats was appended to another, and where FLV's count of milliseconds overflowed.
+_RESTARTS = {"mpegts": (0.1, 10), "mpeg": (0.1, 10), "flv": (108_000, 108_000)}
+_WHOLE = 2**31 - 1  # bytes and microseconds, to look for streams in
+_SMALL = 2**21  # bytes of a file that is read rather than searched
+_PROBE = 2**17  # bytes
+_CONSTANT = 1e-3  # by which two statements of a constant rate may differ
 
 
 @contextlib.contextmanager
@@ -24,20 +32,22 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
     """Opens a video; `name` is for messages.
 
     Raises, also for what goes wrong within the context:
-      BadSampleError: `no_video`, `corrupt` or `too_large`.
+      BadSampleError: `no_video`, `corrupt`, `too_large` or `too_slow`.
       StorageError, InputError: as the file raises it.
     """
-    reader = _Reader(file)
+    reader = _Reader(animation.as_clip(file, name))
     try:
         try:
             with contextlib.closing(VideoFile(reader, name)) as video:
                 yield video
         finally:
             reader.check()
-    except InputError:  # storage refuses access; an OSError too
-        raise
-    except (av.FFmpegError, ValueError, ArithmeticError, OSError) as error:
+    except av.FFmpegError as error:  # FFmpeg's ENOMEM too: a damaged file may ask for any amount
         raise BadSampleError("corrupt", f"{name} ({brief(error)})") from None
+    except (BadSampleError, InputError, Interrupted, MemoryError):  # refused access, failing storage, and no memory
+        raise
+    except Exception as error:  # PyAV raises whatever its code meets
+        raise BadSampleError("corrupt", f"{name} ({type(error).__name__}: {brief(error)})") from None
 
 
 class _Reader:
@@ -79,6 +89,7 @@ class VideoFile:
       container, stream, codec: PyAV's.
       unit: seconds of the stream's times.
       numbered: the file states no times; those of frames are their numbers.
+      in_order: the file can only be decoded from its start: its key frames are none, or its times start again.
     """
 
     container: InputContainer
@@ -92,16 +103,16 @@ class VideoFile:
         self._format = self.container.format.name.partition(",")[0]
         # AVI states no times, and FFmpeg guesses them wrong where frames are not shown in the order of decoding.
         self.numbered = self._format == "avi" and bool(self.codec.has_b_frames)
+        self.in_order = False
 
     def close(self) -> None:
         self.container.close()
 
     def _open(self) -> None:
-        self._reader.seek(0)
-        # A playlist must not have other files opened.
-        options = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
-        self.container = pyav.open_input(cast(BinaryIO, self._reader), options)
-        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        streams = self._streams()
+        if not streams and self.container.format.name.partition(",")[0] in _LATE_STREAMS:
+            self.container.close()
+            streams = self._streams(probesize=str(_WHOLE), analyzeduration=str(_WHOLE))
         if not streams:
             cause = "no_video" if self.container.streams.audio else "corrupt"
             raise BadSampleError(cause, f"{self.name} has no video stream")
@@ -118,17 +129,46 @@ class VideoFile:
             if other is not self.stream:
                 pyav.discard(other)
 
+    def _streams(self, **options: str) -> list[VideoStream]:
+        """Opens the container; its video streams that are no cover."""
+        self._reader.seek(0)
+        # A playlist must not have other files opened.
+        options |= {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
+        self.container = pyav.open_input(cast(BinaryIO, self._reader), options)
+        return [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+
     # --- what the header says ------------------------------------------------------------------------------------
 
     @property
     def seeks(self) -> bool:
         """Whether seeking works and times are true, as in MP4, MOV, Matroska, WebM, MPEG-TS and most AVI files."""
-        return self._format in _SEEKABLE and not self.numbered
+        return self._format in _SEEKABLE and not self.numbered and not self.in_order
+
+    @property
+    def has_decoding_durations(self) -> bool:
+        """Whether packets state how long they last in the order of decoding (MP4 and MOV)."""
+        return self._format == "mov"
+
+    @property
+    def reorders(self) -> bool:
+        """Whether frames may be decoded in another order than they are shown in."""
+        return bool(self.codec.has_b_frames)
 
     @property
     def rate(self) -> Fraction | None:
         """Frames per second."""
         return pyav.fraction(self.stream.average_rate) or pyav.fraction(self.stream.guessed_rate)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether frames are about equally far apart, by the header."""
+        mean, finest = (pyav.fraction(rate) for rate in (self.stream.average_rate, self.stream.guessed_rate))
+        return mean is not None and finest is not None and abs(mean / finest - 1) < _CONSTANT
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width / height of a stored pixel, as the container says it or else the first frame; 0 where neither does."""
+        return pyav.fraction(self.stream.sample_aspect_ratio) or Fraction(0)
 
     @property
     def duration(self) -> Fraction | None:
@@ -162,7 +202,7 @@ class VideoFile:
         """
         self._moved = True
         self.container.seek(time, stream=self.stream)
-        return self.container.demux(self.stream)
+        return self._demuxed()
 
     def packets(self) -> Iterator[av.Packet]:
         """All packets, from the start."""
@@ -174,8 +214,83 @@ class VideoFile:
             self.container.close()
             self._open()
         self._moved = True
-        return self.container.demux(self.stream)
+        if self._format in _RESTARTS and not self.seeks:
+            return _continuous(self._demuxed(), *(limit / self.unit for limit in _RESTARTS[self._format]))
+        return self._demuxed()
+
+    def _demuxed(self) -> Iterator[av.Packet]:
+        try:
+            yield from self.container.demux(self.stream)
+        except IndexError:
+            # PyAV below 19 may end so where a stream appeared after opening. All packets have been given by then.
+            if self._format not in _LATE_STREAMS:
+                raise
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all packets are soon read."""
+        return self._size() <= _SMALL
+
+    def _size(self) -> int:
+        """Bytes of the file."""
+        place = self._reader.tell()
+        size = self._reader.seek(0, 2)
+        self._reader.seek(place)
+        return size
+
+    def restarts(self) -> bool:
+        """Whether times start again within the file, as where one MPEG-TS file was appended to another.
+
+        A small file is read. Of a larger one some places are, at 3/4, 1/2, 3/8, 1/4, 3/16, ... of it and at its end. Of
+        clips of about one bit rate, times are earlier at the first place after a start than at the last before it.
+
+        Raises:
+          av.FFmpegError: the file is damaged.
+        """
+        if self._format != "mpegts":
+            return False
+        back, latest = _RESTARTS[self._format][0] / self.unit, None
+        size = self._size()
+        if self.is_small:
+            times = (packet.dts for packet in self.packets())
+        else:
+            places = [part * size >> power for power in range(2, size.bit_length()) for part in (2, 3)]
+            times = map(self._time_near, sorted(place for place in (*places, size - _PROBE) if place >= _PROBE))
+        for time in times:
+            if time is None:
+                continue
+            if latest is not None and time < latest - back:
+                return True
+            latest = time
+        end = (
+            None if self.duration is None or self.stream.start_time is None else self.stream.start_time + self.duration
+        )
+        return latest is not None and end is not None and end < latest - back
+
+    def _time_near(self, place: int) -> int | None:
+        """When the first frame after a byte of the file is decoded."""
+        self._moved = True
+        self.container.seek(place, unsupported_byte_offset=True, stream=self.stream)
+        return next((packet.dts for packet in self._demuxed() if packet.dts is not None), None)
 
     def is_cut(self, packet: av.Packet) -> bool:
         """Whether the file ends within a packet."""
         return packet.is_corrupt and self._format != "mpegts"
+
+
+def _continuous(packets: Iterator[av.Packet], before: float, after: float) -> Iterator[av.Packet]:
+    """Packets whose times go on where they start again, as FFmpeg's command has it.
+
+    Args:
+      before, after: by how much the time of a packet may differ from the one expected, in the packets' units.
+    """
+    shift, expected = 0, None
+    for packet in packets:
+        if packet.dts is not None:
+            if expected is not None and not -before <= packet.dts + shift - expected <= after:
+                shift = expected - packet.dts
+            expected = packet.dts + shift + (packet.duration or 0)
+            packet.dts += shift
+        if packet.pts is not None:
+            packet.pts += shift
+        yield packet

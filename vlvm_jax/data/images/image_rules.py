@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json
-from vlvm_jax.data.images import anyres
+from vlvm_jax.data.images import anyres, stills
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.errors import InputError, brief
 
@@ -155,7 +155,7 @@ class PixelProcessor:
         Args:
           together: tells OneVision that these are several images of one sample.
         """
-        pictures = [Image.fromarray(image) if isinstance(image, np.ndarray) else image for image in images]
+        pictures = [Image.fromarray(image) if isinstance(image, np.ndarray) else stills.rgb(image) for image in images]
         found = self.processor.preprocess([pictures] if together else pictures)["pixel_values"]
         squares = [np.asarray(square) for square in _flat(found)]
         if any(square.shape != (3, self.size, self.size) or square.dtype != np.uint8 for square in squares):

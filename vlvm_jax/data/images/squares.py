@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vlvm_jax.data import video
+from vlvm_jax.data.images import stills
 
 Fit = Literal["auto", "crop", "squash", "pad"]
 
@@ -18,13 +19,12 @@ def to_square(
     """A picture as a square of `size` pixels, bicubic as Pillow computes it.
 
     Args:
-      image: in RGB; an array is [H, W, 3] uint8.
+      image: any mode, see `stills.rgb`; an array is [H, W, 3] uint8.
       fit: `crop` (also `auto`) scales the shorter edge and keeps the middle, as CLIP does; `squash` scales both edges;
         `pad` first puts the picture in the middle of a square in the mean colour (LLaVA-1.5's).
       mean: the tower's, per channel, of values from 0 to 1.
     """
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else stills.rgb(image)
     if fit in ("auto", "crop"):
         return video.resize(image, size)
     if fit == "pad":

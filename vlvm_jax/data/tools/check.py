@@ -12,12 +12,13 @@ from vlvm_jax.data.decoding.video_file import open_video
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.sources import containers, media_names
 from vlvm_jax.data.sources.records import LISTED, MediaKind, Record
+from vlvm_jax.data.tools.reencode import PROBED
 from vlvm_jax.data.workers import pool
 
 if TYPE_CHECKING:
     from vlvm_jax.data.pipeline import SampleSpec
 
-FRAMES = 8  # taken from a clip when no config says how many
+FRAMES = PROBED  # taken from a clip when no config says how many, so that `prepare` drops the same
 _CHUNK = 8  # records a worker takes at a time
 
 

@@ -132,7 +132,7 @@ def make_plan(job: Job) -> Plan:
 
 
 def _settings(job: Job, records: Mixture) -> dict[str, Any]:
-    encoder = {"gop": reencode.GOP, "crf": reencode.CRF} if job.target.asked else None
+    encoder = {"gop": reencode.GOP, "crf": reencode.CRF, "version": reencode.VERSION} if job.target.asked else None
     return {
         "sources": list(job.sources),
         "media_root": job.media_root,

@@ -21,7 +21,7 @@ def record_bytes(record: Record, target: Target) -> tuple[bytes, list[StoredMedi
       StorageError: storage does not answer.
     """
     ordered = sorted(record.media, key=lambda medium: MEDIA_KINDS.index(medium[0]))
-    media = [_stored(kind, path, target) for kind, path in ordered]
+    media = [_stored(kind, path, target, record.span) for kind, path in ordered]
     return shards.encode(_as_llava(record, media), media), media
 
 
@@ -45,8 +45,8 @@ def _as_llava(record: Record, media: Sequence[StoredMedium]) -> dict[str, Any]:
     return raw
 
 
-def _stored(kind: MediaKind, path: str, target: Target) -> StoredMedium:
-    """A medium's bytes, from which frames can be had."""
+def _stored(kind: MediaKind, path: str, target: Target, span: tuple[float, float] | None) -> StoredMedium:
+    """A medium's bytes, from which frames can be had, within the record's span too."""
     with reading(path):
         files = containers.frame_names(path) if kind == "video" else None
         if files is not None:
@@ -57,9 +57,10 @@ def _stored(kind: MediaKind, path: str, target: Target) -> StoredMedium:
         data = _read(path)
     if kind == "image":
         return StoredMedium(kind, _name(kind, path), reencode.image(data, target, path))
+    if span is not None or not target.asked:
+        reencode.probe(data, path, span)
     if target.asked:
-        return StoredMedium(kind, _name(kind, path), reencode.clip(data, target, path))
-    reencode.probe(data, path)
+        data = reencode.clip(data, target, path)
     return StoredMedium(kind, _name(kind, path), data)
 
 

@@ -3,32 +3,39 @@
 One thread encodes; several would do so in another order of decisions on another machine.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
+import math
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import av
-import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.frame import PictureType
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vlvm_jax.data.decoding import decode, pyav, sampling
+from vlvm_jax.data.decoding import decode, sampling
+from vlvm_jax.data.decoding.cursor import Cursor, Picture
+from vlvm_jax.data.decoding.decode import Grid
+from vlvm_jax.data.decoding.pixels import Converter
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError, reading
+from vlvm_jax.data.images import stills
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
+VERSION = 2  # raised when the same settings come to give other bytes
+PROBED = 8  # frames of a clip that is judged without a config
 _PRESET = "veryfast"
 _JPEG_QUALITY = 92
 _BITEXACT = {"fflags": "+bitexact"}
 _CLOCK = 90_000  # ticks per second of a frame's time
-_INTERPOLATION = pyav.BICUBIC | pyav.ACCURATE_RND | pyav.BITEXACT
+_APART = 16  # ticks between frames at least; with reordering, as many packets as that are decoded within one's time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Target:
 
     Attributes:
       size: shorter side in pixels; nothing is enlarged. None leaves the size.
-      fps: frames per second that a clip keeps at most, each with its own time. None keeps all.
+      fps: a clip keeps what is on screen every 1/fps seconds, each frame with its own time. None keeps all.
     """
 
     size: int | None = None
@@ -52,74 +59,146 @@ AS_THEY_ARE = Target()
 
 
 def clip(data: bytes, target: Target, where: str) -> bytes:
-    """A clip as MP4, upright, without audio.
+    """A clip as MP4 as it is shown: upright, with square pixels, without audio.
+
+    Frames keep their own times, and the last one its duration, so that at any time the clip shows what it did before.
+    With `target.fps` a frame is kept if it is on screen at the start of one of the slots of 1/fps seconds. A frame that
+    fills several slots is written once: no frame rule needs repeats, since all go by time.
+
+    A clip is accepted if `probe` accepts it; of a damaged one, the frames that decode are kept.
 
     Args:
       where: the clip's name, for messages.
 
     Raises:
-      BadSampleError: `no_video`, `corrupt`, `too_large` or `empty`.
+      BadSampleError: as `probe`.
     """
     made = io.BytesIO()
-    with (
-        open_video(io.BytesIO(data), where) as source,
-        av.open(made, "w", format="mp4", options=_BITEXACT) as container,
-    ):
-        written = _encode(source, container, target)
+    with open_video(io.BytesIO(data), where) as source:
+        grid = decode.grid_of(source)
+        with (
+            contextlib.closing(Cursor(source, (), grid.start, grid.step)) as cursor,
+            av.open(made, "w", format="mp4", options=_BITEXACT) as container,
+        ):
+            kept = _kept(_timed(cursor.pictures(), source, grid), target.fps, grid)
+            written = _encode(kept, Converter(where, source.pixel_aspect), container, target)
+            damaged = cursor.damaged
+    if damaged:
+        probe(data, where)
     if not written:
         raise BadSampleError("empty", f"{where} holds no frame")
     return made.getvalue()
 
 
-def probe(data: bytes, where: str) -> None:
-    """Raises what `clip` would for a clip of which no two frames can be had."""
-    two = functools.partial(sampling.choose, count=2, rule="uniform")
-    decode.take_frames(io.BytesIO(data), where, two, lambda pixels: pixels[:1, :1], at_most=2)
+def probe(data: bytes, where: str, span: tuple[float, float] | None = None) -> None:
+    """Decodes a few frames, spread over a clip or a part of it.
+
+    Args:
+      span: start and end of the part, in seconds.
+
+    Raises:
+      BadSampleError: `no_video`, `corrupt`, `too_large`, `too_slow` or `empty`.
+    """
+    choose = functools.partial(sampling.choose, count=PROBED, rule="uniform")
+    decode.take_frames(io.BytesIO(data), where, choose, lambda pixels: pixels[:1, :1], at_most=PROBED, span=span)
 
 
-def _encode(source: VideoFile, container: OutputContainer, target: Target) -> int:
-    """Writes the frames that are kept, each with its time; returns how many."""
-    resize, encoder, written, slot, last, start = VideoReformatter(), None, 0, -1, -1, None
-    for number, frame in enumerate(source.container.decode(source.stream)):
-        time = float(number / (source.rate or 1)) if source.numbered or frame.time is None else frame.time
-        start = time if start is None else start
-        if target.fps is not None:  # the first frame of every 1/fps seconds
-            now = int((time - start) * target.fps + 1e-6)
-            if now <= slot:
-                continue
-            slot = now
-        frame = _upright(frame)
-        encoder = encoder or _encoder(container, frame, target)
-        size = {"width": encoder.width, "height": encoder.height}
-        scaled = pyav.reformat(resize, frame, **size, format="yuv420p", interpolation=_INTERPOLATION)
-        last = max(round((time - start) * _CLOCK), last + 1)
+class _Shown(NamedTuple):
+    """A frame, and from when to when it is shown, in seconds from the clip's start."""
+
+    frame: av.VideoFrame
+    start: float
+    end: float
+
+
+def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterator[_Shown]:
+    """Each frame is shown until the next, the last for its duration; the first that decodes from the start."""
+    last, start = None, 0.0
+    for picture in pictures:
+        if last is not None:
+            end = grid.seconds(picture.time)
+            yield _Shown(last.frame, start, end)
+            start = end
+        last = picture
+    if last is not None:
+        yield _Shown(last.frame, start, grid.seconds(_end(last, source, grid)))
+
+
+def _end(last: Picture, source: VideoFile, grid: Grid) -> int:
+    """When the clip's last frame is over, in the stream's units.
+
+    The header of an MP4 or a GIF tells. The frame's own duration need not be right in an MP4, which counts from one
+    decoded frame to the next; it does if the header is of more than there is.
+    """
+    own = max(1, round(grid.step) if source.numbered else last.frame.duration or round(grid.step))
+    stated = None if source.numbered else source.stream.duration
+    end = 0 if stated is None else grid.start + stated
+    return end if last.time < end <= last.time + 1.5 * max(own, grid.step) else last.time + own
+
+
+def _kept(shown: Iterator[_Shown], fps: float | None, grid: Grid) -> Iterator[_Shown]:
+    """The frames on screen at the start of a slot of 1/fps seconds; each is on screen until the next that is kept."""
+    # Times are rounded to the container's ticks, up to half of one too late; coarse ticks are the frames themselves.
+    early = 1e-6 + (grid.unit / 2 if grid.unit <= 0.01 else 0)
+    last: _Shown | None = None
+    for one in shown:
+        if fps is None or last is None or _slot(one.start - early, fps) < _slot(one.end - early, fps):
+            if last is not None:
+                yield last
+            last = one
+        else:
+            last = last._replace(end=one.end)
+    if last is not None:
+        yield last
+
+
+def _slot(time: float, fps: float) -> int:
+    """The first slot that starts no earlier than a time."""
+    return math.ceil(time * fps)
+
+
+def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContainer, target: Target) -> int:
+    """Writes frames with their times; returns how many."""
+    encoder, written, last, end = None, 0, -_APART, 0
+    packets: list[av.Packet] = []
+    for one in kept:
+        encoder = encoder or _encoder(container, convert.size(one.frame), target)
+        scaled = convert.scaled(one.frame, encoder.width, encoder.height, "yuv420p")
+        last = max(round(one.start * _CLOCK), last + _APART)
+        end = max(round(one.end * _CLOCK), last + _APART)
         scaled.pts, scaled.time_base, scaled.pict_type = last, Fraction(1, _CLOCK), PictureType.NONE
-        container.mux(encoder.encode(scaled))
+        packets += encoder.encode(scaled)
         written += 1
     if encoder is not None:
-        container.mux(encoder.encode(None))
+        packets += encoder.encode(None)
+        _set_decoding_times(packets, end)
+        container.mux(packets)
     return written
 
 
-def _encoder(container: OutputContainer, frame: av.VideoFrame, target: Target) -> VideoStream:
-    """The stream to write, of the size that the first frame gives."""
+def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
+    """Has each packet decoded as late as the frames allow, and the last one last until the clip's end.
+
+    MP4 has durations between decoding times only. Those that x264 gives lag behind, by so much that where frames are
+    far apart the durations add up to less than the clip's.
+    """
+    following = end
+    for packet in reversed(packets):
+        packet.dts = packet.pts if packet is packets[-1] else min(packet.pts, following - 1)
+        packet.duration = following - packet.dts
+        following = packet.dts
+
+
+def _encoder(container: OutputContainer, size: tuple[int, int], target: Target) -> VideoStream:
+    """The stream to write; `size` is the first frame's width and height as it is shown."""
     stream = container.add_stream("libx264", rate=Fraction(target.fps or 30).limit_denominator(1001))
-    stream.width, stream.height = _even(frame.width, frame.height, target.size)
+    stream.width, stream.height = _even(*size, target.size)
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, _CLOCK)
     context = stream.codec_context
     context.thread_count, context.gop_size, context.time_base = 1, GOP, Fraction(1, _CLOCK)
     context.flags |= Flags.bitexact
     context.options = {"crf": str(CRF), "preset": _PRESET, "sc_threshold": "0"}
     return stream
-
-
-def _upright(frame: av.VideoFrame) -> av.VideoFrame:
-    """The frame turned as its side data says it is to be shown."""
-    turns = round(frame.rotation / 90) % 4
-    if not turns:
-        return frame
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels, np.uint8), format="rgb24")
 
 
 def _scaled(width: int, height: int, short: int | None) -> tuple[int, int]:
@@ -137,17 +216,20 @@ def _even(width: int, height: int, short: int | None) -> tuple[int, int]:
 
 
 def image(data: bytes, target: Target, where: str) -> bytes:
-    """An image; as it is unless it is to be smaller. A smaller JPEG stays a JPEG, all else becomes PNG, upright.
+    """An image, unchanged unless it is to be smaller.
+
+    A smaller JPEG stays a JPEG and all else becomes PNG, upright and on white (`images.stills`).
 
     Raises:
       BadSampleError: `corrupt` or `too_large`.
     """
     with reading(where), Image.open(io.BytesIO(data)) as opened:
-        upright = ImageOps.exif_transpose(opened).convert("RGB")  # decodes it all
-        if _scaled(*opened.size, target.size) == opened.size:
-            return data
         form = "JPEG" if opened.format == "JPEG" else "PNG"
-    smaller = upright.resize(_scaled(*upright.size, target.size), Image.Resampling.BICUBIC)
+        shown = stills.upright_rgb(opened, where)  # decodes it all
+    size = _scaled(*shown.size, target.size)
+    if size == shown.size:
+        return data
     made = io.BytesIO()
+    smaller = shown.resize(size, Image.Resampling.BICUBIC)
     smaller.save(made, form, **cast(Any, {"quality": _JPEG_QUALITY} if form == "JPEG" else {}))
     return made.getvalue()
