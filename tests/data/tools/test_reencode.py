@@ -182,17 +182,27 @@ def test_a_download_that_broke_off(tmp_path, target):
     assert duration == pytest.approx(taken.duration, abs=0.05) and 0.75 * duration < times[-1] < duration
 
 
-def test_after_damage_frames_begin_at_a_key_frame(tmp_path):
-    path = Path(write_clip(tmp_path / "c.mkv", grey(20, (64, 48)), fps=10, gop=5, b_frames=0))
+@pytest.mark.parametrize(("broken", "accepted"), [(8, True), (5, False)])
+def test_after_damage_frames_begin_at_a_key_frame(tmp_path, broken, accepted):
+    """Frames 5, 15, 25, ... are those by which the clip is judged."""
+    frames = (np.full((48, 64, 3), 3 * number, np.uint8) for number in range(80))
+    path = Path(write_clip(tmp_path / "c.mp4", frames, gop=5, b_frames=0, codec_options={"crf": "1"}))
     with av.open(str(path)) as container:
-        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+        packet = [packet for packet in container.demux(video=0) if packet.size][broken]
+        place, size = packet.pos, packet.size
     data = path.read_bytes()
-    assert data.count(packets[6]) == 1
-    path.write_bytes(data.replace(packets[6], bytes(len(packets[6]))))
-    with pytest.raises(BadSampleError):
-        reencode.probe(path.read_bytes(), "c")
-    with pytest.raises(BadSampleError, match="corrupt"):
-        reencode.clip(path.read_bytes(), Target(size=100), "c")
+    path.write_bytes(data[:place] + bytes(size) + data[place + size :])
+    if accepted:
+        assert len(video.decode_frames(str(path), reencode.PROBED).frames) == reencode.PROBED
+        _, duration, times, pixels = prepared(tmp_path, path, Target(size=100))
+        left = [number for number in range(80) if number not in (8, 9)]
+        assert [round(float(one.mean()) / 3) for one in pixels] == left
+        assert times == pytest.approx([number / 10 for number in left]) and duration == pytest.approx(8)
+    else:
+        damaged = path.read_bytes()
+        for use in (lambda: reencode.clip(damaged, Target(100), "c"), lambda: reencode.probe(damaged, "c")):
+            with pytest.raises(BadSampleError, match="corrupt"):
+                use()
 
 
 def test_a_part_beyond_the_end_is_empty_to_prepare_too(tmp_path):
