@@ -28,12 +28,13 @@ def numbers_in(frames) -> list[int]:
     return [number_in(pixels) for pixels in frames]
 
 
-def shown_by_ffmpeg(path) -> tuple[list[float], list[int], float]:
-    """Times in seconds from the first frame's, numbers of the pictures, and when the last one ends."""
+def shown_by_ffmpeg(path, *, numbered: bool = True) -> tuple[list[float], list[int], float]:
+    """Times in seconds from the first frame's, numbers of the pictures if they have any, and when the last one ends."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-threads", "1", "-i", str(path), "-map", "0:v:0"]
     command += ["-vf", "showinfo", "-fps_mode", "passthrough", "-pix_fmt", "gray", "-f", "rawvideo", "-"]
     done = subprocess.run(command, capture_output=True, check=True)
     listed = re.findall(r"showinfo.* pts_time:(\S+) .*? duration_time:(\S+)", done.stderr.decode(errors="replace"))
     times = [float(time) for time, _ in listed]
-    pixels = np.frombuffer(done.stdout, np.uint8).reshape(len(times), SIZE[1], SIZE[0])
-    return [time - times[0] for time in times], numbers_in(pixels), times[-1] + float(listed[-1][1]) - times[0]
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(len(times), -1)
+    numbers = numbers_in(frames) if numbered else []
+    return [time - times[0] for time in times], numbers, times[-1] + float(listed[-1][1]) - times[0]

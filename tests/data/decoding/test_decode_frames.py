@@ -11,7 +11,7 @@ from data.media_files import decode_all, moving, remux, write_clip, write_sound
 from PIL import Image
 
 from vlvm_jax.data import video
-from vlvm_jax.data.decoding import decode
+from vlvm_jax.data.decoding import decode, video_file
 from vlvm_jax.data.decoding.cursor import Cursor
 from vlvm_jax.data.decoding.sampling import uniform_indices
 from vlvm_jax.data.decoding.video_file import VideoFile
@@ -70,6 +70,12 @@ FILES = {
     "gif": ("c.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
     "h264 without container": ("c.h264", {"gop": 12}),
 }
+
+
+@pytest.fixture(autouse=True)
+def sought(monkeypatch):
+    """All files are searched as large ones are, of which not all packets are read."""
+    monkeypatch.setattr(video_file, "_SMALL", 0)
 
 
 @pytest.fixture(scope="module", params=FILES)

@@ -23,6 +23,7 @@ from vlvm_jax.data.decoding.pixels import Converter
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError
 
+_CUT = 0.05  # of a frame: the rounding of a header's duration
 _MILLISECOND = Fraction(1, 1000)
 _ROUNDING = Fraction(3, 2)  # ticks: what the rounding of a time and of a duration may add up to
 
@@ -232,6 +233,10 @@ def _stated_grid(video: VideoFile) -> Grid | None:
         # The header of an MP4 counts from the first frame decoded to the last, which may be less.
         length = max(stated, _length(video, start, step) or 0)
         step = Fraction(length, total)
+    elif stated is not None and abs(stated / step - total) > _CUT:
+        # An edit list that begins within a frame leaves out that frame.
+        length = _length(video, start, step) or stated
+        total = max(1, round(length / step))
     return Grid(start, total, step, video.unit, _unrounded(length, total, step))
 
 

@@ -1,7 +1,6 @@
 """A video file as PyAV opens it: its pictures' packets, from the start or from a keyframe on."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, BinaryIO, cast
@@ -18,13 +17,14 @@ from vlvm_jax.errors import InputError, Interrupted, brief
 
 _INDEXED = ("mov", "matroska", "avi")
 _SEEKABLE = (*_INDEXED, "mpegts")
-_RESTARTING = ("mpegts", "mpeg")  # formats of which one file appended to another is a file, whose times start again
-_LATE_STREAMS = ("flv", *_RESTARTING)  # formats whose header does not list the streams
+_LATE_STREAMS = ("mpegts", "mpeg", "flv")  # formats whose header does not list the streams
+# Seconds by which times may be before and after those expected; others have started again. They do where a file in one
+# of the first two formats was appended to another, and where FLV's count of milliseconds overflowed.
+_RESTARTS = {"mpegts": (0.1, 10), "mpeg": (0.1, 10), "flv": (108_000, 108_000)}
 _WHOLE = 2**31 - 1  # bytes and microseconds, to look for streams in
 _SMALL = 2**21  # bytes of a file that is read rather than searched
 _PROBE = 2**17  # bytes
 _CONSTANT = 1e-3  # by which two statements of a constant rate may differ
-_BACKWARD, _FORWARD = Fraction(1, 10), 10  # seconds: times that differ by more from those expected have started again
 
 
 @contextlib.contextmanager
@@ -214,8 +214,8 @@ class VideoFile:
             self.container.close()
             self._open()
         self._moved = True
-        if self._format in _RESTARTING and not self.seeks:
-            return _continuous(self._demuxed(), self.unit)
+        if self._format in _RESTARTS and not self.seeks:
+            return _continuous(self._demuxed(), *(limit / self.unit for limit in _RESTARTS[self._format]))
         return self._demuxed()
 
     def _demuxed(self) -> Iterator[av.Packet]:
@@ -241,21 +241,21 @@ class VideoFile:
     def restarts(self) -> bool:
         """Whether times start again within the file, as where one MPEG-TS file was appended to another.
 
-        A small file is read. Of a larger one a few places are: at 1, 3/4, 1/2, 3/8, 1/4, ... of it times must not be
-        earlier than before, which they are after any start of clips of about one bit rate.
+        A small file is read. Of a larger one some places are, at 3/4, 1/2, 3/8, 1/4, 3/16, ... of it and at its end. Of
+        clips of about one bit rate, times are earlier at the first place after a start than at the last before it.
 
         Raises:
           av.FFmpegError: the file is damaged.
         """
-        if self._format not in _RESTARTING:
+        if self._format != "mpegts":
             return False
-        back, latest = math.ceil(_BACKWARD / self.unit), None
+        back, latest = _RESTARTS[self._format][0] / self.unit, None
         size = self._size()
         if self.is_small:
             times = (packet.dts for packet in self.packets())
         else:
             places = [part * size >> power for power in range(2, size.bit_length()) for part in (2, 3)]
-            times = map(self._time_near, sorted(place for place in places if _PROBE < place < size))
+            times = map(self._time_near, sorted(place for place in (*places, size - _PROBE) if place >= _PROBE))
         for time in times:
             if time is None:
                 continue
@@ -278,16 +278,16 @@ class VideoFile:
         return packet.is_corrupt and self._format != "mpegts"
 
 
-def _continuous(packets: Iterator[av.Packet], unit: Fraction) -> Iterator[av.Packet]:
+def _continuous(packets: Iterator[av.Packet], before: float, after: float) -> Iterator[av.Packet]:
     """Packets whose times go on where they start again, as FFmpeg's command has it.
 
     Args:
-      unit: seconds of a packet's times.
+      before, after: by how much the time of a packet may differ from the one expected, in the packets' units.
     """
     shift, expected = 0, None
     for packet in packets:
         if packet.dts is not None:
-            if expected is not None and not -_BACKWARD <= (packet.dts + shift - expected) * unit <= _FORWARD:
+            if expected is not None and not -before <= packet.dts + shift - expected <= after:
                 shift = expected - packet.dts
             expected = packet.dts + shift + (packet.duration or 0)
             packet.dts += shift
