@@ -71,10 +71,10 @@ class Grid:
 
     def at_second(self, time: float) -> int:
         """A time in seconds from the first frame on; of frames that start within half a tick, the later is shown."""
-        return self.start + math.floor((time + self._half) / float(self.unit))
+        return self.start + math.floor((time + self.half_tick) / float(self.unit))
 
     @property
-    def _half(self) -> float:
+    def half_tick(self) -> float:
         """Seconds by which the rounding to ticks may have delayed a frame; none where ticks are the frames."""
         return (float(self.unit) / 2 if self.step > 2 else 0.0) + 1e-6
 
@@ -89,7 +89,10 @@ class Grid:
         if span[0] + 1e-6 >= self.duration:
             return self.total, self.total
         times = [self.seconds(time) for time in self.shown]
-        first, last = bisect.bisect_right(times, span[0] + self._half), bisect.bisect_left(times, span[1] - self._half)
+        first, last = (
+            bisect.bisect_right(times, span[0] + self.half_tick),
+            bisect.bisect_left(times, span[1] - self.half_tick),
+        )
         return max(0, first - 1), last
 
 

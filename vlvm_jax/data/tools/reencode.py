@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, cast
@@ -121,25 +122,20 @@ def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterat
             start = end
         last = picture
     if last is not None:
-        yield _Shown(last.frame, start, grid.seconds(_end(last, source, grid)))
+        yield _Shown(last.frame, start, _end(last, source, grid))
 
 
-def _end(last: Picture, source: VideoFile, grid: Grid) -> int:
-    """When the clip's last frame is over, in the stream's units.
-
-    The header of an MP4 or a GIF tells. The frame's own duration need not be right in an MP4, which counts from one
-    decoded frame to the next; it does if the header is of more than there is.
-    """
-    own = max(1, round(grid.step) if source.numbered else last.frame.duration or round(grid.step))
-    stated = None if source.numbered else source.stream.duration
-    end = 0 if stated is None else grid.start + stated
-    return end if last.time < end <= last.time + 1.5 * max(own, grid.step) else last.time + own
+def _end(last: Picture, source: VideoFile, grid: Grid) -> float:
+    """When the clip's last frame is over, in seconds; a header may state more than there is."""
+    start, own = grid.seconds(last.time), 0 if source.numbered else last.frame.duration or 0
+    if start < grid.duration <= start + float(1.5 * max(own, grid.step) * grid.unit):
+        return grid.duration
+    return start + float((own or grid.step) * grid.unit)
 
 
 def _kept(shown: Iterator[_Shown], fps: float | None, grid: Grid) -> Iterator[_Shown]:
     """The frames on screen at the start of a slot of 1/fps seconds; each is on screen until the next that is kept."""
-    # Times are rounded to the container's ticks, up to half of one too late; coarse ticks are the frames themselves.
-    early = 1e-6 + (grid.unit / 2 if grid.unit <= 0.01 else 0)
+    early = grid.half_tick
     last: _Shown | None = None
     for one in shown:
         if fps is None or last is None or _slot(one.start - early, fps) < _slot(one.end - early, fps):
@@ -161,12 +157,13 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
     """Writes frames with their times; returns how many."""
     encoder, written, last, end = None, 0, -_APART, 0
     packets: list[av.Packet] = []
-    for one in kept:
+    for one, is_tail in _tail_marked(kept):
         encoder = encoder or _encoder(container, convert.size(one.frame), target)
         scaled = convert.scaled(one.frame, encoder.width, encoder.height, "yuv420p")
         last = max(round(one.start * _CLOCK), last + _APART)
         end = max(round(one.end * _CLOCK), last + _APART)
-        scaled.pts, scaled.time_base, scaled.pict_type = last, Fraction(1, _CLOCK), PictureType.NONE
+        scaled.pts, scaled.time_base = last, Fraction(1, _CLOCK)
+        scaled.pict_type = PictureType.P if is_tail and written % GOP else PictureType.NONE
         packets += encoder.encode(scaled)
         written += 1
     if encoder is not None:
@@ -176,8 +173,21 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
     return written
 
 
+def _tail_marked(kept: Iterator[_Shown]) -> Iterator[tuple[_Shown, bool]]:
+    """Each frame, and whether it is one of the last two.
+
+    As P-frames these are the last in the order of decoding too, so that the last packet's duration is the last frame's.
+    """
+    waiting: deque[_Shown] = deque()
+    for one in kept:
+        waiting.append(one)
+        if len(waiting) > 2:
+            yield waiting.popleft(), False
+    yield from ((one, True) for one in waiting)
+
+
 def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
-    """Has each packet decoded as late as the frames allow, and the last one last until the clip's end.
+    """Has each packet decoded as late as the frames allow, and the last one's duration end with the clip.
 
     MP4 has durations between decoding times only. Those that x264 gives lag behind, by so much that where frames are
     far apart the durations add up to less than the clip's.
