@@ -181,7 +181,7 @@ def test_an_answer_ends_with_the_context_and_a_longer_prompt_is_refused_with_the
     (answer,) = answering.answer([request], Decoding(max_new_tokens=64))
     assert answer.finish == "length" and answer.prompt_tokens + answer.new_tokens == 96
     long = dataclasses.replace(request, question="what " * 40)
-    with pytest.raises(InputError, match=r"4 frames x 16 = 64 visual tokens \+ 85 text tokens = 149, .* length is 96"):
+    with pytest.raises(InputError, match=r"4 frames x 16 = 64 visual tokens \+ 86 text tokens = 150, .* length is 96"):
         list(answering.answer([long], SHORT))
     with pytest.raises(InputError, match=r"max_position_embeddings is 512"):
         list(fresh(folder).answer([dataclasses.replace(request, question="what " * 600)], SHORT))

@@ -32,6 +32,7 @@ def run(data: bytes, sizes, stop=(), end=False):
     st.lists(st.text("ab é\n", min_size=1, max_size=3), max_size=2),
     st.booleans(),
 )
+@hypothesis.example(" aa", [2], [" aa"], False)
 def test_pieces_join_to_the_text(said, sizes, stop, end):
     data = said.encode()
     text, shown = run(data, sizes, tuple(stop), end)

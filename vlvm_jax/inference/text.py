@@ -49,9 +49,9 @@ class AnswerText:
                 self.tokens.pop()
         if self.finish is not None:
             return self._show(self.text)
-        text = text.lstrip().rstrip(_UNFINISHED)
+        text = text.rstrip(_UNFINISHED)  # with its leading spaces, with which a stop string may begin
         held = max((n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        return self._show(text[: len(text) - held].rstrip())
+        return self._show(text[: len(text) - held].strip())
 
     def close(self) -> str:
         """There are no more tokens; returns what is left to show."""
