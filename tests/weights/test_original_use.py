@@ -307,6 +307,36 @@ def test_it_trains_and_answers_from_the_run(folder, tmp_path):
     assert answer.visual_tokens == 3 * 2 * 3
 
 
+def test_a_tower_is_read_from_the_hubs_cache(folder, tmp_path, monkeypatch):
+    """Its id stands in the config; sizes, processor and weights come from the cache, as `hf download` leaves it."""
+    cached = tmp_path / "models--tiny--tower"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder / "tiled-tower", cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = copied(folder, "tiled", tmp_path / "source", mm_vision_tower="tiny/tower")
+    mine, theirs = open_source(str(source), "SRC"), open_source(str(folder / "tiled"), "SRC")
+    assert mine.shapes == theirs.shapes and mine.vision == theirs.vision
+    path = "encoder/patch_embedding/kernel"
+    np.testing.assert_array_equal(mine.read(path), theirs.read(path))
+    assert read_settings(str(source)).image == read_settings(str(folder / "tiled")).image
+
+
+def test_a_tower_beside_the_checkpoint_and_its_own_processor(folder, tmp_path):
+    """A relative path, and a `preprocessor_config.json` in the tower's directory, which says other statistics."""
+    shutil.copytree(folder / "tiled-tower", tmp_path / "source" / "tower")
+    own_settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"shortest_edge": 32}}
+    own_settings |= {"crop_size": 32, "image_processor_type": "CLIPImageProcessor"}
+    (tmp_path / "source" / "tower" / "preprocessor_config.json").write_text(json.dumps(own_settings))
+    shutil.copytree(folder / "tiled", tmp_path / "source", dirs_exist_ok=True)
+    families.edit_config(tmp_path / "source", lambda config: config.update(mm_vision_tower="tower"))
+    source = open_source(str(tmp_path / "source"), "SRC")
+    assert source.vision is not None and source.vision.image_mean == (0.1, 0.2, 0.3)
+    assert load_processor(str(tmp_path / "source")).image_std == (0.4, 0.5, 0.6)
+    assert source.read("encoder/patch_embedding/kernel").any()
+
+
 # --- tokenizers
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlvm_jax.data.files import read_json
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 # Sizes of the towers that published checkpoints name, from their own config.json files on the hub.
 _CLIP_L = {
@@ -216,16 +216,15 @@ def tower_directory(directory: Path, name: str) -> Path | None:
 
 
 def tower_sizes(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """The vision config of the tower.
+    """The vision config of the tower, with the values that its file leaves to transformers' class.
 
     Raises:
-      InputError: it is not known and cannot be read.
+      InputError: it is not known, cannot be read, or is no CLIP or SigLIP.
     """
     name = raw["mm_vision_tower"]
     place = tower_directory(directory, name)
     if place is not None:
-        sizes = read_json(place / "config.json")
-        return {"model_type": "clip_vision_model", **sizes.get("vision_config", sizes)} | _tower_type(sizes)
+        return _read_tower(place / "config.json")
     if name in KNOWN_TOWERS:
         return KNOWN_TOWERS[name]
     raise InputError(
@@ -234,9 +233,24 @@ def tower_sizes(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _tower_type(sizes: dict[str, Any]) -> dict[str, Any]:
-    """A whole CLIP's or SigLIP's file names the tower's type by its own."""
-    return {"model_type": "siglip_vision_model"} if str(sizes.get("model_type", "")).startswith("siglip") else {}
+def _read_tower(file: Path) -> dict[str, Any]:
+    """The file is of a tower, or of a whole CLIP or SigLIP with the tower's settings in `vision_config`."""
+    from transformers import AutoConfig
+
+    stated = read_json(file)
+    kind = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip"}.get(
+        str(stated.get("model_type"))
+    )
+    if kind is None:
+        raise InputError(
+            f"{file}: model_type {stated.get('model_type')!r}: mm_vision_tower must name a CLIP or a SigLIP, whole or "
+            "its tower alone"
+        )
+    sizes = {**stated.get("vision_config", stated), "model_type": f"{kind}_vision_model"}
+    try:
+        return AutoConfig.for_model(**sizes).to_dict()
+    except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
+        raise InputError(f"{file}: transformers cannot read it ({brief(error)})") from None
 
 
 def tower_processor(directory: Path, raw: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
