@@ -23,6 +23,7 @@ from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import processes
+from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import peak_flops
 from vlvm_jax.training import partition as partition_lib
@@ -157,7 +158,14 @@ def train_stage(
             return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
         if processes.primary() and (drawn := prepared.records.drawn()):
             storage.write_text(os.fspath(folder / "mix.json"), json.dumps({"seed": stage.seed, "drawn": drawn}))
-        functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
+        functions = make_step(
+            config.model,
+            stage,
+            prepared.partition,
+            mesh,
+            num_steps,
+            compiler_options(mesh, config.model.dtype),
+        )
         place = f".{jax.process_index()}" if jax.process_index() else ""
         skip_log = SkipLog(
             prepared.records,

@@ -13,7 +13,6 @@ from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.params import Model, Params, segment_of, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
-from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.training.losses import adapter_losses, token_losses
 from vlvm_jax.training.optimizer import make_optimizer, schedule, state_shardings
 from vlvm_jax.training.partition import Partition
@@ -54,9 +53,19 @@ class StepFunctions:
 
 
 def make_step(
-    config: ModelConfig, stage: StageConfig, partition: Partition, mesh: Mesh, num_steps: int
+    config: ModelConfig,
+    stage: StageConfig,
+    partition: Partition,
+    mesh: Mesh,
+    num_steps: int,
+    options: Mapping[str, Any] | None = None,
 ) -> StepFunctions:
-    """Builds the step: loss over micro-batches, gradients of the trainable parameters alone, optimizer update."""
+    """Builds the step: loss over micro-batches, gradients of the trainable parameters alone, optimizer update.
+
+    Args:
+      options: the compiler's, for a step that is run here (`parallel.cpu_options`); None for one that is only counted
+        or compiled for other devices.
+    """
     model = Model(config, partition.splits)
     abstract = model.abstract()
     shardings = {p: rules.parameter_sharding(whole_path(p), a.shape, mesh) for p, a in abstract.items()}
@@ -114,7 +123,7 @@ def make_step(
             in_shardings=(of_state, of_frozen, None),
             out_shardings=(of_state, everywhere),
             donate_argnums=0,
-            compiler_options=compiler_options(mesh, config.dtype),
+            compiler_options=options,
         ),
         init=jax.jit(init, out_shardings=of_state),
         state_shardings=of_state,
