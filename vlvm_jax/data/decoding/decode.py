@@ -278,7 +278,7 @@ def _scanned_grid(video: VideoFile) -> Grid:
     """The frames by all packets, which are read (not decoded). One that is cut counts, but is never shown."""
     packets = (packet for packet in video.packets() if packet.size and not packet.is_discard)
     found = [(packet.pts, packet.dts, packet.duration) for packet in packets]
-    timed = [packet for packet in found if packet[0] is not None]
+    timed = [(shown, decoded, lasts) for shown, decoded, lasts in found if shown is not None]
     if len(timed) < len(found):  # MPEG-PS may state some times only
         video.numbered = True
     times = list(range(len(found))) if video.numbered else sorted({time for time, _, _ in timed})
