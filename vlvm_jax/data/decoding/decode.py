@@ -8,6 +8,7 @@ the same times.
 import bisect
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -269,12 +270,25 @@ def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]
     """
     if not packets:
         return None
+    if video.has_decoding_durations:
+        packets = _lasting(video, packets)
     last, _, duration = max(packets)
     if video.has_decoding_durations:
         decoded = max(((dts or 0) + (lasts or 0) for _, dts, lasts in packets), default=0)
         if decoded > last:
             return decoded
     return last + (duration or max(1, round(step)))
+
+
+def _lasting(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]) -> Sequence:
+    """The packets of an MP4 with the durations that their decoding times give; PyAV 15 does not tell these."""
+    ordered = sorted(packets, key=lambda packet: packet[0] if packet[1] is None else packet[1])
+    shown, decoded, own = ordered[-1]
+    rest = None if decoded is None else (video.stream.start_time or 0) + (video.stream.duration or 0) - decoded
+    found = [(shown, decoded, own or (rest if rest and rest > 0 else None))]
+    for (shown, decoded, own), (_, following, _) in itertools.pairwise(ordered):
+        found.append((shown, decoded, own if decoded is None or following is None else following - decoded))
+    return found
 
 
 def _scanned_grid(video: VideoFile) -> Grid:

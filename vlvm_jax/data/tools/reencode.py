@@ -194,9 +194,9 @@ def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
     """
     following = end
     for packet in reversed(packets):
-        packet.dts = packet.pts if packet is packets[-1] else min(packet.pts, following - 1)
-        packet.duration = following - packet.dts
-        following = packet.dts
+        decoded = min(cast(int, packet.pts), following - 1)
+        packet.dts, packet.duration = decoded, following - decoded
+        following = decoded
 
 
 def _encoder(container: OutputContainer, size: tuple[int, int], target: Target) -> VideoStream:
