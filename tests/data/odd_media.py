@@ -1,9 +1,21 @@
 """Clips of unusual kinds and clips that are damaged, for tests that compare what the commands make of them."""
 
+from pathlib import Path
+
 import av
 from data.media_files import moving, remux, write_clip, write_sound
 from PIL import Image
 
+CASES = Path(__file__).parent / "cases"
+GIVEN = (
+    "avi_truncated_msmpeg4/ms_trunc.avi",
+    "late_stream/damaged.flv",
+    "mirrored/hflip.mp4",
+    "mp4_cut_download/cut.mp4",
+    "prepare_fps_hold/hold.mp4",
+    "prepare_fps_hold/two.gif",
+    "sar/sar.mp4",
+)
 FAST_START = {"movflags": "faststart"}
 SIZE = (48, 32)
 VP9 = {"codec": "libvpx-vp9", "codec_options": {"deadline": "realtime", "cpu-used": "8"}}
@@ -120,6 +132,7 @@ ODD = {
     "sizes change, ts": lambda path: _joined(path, "c.ts", SIZE, (32, 64)),
     **{f"animated {name}": lambda path, name=name: _animation(path, name) for name in ("c.webp", "c.png", "c.avif")},
     **{f"still {name}": lambda path, name=name: _still(path, name) for name in ("c.webp", "c.png", "c.jpg", "c.avif")},
+    **{name: lambda path, name=name: str(CASES / name) for name in GIVEN},
     "sound alone": lambda path: write_sound(path / "c.mp4"),
     "empty": lambda path: _bytes(path, b""),
     "text": lambda path: _bytes(path, b"not a clip " * 99),

@@ -8,6 +8,7 @@ the same times.
 import bisect
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,10 +72,10 @@ class Grid:
 
     def at_second(self, time: float) -> int:
         """A time in seconds from the first frame on; of frames that start within half a tick, the later is shown."""
-        return self.start + math.floor((time + self._half) / float(self.unit))
+        return self.start + math.floor((time + self.half_tick) / float(self.unit))
 
     @property
-    def _half(self) -> float:
+    def half_tick(self) -> float:
         """Seconds by which the rounding to ticks may have delayed a frame; none where ticks are the frames."""
         return (float(self.unit) / 2 if self.step > 2 else 0.0) + 1e-6
 
@@ -89,7 +90,10 @@ class Grid:
         if span[0] + 1e-6 >= self.duration:
             return self.total, self.total
         times = [self.seconds(time) for time in self.shown]
-        first, last = bisect.bisect_right(times, span[0] + self._half), bisect.bisect_left(times, span[1] - self._half)
+        first, last = (
+            bisect.bisect_right(times, span[0] + self.half_tick),
+            bisect.bisect_left(times, span[1] - self.half_tick),
+        )
         return max(0, first - 1), last
 
 
@@ -266,12 +270,25 @@ def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]
     """
     if not packets:
         return None
+    if video.has_decoding_durations:
+        packets = _lasting(video, packets)
     last, _, duration = max(packets)
     if video.has_decoding_durations:
         decoded = max(((dts or 0) + (lasts or 0) for _, dts, lasts in packets), default=0)
         if decoded > last:
             return decoded
     return last + (duration or max(1, round(step)))
+
+
+def _lasting(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]) -> Sequence:
+    """The packets of an MP4 with the durations that their decoding times give; PyAV 15 does not tell these."""
+    ordered = sorted(packets, key=lambda packet: packet[0] if packet[1] is None else packet[1])
+    shown, decoded, own = ordered[-1]
+    rest = None if decoded is None else (video.stream.start_time or 0) + (video.stream.duration or 0) - decoded
+    found = [(shown, decoded, own or (rest if rest and rest > 0 else None))]
+    for (shown, decoded, own), (_, following, _) in itertools.pairwise(ordered):
+        found.append((shown, decoded, own if decoded is None or following is None else following - decoded))
+    return found
 
 
 def _scanned_grid(video: VideoFile) -> Grid:

@@ -121,25 +121,20 @@ def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterat
             start = end
         last = picture
     if last is not None:
-        yield _Shown(last.frame, start, grid.seconds(_end(last, source, grid)))
+        yield _Shown(last.frame, start, _end(last, source, grid))
 
 
-def _end(last: Picture, source: VideoFile, grid: Grid) -> int:
-    """When the clip's last frame is over, in the stream's units.
-
-    The header of an MP4 or a GIF tells. The frame's own duration need not be right in an MP4, which counts from one
-    decoded frame to the next; it does if the header is of more than there is.
-    """
-    own = max(1, round(grid.step) if source.numbered else last.frame.duration or round(grid.step))
-    stated = None if source.numbered else source.stream.duration
-    end = 0 if stated is None else grid.start + stated
-    return end if last.time < end <= last.time + 1.5 * max(own, grid.step) else last.time + own
+def _end(last: Picture, source: VideoFile, grid: Grid) -> float:
+    """When the clip's last frame is over, in seconds; a header may state more than there is."""
+    start, own = grid.seconds(last.time), 0 if source.numbered else last.frame.duration or 0
+    if start < grid.duration <= start + float(1.5 * max(own, grid.step) * grid.unit):
+        return grid.duration
+    return start + float((own or grid.step) * grid.unit)
 
 
 def _kept(shown: Iterator[_Shown], fps: float | None, grid: Grid) -> Iterator[_Shown]:
     """The frames on screen at the start of a slot of 1/fps seconds; each is on screen until the next that is kept."""
-    # Times are rounded to the container's ticks, up to half of one too late; coarse ticks are the frames themselves.
-    early = 1e-6 + (grid.unit / 2 if grid.unit <= 0.01 else 0)
+    early = grid.half_tick
     last: _Shown | None = None
     for one in shown:
         if fps is None or last is None or _slot(one.start - early, fps) < _slot(one.end - early, fps):
@@ -166,6 +161,7 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
         scaled = convert.scaled(one.frame, encoder.width, encoder.height, "yuv420p")
         last = max(round(one.start * _CLOCK), last + _APART)
         end = max(round(one.end * _CLOCK), last + _APART)
+        # No type of a frame is forced: x264's rate control then reads memory that it has not set, and the bytes vary.
         scaled.pts, scaled.time_base, scaled.pict_type = last, Fraction(1, _CLOCK), PictureType.NONE
         packets += encoder.encode(scaled)
         written += 1
@@ -177,16 +173,16 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
 
 
 def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
-    """Has each packet decoded as late as the frames allow, and the last one last until the clip's end.
+    """Has each packet decoded as late as the frames allow, and the last one's duration end with the clip.
 
     MP4 has durations between decoding times only. Those that x264 gives lag behind, by so much that where frames are
     far apart the durations add up to less than the clip's.
     """
     following = end
     for packet in reversed(packets):
-        packet.dts = packet.pts if packet is packets[-1] else min(packet.pts, following - 1)
-        packet.duration = following - packet.dts
-        following = packet.dts
+        decoded = min(cast(int, packet.pts), following - 1)
+        packet.dts, packet.duration = decoded, following - decoded
+        following = decoded
 
 
 def _encoder(container: OutputContainer, size: tuple[int, int], target: Target) -> VideoStream:
