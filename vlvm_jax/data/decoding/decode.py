@@ -272,7 +272,7 @@ def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]
         return None
     if video.has_decoding_durations:
         packets = _lasting(video, packets)
-    last, _, duration = max(packets)
+    last, _, duration = max(packets, key=lambda packet: packet[0])
     if video.has_decoding_durations:
         decoded = max(((dts or 0) + (lasts or 0) for _, dts, lasts in packets), default=0)
         if decoded > last:
