@@ -83,11 +83,12 @@ class DataConfig(Settings):
     the training process; "auto" measures how long samples take. Where several processes share a machine, give a number.
 
     `frame_sampling` says which frames of a clip are taken (`data.decoding`): `uniform` midpoints of equal parts, `fps`
-    of them a second, `segment`, in training one drawn from each equal part, `segment_mid`, rounded midpoints (of
-    Video-ChatGPT, SlowFast-LLaVA, Free Video-LLM and others; `video_chatgpt` takes no frame twice), or `segment_start`,
-    IG-VLM's first frames of parts. `short_video` `identity` takes each frame once of a clip of no more frames than are
-    asked for, where `formula` has the rule repeat some. A clip kept as images has `folder_fps` frames a second where
-    nothing else says.
+    what is on screen every 1/`fps` seconds (at midpoints of equal parts, if those are more than are asked for),
+    `segment`, in training one drawn from each equal part, `segment_mid`, rounded midpoints (of Video-ChatGPT,
+    SlowFast-LLaVA, Free Video-LLM and others; `video_chatgpt` takes no frame twice), or `segment_start`, IG-VLM's first
+    frames of parts. `short_video` `identity` takes each frame once of a clip of no more frames than are asked for,
+    where `formula` has the rule repeat some. A clip kept as images has `folder_fps` frames a second where nothing else
+    says.
 
     `frame_fit` says how frames, and images shown as one square, become squares: `crop` keeps the middle, `squash`
     scales both edges, `pad` adds the tower's mean colour, `auto` is what the processor does, and `crop` without one.

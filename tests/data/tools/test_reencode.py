@@ -159,8 +159,9 @@ def test_every_frame_is_decoded_before_it_is_shown(tmp_path, total):
     assert any(packet.pts > packet.dts for packet in packets) or total < 4  # x264 reorders
     assert all(packet.pts >= packet.dts for packet in packets) and packets[0].dts == packets[0].pts == 0
     assert all(a.dts < b.dts for a, b in itertools.pairwise(packets))
-    assert packets[-1].pts == max(packet.pts for packet in packets)
-    assert packets[-1].duration * unit == pytest.approx(1 / 30, abs=1e-4) and duration == pytest.approx(total / 30)
+    if any(packet.duration for packet in packets):  # PyAV 15 does not tell
+        assert (packets[-1].dts + packets[-1].duration) * unit == pytest.approx(total / 30)
+    assert duration == pytest.approx(total / 30)
 
 
 def test_times_that_go_back(tmp_path):
@@ -255,4 +256,4 @@ def test_images(tmp_path, name):
 
 def test_the_same_bytes_every_time(tmp_path):
     data = made(tmp_path, frames=40, fps=30, size=(160, 120))
-    assert len({reencode.clip(data, Target(60, 10), "clip") for _ in range(3)}) == 1
+    assert len({reencode.clip(data, Target(60, 10), "clip") for _ in range(8)}) == 1

@@ -8,6 +8,7 @@ the same times.
 import bisect
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -269,7 +270,9 @@ def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]
     """
     if not packets:
         return None
-    last, _, duration = max(packets)
+    if video.has_decoding_durations:
+        packets = _lasting(video, packets)
+    last, _, duration = max(packets, key=lambda packet: packet[0])
     if video.has_decoding_durations:
         decoded = max(((dts or 0) + (lasts or 0) for _, dts, lasts in packets), default=0)
         if decoded > last:
@@ -277,11 +280,22 @@ def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]
     return last + (duration or max(1, round(step)))
 
 
+def _lasting(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]) -> Sequence:
+    """The packets of an MP4 with the durations that their decoding times give; PyAV 15 does not tell these."""
+    ordered = sorted(packets, key=lambda packet: packet[0] if packet[1] is None else packet[1])
+    shown, decoded, own = ordered[-1]
+    rest = None if decoded is None else (video.stream.start_time or 0) + (video.stream.duration or 0) - decoded
+    found = [(shown, decoded, own or (rest if rest and rest > 0 else None))]
+    for (shown, decoded, own), (_, following, _) in itertools.pairwise(ordered):
+        found.append((shown, decoded, own if decoded is None or following is None else following - decoded))
+    return found
+
+
 def _scanned_grid(video: VideoFile) -> Grid:
     """The frames by all packets, which are read (not decoded). One that is cut counts, but is never shown."""
     packets = (packet for packet in video.packets() if packet.size and not packet.is_discard)
     found = [(packet.pts, packet.dts, packet.duration) for packet in packets]
-    timed = [packet for packet in found if packet[0] is not None]
+    timed = [(shown, decoded, lasts) for shown, decoded, lasts in found if shown is not None]
     if len(timed) < len(found):  # MPEG-PS may state some times only
         video.numbered = True
     times = list(range(len(found))) if video.numbered else sorted({time for time, _, _ in timed})

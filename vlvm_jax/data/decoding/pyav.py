@@ -9,6 +9,8 @@ from fractions import Fraction
 from typing import Any, BinaryIO, cast
 
 import av
+from av import error as av_error
+from av import stream as av_stream
 from av.container import InputContainer
 from av.error import InvalidDataError
 from av.stream import Stream
@@ -20,7 +22,7 @@ from av.video.stream import VideoStream
 BICUBIC, ACCURATE_RND, BITEXACT = 0x4, 0x40000, 0x80000
 
 # What FFmpeg's EINVAL raises: `ValueError` of `av.error` in PyAV 15 and 16, `ArgumentError` since 17.
-ArgumentError: type[av.FFmpegError] = cast(Any, av.error).classes[errno.EINVAL]
+ArgumentError: type[av.FFmpegError] = cast(Any, av_error).classes[errno.EINVAL]
 
 _MAJOR = int(av.__version__.partition(".")[0])
 _HAS_METADATA_ERRORS = _MAJOR < 19  # PyAV 19 itself keeps metadata that is not UTF-8
@@ -64,7 +66,7 @@ def index_of(stream: VideoStream) -> Sequence[Any]:
 def discard(stream: Stream) -> None:
     """Has the demuxer skip a stream's packets, where PyAV can."""
     if _HAS_DISCARD:
-        cast(Any, stream).discard = cast(Any, av.stream).Discard.all
+        cast(Any, stream).discard = cast(Any, av_stream).Discard.all
 
 
 def reorder_depth(codec: VideoCodecContext) -> int:
@@ -80,4 +82,5 @@ def reformat(reformatter: VideoReformatter, frame: av.VideoFrame, **to: Any) -> 
     Args:
       to: `width`, `height`, `format`, `interpolation` (libswscale's flags).
     """
-    return reformatter.reformat(frame, **to, **({"threads": 1} if _HAS_THREADS else {}))
+    options: dict[str, Any] = {"threads": 1} if _HAS_THREADS else {}
+    return reformatter.reformat(frame, **to, **options)

@@ -52,7 +52,7 @@ def rgb(image: Image.Image, where: str = "an image") -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, and what holds 16 bits in 32
         image = _eight_bits(image, 65535, where)
     elif image.mode == "F":  # no format says which range floating-point values have
-        image = _eight_bits(image, 1 if np.max(image) <= 1 else 255, where)
+        image = _eight_bits(image, 1 if np.asarray(image).max() <= 1 else 255, where)
     elif image.mode in ("La", "RGBa"):  # multiplied by alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if not image.has_transparency_data:

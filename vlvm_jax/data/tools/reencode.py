@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import io
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, cast
@@ -157,13 +156,13 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
     """Writes frames with their times; returns how many."""
     encoder, written, last, end = None, 0, -_APART, 0
     packets: list[av.Packet] = []
-    for one, is_tail in _tail_marked(kept):
+    for one in kept:
         encoder = encoder or _encoder(container, convert.size(one.frame), target)
         scaled = convert.scaled(one.frame, encoder.width, encoder.height, "yuv420p")
         last = max(round(one.start * _CLOCK), last + _APART)
         end = max(round(one.end * _CLOCK), last + _APART)
-        scaled.pts, scaled.time_base = last, Fraction(1, _CLOCK)
-        scaled.pict_type = PictureType.P if is_tail and written % GOP else PictureType.NONE
+        # No type of a frame is forced: x264's rate control then reads memory that it has not set, and the bytes vary.
+        scaled.pts, scaled.time_base, scaled.pict_type = last, Fraction(1, _CLOCK), PictureType.NONE
         packets += encoder.encode(scaled)
         written += 1
     if encoder is not None:
@@ -171,19 +170,6 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
         _set_decoding_times(packets, end)
         container.mux(packets)
     return written
-
-
-def _tail_marked(kept: Iterator[_Shown]) -> Iterator[tuple[_Shown, bool]]:
-    """Each frame, and whether it is one of the last two.
-
-    As P-frames these are the last in the order of decoding too, so that the last packet's duration is the last frame's.
-    """
-    waiting: deque[_Shown] = deque()
-    for one in kept:
-        waiting.append(one)
-        if len(waiting) > 2:
-            yield waiting.popleft(), False
-    yield from ((one, True) for one in waiting)
 
 
 def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
@@ -194,9 +180,9 @@ def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
     """
     following = end
     for packet in reversed(packets):
-        packet.dts = packet.pts if packet is packets[-1] else min(packet.pts, following - 1)
-        packet.duration = following - packet.dts
-        following = packet.dts
+        decoded = min(cast(int, packet.pts), following - 1)
+        packet.dts, packet.duration = decoded, following - decoded
+        following = decoded
 
 
 def _encoder(container: OutputContainer, size: tuple[int, int], target: Target) -> VideoStream:
