@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json, read_text
 from vlvm_jax.data.text import templates
 from vlvm_jax.errors import InputError, brief
@@ -16,7 +17,8 @@ def checkpoint_tokenizer(path: str) -> Any:
     file = place / "tokenizer.json" if place.is_dir() else place
     try:
         if place.is_dir() and (place / "tokenizer_config.json").is_file():
-            cls = AutoTokenizer if file.is_file() else _named_class(place)
+            original = llava_layout.language(read_json(place / "config.json")) is not None
+            cls = AutoTokenizer if file.is_file() and not original else _named_class(place)
             tokenizer = cls.from_pretrained(str(place), local_files_only=True)
         elif file.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
@@ -38,8 +40,10 @@ def checkpoint_tokenizer(path: str) -> Any:
 
 
 def _named_class(directory: Path) -> Any:
-    """The class that `tokenizer_config.json` names. Without `tokenizer.json` it decides how the files are read, and
-    AutoTokenizer takes another one where it knows the model's type."""
+    """The class that `tokenizer_config.json` names. Without `tokenizer.json` it decides how the files are read.
+
+    AutoTokenizer takes another one by the model's type, and warns of the types of original LLaVA checkpoints.
+    """
     import transformers
 
     name = str(read_json(directory / "tokenizer_config.json").get("tokenizer_class")).removesuffix("Fast")
