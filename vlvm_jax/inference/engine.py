@@ -152,7 +152,8 @@ class Engine:
 
         def first(*args, **kwargs):
             self._functions[key] = function
-            with Waiting(f"compiling {_STEPS.get(key[0], key[0])} and running it for the first time"):
+            what = _STEPS.get(key[0], f"the adapter's {key[0]}")
+            with Waiting(f"compiling {what} and running it for the first time"):
                 return jax.block_until_ready(function(*args, **kwargs))
 
         return first

@@ -29,7 +29,7 @@ from vlvm_jax.models.params import Model, Params, Splits
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import prepare
-from vlvm_jax.training.progress import Reading
+from vlvm_jax.training.progress import Reading, Waiting
 from vlvm_jax.weights import lora, side_files
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
@@ -70,7 +70,8 @@ def load(
     Raises:
       InputError: the checkpoint, or what is asked of it, is at fault.
     """
-    setup = _of_recipe(checkpoint, config, where) if config is not None else _of_checkpoint(checkpoint, where)
+    with Waiting(f"opening {checkpoint or 'the checkpoint'}"):
+        setup = _of_recipe(checkpoint, config, where) if config is not None else _of_checkpoint(checkpoint, where)
     model = setup.model.model_copy(
         update={"dtype": dtype or setup.model.dtype, "vision_remat": "none", "decoder_remat": "none"}
     )
