@@ -46,7 +46,7 @@ def complete(config: dict, only: str = "") -> ConfigDict:
         values[part] = [ConfigDict(entry) for entry in values[part]]
     # A number or "auto", where a ConfigDict would only take what it began with.
     values["data"]["workers"] = config_dict.FieldReference(values["data"]["workers"], field_type=object)
-    full = ConfigDict(values)
+    full: Any = ConfigDict(values)
     full.wandb_project = config_dict.placeholder(str)
     model: Any = full.model
     if "init_from" not in model:

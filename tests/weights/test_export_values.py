@@ -115,7 +115,7 @@ def test_a_merge_that_was_rounded_is_noticed(checkpoints, tmp_path, monkeypatch)
 # --- ids
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(VLMS), words=st.integers(3, 140), known=st.sampled_from([(), ("<image>",), ("<video>",)]),
     adapter=st.sampled_from([None, {"pool": "max", "pool_stride": 2}]),

@@ -166,7 +166,7 @@ def test_clips_are_pooled_and_broken_into_lines_as_in_llava_next(side):
         adapter = adapter_of(options, side, width)
         tokens = adapter(VisionFeatures(jnp.asarray(features[None])), clip_layout(frames))
         found = np.asarray(tokens.tokens)[np.asarray(tokens.valid)]
-        newline = np.zeros(width) if adapter.image_newline is None else np.asarray(adapter.image_newline[...])
+        newline = np.zeros(width) if adapter.image_newline is None else np.array(adapter.image_newline[...])
         expected = of_clips(
             grid, torch.from_numpy(newline).float(), mode or "bilinear", stride or 2, position or "one_token", merge
         )

@@ -58,7 +58,7 @@ def make_step(
     partition: Partition,
     mesh: Mesh,
     num_steps: int,
-    options: Mapping[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> StepFunctions:
     """Builds the step: loss over micro-batches, gradients of the trainable parameters alone, optimizer update.
 

@@ -58,7 +58,7 @@ class TensorFiles:
     def _load(self, path: str, wanted: jax.ShapeDtypeStruct, tell: Tell) -> jax.Array:
         here, there = wanted.dtype.itemsize, self.shapes[path].dtype.itemsize
 
-        def part(index: Index) -> np.ndarray:
+        def part(index: Index | None) -> np.ndarray:
             value = self.read(path, index, lambda read: tell(read * here // there))
             return value.astype(wanted.dtype, copy=False)
 

@@ -148,8 +148,9 @@ def local_bytes(wanted: jax.ShapeDtypeStruct) -> int:
     """Bytes that this process reads of a parameter, each part counted once."""
     if wanted.sharding is None:
         return math.prod(wanted.shape) * wanted.dtype.itemsize
+    everything = (slice(None),) * len(wanted.shape)
     parts = {
-        tuple(part.indices(size)[:2] for part, size in zip(index, wanted.shape, strict=True))
+        tuple(part.indices(size)[:2] for part, size in zip(index or everything, wanted.shape, strict=True))
         for index in wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
     }
     return sum(math.prod(stop - start for start, stop in part) for part in parts) * wanted.dtype.itemsize
