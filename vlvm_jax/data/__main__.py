@@ -208,7 +208,9 @@ def _check(files: list[str]) -> None:
         if spec is None:
             say("--picture: give --config as well to see frames, prompts and learned tokens as a model gets them")
         elif shown := check_samples.show_samples(found, spec, check_samples.choose(findings)):
-            samples = check_samples.draw(shown)
+            samples, note = check_samples.draw(shown)
+            if note:
+                say(note)
         check_report.draw(findings, summary, _written(f.picture), samples)
     bad = summary["checked"] - summary["usable"]
     if bad > share * summary["checked"]:

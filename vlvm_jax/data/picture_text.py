@@ -69,9 +69,14 @@ class PictureText:
             shown += piece
         return shown
 
+    def spelt(self, text: str) -> str:
+        """A text of any length with its line feeds, to be drawn with `parse_math=False`."""
+        return "".join(char if char == "\n" else self._spelt(char) for char in text)
+
     def _written(self, char: str) -> str:
-        if char == "$":
-            return "\\$"  # one alone would be fine, two are a formula
+        return "\\$" if char == "$" else self._spelt(char)  # one alone would be fine, two are a formula
+
+    def _spelt(self, char: str) -> str:
         if _invisible(char):
             return ""
         if char in self.missing or not (char.isprintable() or char == " "):

@@ -233,8 +233,8 @@ def _no_options(raw: Mapping[str, Any], where: str, name: Format) -> None:
 
 
 def _t2vid(raw: dict, where: str, _index: int, clips: ClipFiles) -> Iterator[Draft]:
-    prompt = _text(raw, "prompt", where)
-    text, offered = split_prompt(prompt)
+    text, offered = split_prompt(_text(raw, "prompt", where))
+    prompt = raw["prompt"]  # asked as it is, with its outer spaces
     letter = raw.get("GT")
     known = LETTERS[: len(offered) or len(LETTERS)]
     if not isinstance(letter, str) or len(letter) != 1 or letter not in known:

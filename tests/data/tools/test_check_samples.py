@@ -80,11 +80,11 @@ def test_the_learned_tokens_are_marked_in_the_picture(world, tmp_path):
     green = (191, 232, 197)
 
     def marked(sample) -> int:
-        pixels = np.asarray(Image.open(io.BytesIO(check_samples.draw([sample]))).convert("RGB"))
+        pixels = np.asarray(Image.open(io.BytesIO(check_samples.draw([sample])[0])).convert("RGB"))
         return int((pixels == green).all(-1).sum())
 
     assert marked(shown) > marked(nothing) + 1000  # of which the legend has its own
-    samples = check_samples.draw([shown])
+    samples, _ = check_samples.draw([shown])
     summary = {"checked": 1, "records": 1, "usable": 1, "causes": {}, "length": 80}
     check_report.draw([], summary, tmp_path / "all.png", samples)
     assert Image.open(tmp_path / "all.png").height > Image.open(io.BytesIO(samples)).height + 500
@@ -98,8 +98,18 @@ def test_long_texts_are_cut_around_what_is_learned(world):
         ("the answer", "learned"),
         ("w " * 9000, "prompt"),
     )
-    png = check_samples.draw([dataclasses.replace(shown, parts=long)])
+    png, _ = check_samples.draw([dataclasses.replace(shown, parts=long)])
     opened = Image.open(io.BytesIO(png))
     assert opened.height < 900
     pixels = np.asarray(opened.convert("RGB"))
     assert (pixels == (191, 232, 197)).all(-1).sum() > 1500
+
+
+def test_other_scripts_are_drawn_or_spelt_out_and_said(world, recwarn):
+    records, spec = world
+    (shown,) = check_samples.show_samples(records, spec, [0])
+    foreign = (("how many \u0e01 or $x ?\n", "prompt"), ("\U00012000 three", "learned"))  # Thai, cuneiform
+    png, note = check_samples.draw([dataclasses.replace(shown, parts=foreign)])
+    assert Image.open(io.BytesIO(png)).size[1] < 800
+    assert "\U00012000" in note and "code points" in note
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

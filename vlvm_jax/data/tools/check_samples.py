@@ -125,8 +125,29 @@ def _decode(loader: "SampleLoader", ids: list[int]) -> str:
 # --- picture ---------------------------------------------------------------------------------------------------------
 
 
-def draw(samples: Sequence[Shown]) -> bytes:
-    """A PNG with a block for each sample: title, frames, and the text with its learned tokens marked."""
+def draw(samples: Sequence[Shown]) -> tuple[bytes, str]:
+    """A PNG with a block for each sample: title, frames, and the text with its learned tokens marked.
+
+    Returns:
+      The PNG, and what to tell the user about characters that no font here has; "" if there are none.
+    """
+    from vlvm_jax.data.picture_text import PictureText
+
+    texts = [text for sample in samples for text in (sample.title, *(text for text, _ in sample.parts))]
+    writing = PictureText(texts)
+    spelt = [
+        dataclasses.replace(
+            sample,
+            title=writing.spelt(sample.title),
+            parts=tuple((writing.spelt(text), kind) for text, kind in sample.parts),
+        )
+        for sample in samples
+    ]
+    with writing.fonts():
+        return _drawn(spelt), writing.note
+
+
+def _drawn(samples: Sequence[Shown]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
