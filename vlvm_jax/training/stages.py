@@ -14,11 +14,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import storage
+from vlvm_jax import manifest, storage
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.stream import Batches, Part
+from vlvm_jax.errors import brief
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
@@ -149,9 +150,10 @@ def train_stage(
     checkpoints = StageCheckpoints(folder / "checkpoints", config.checkpoint.keep)
     result_file = folder / "result.json"
     try:
-        if checkpoints.latest() == num_steps and result_file.exists():
+        result = read_result(result_file) if checkpoints.newest_whole() == num_steps else None
+        if result is not None:
             say(f"{stage.name}: done before")
-            return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
+            return result, checkpoints.restore_params(abstract, mesh)
         if processes.primary() and (drawn := prepared.records.drawn()):
             storage.write_text(os.fspath(folder / "mix.json"), json.dumps({"seed": stage.seed, "drawn": drawn}))
         functions = make_step(config.model, stage, prepared.partition, mesh, num_steps)
@@ -182,10 +184,21 @@ def train_stage(
         processes.wait_for_all(f"trained {stage.name}")  # for what the others skipped
         result = stage_result(config, prepared, run, watch.metrics, skip_log)
         if processes.primary():
-            storage.write_text(os.fspath(result_file), json.dumps(result, indent=2))
+            storage.write_text(os.fspath(result_file), json.dumps(manifest.sealed(result), indent=2))
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
+
+
+def read_result(file: epath.Path) -> dict[str, Any] | None:
+    """What a finished stage noted; None if it has not, or if the file is damaged: then it is made anew."""
+    try:
+        return manifest.unsealed(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say(f"{file}: damaged ({brief(error)}); writing it anew")
+        return None
 
 
 def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mesh: Mesh) -> Batches:
@@ -238,7 +251,7 @@ def start_stage(
         for path, a in Model(config.model, partition.splits).abstract().items()
         if path in partition.rates
     }
-    latest = checkpoints.latest()
+    latest = checkpoints.newest_whole()
     restored = None
     if latest is not None:
         opt_state = jax.tree.map(
