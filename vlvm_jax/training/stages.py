@@ -51,6 +51,7 @@ from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
+from vlvm_jax.weights import integrity
 from vlvm_jax.weights.initial import Initial, draw
 from vlvm_jax.weights.sources import HF_FOLDER
 
@@ -91,6 +92,7 @@ def _run(
     claim_workdir(asked, workdir)
     if processes.primary():
         initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
+        integrity.seal(workdir, HF_FOLDER)
     write_run_card(config, workdir, prepared)
     processes.wait_for_all("workdir")
     check_shared(workdir)

@@ -48,8 +48,25 @@ def check_step(folder: epath.Path, under: Collection[str] = (), advice: str = ""
 
 
 def check_import(folder: epath.Path, expected: bool, advice: str = "") -> bool:
-    """The same for an import, or for the files beside a run's stages."""
+    """The same for an import.
+
+    Args:
+      expected: whether there must be a manifest.
+    """
     return _check(folder, lambda: expected, (), advice)
+
+
+def check_beside_stages(workdir: epath.Path, advice: str = "") -> None:
+    """Raises `Damaged` for a run's config and tokenizer files, if `seal` has noted them and they have changed."""
+    if found := manifest.check_listed(os.fspath(workdir)):
+        raise Damaged(os.fspath(workdir), manifest.describe(found), advice)
+
+
+def seal(workdir: epath.Path, folder: str) -> None:
+    """Writes the manifest of a run's `config.json` and of the files in `folder`, which stay as they are from now on."""
+    root = os.fspath(workdir)
+    names = ["config.json", *(f"{folder}/{name}" for name in storage.listing(f"{root}/{folder}"))]
+    manifest.write(root, {name: manifest.of_bytes(storage.read_bytes(f"{root}/{name}")) for name in names})
 
 
 def newest_whole(steps: Iterable[epath.Path], under: Collection[str] = ()) -> epath.Path | None:
