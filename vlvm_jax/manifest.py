@@ -1,8 +1,8 @@
 """Manifests of checkpoints: size and CRC-32C of every file, and the arrays in it. No jax.
 
 A manifest is a file of JSON lines: a header, one line per file, and the checksum of all lines before the last. The
-checksums are written as Google Cloud Storage writes them (big-endian, base64), so `gcloud storage hash` shows the same
-ones. A file in which several arrays lie is divided into parts, so that damage is traced to an array.
+checksums are written as Google Cloud Storage writes them (big-endian, base64). A file that holds several arrays is
+divided into parts with a checksum each, so that damage is traced to an array.
 """
 
 import base64
@@ -34,17 +34,25 @@ class Entry:
     """One file.
 
     Attributes:
-      crc32c: of the whole file.
-      parts: (size, CRC-32C, array) of consecutive pieces; empty for files that are checked as a whole. The array is ""
-        between arrays.
+      parts: (size, CRC-32C, array) of the consecutive pieces that make the file. The array is "" between arrays.
       values: of a JSON file that is still amended when the manifest has been written, the keys that stay.
     """
 
-    size: int
-    crc32c: int
-    arrays: tuple[str, ...] = ()
-    parts: tuple[tuple[int, int, str], ...] = ()
+    parts: tuple[tuple[int, int, str], ...]
     values: Mapping[str, Any] | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(size for size, *_ in self.parts)
+
+    @property
+    def crc32c(self) -> int:
+        """Of the whole file."""
+        return _joined((size, crc) for size, crc, _ in self.parts)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(array for *_, array in self.parts if array))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,35 +85,28 @@ def measure(
       array_of: the array to which any other file belongs.
     """
     known = extents or {}
-    pieces = {name: _pieces(os.path.getsize(f"{folder}/{name}"), known.get(name, ())) for name in names}  # noqa: PTH202
-    sums = _checksums(folder, pieces)
+    pieces = {}
+    for name in names:
+        size = os.path.getsize(f"{folder}/{name}")  # noqa: PTH202
+        pieces[name] = _pieces(size, known[name]) if name in known else [(size, array_of(name) or "")]
     found = {}
-    for name, layout in pieces.items():
-        array = array_of(name)
-        sizes = [size for size, _ in layout]
+    for name, sums in _checksums(folder, pieces).items():
+        assert None not in sums, f"{folder}/{name} changed while it was read"
         found[name] = Entry(
-            size=sum(sizes),
-            crc32c=_joined(zip(sizes, sums[name], strict=True)),
-            arrays=tuple(dict.fromkeys(a for _, a in layout if a)) or ((array,) if array else ()),
-            parts=tuple((size, crc, a) for (size, a), crc in zip(layout, sums[name], strict=True))
-            if name in known
-            else (),
+            tuple((size, crc, array) for (size, array), crc in zip(pieces[name], sums, strict=True) if crc is not None)
         )
     return found
 
 
 def of_bytes(data: bytes) -> Entry:
     """The entry of a file with this content."""
-    return Entry(len(data), google_crc32c.value(data))
+    return Entry(((len(data), google_crc32c.value(data), ""),))
 
 
 def of_bucket(folder: str, array_of: Callable[[str], str | None] = lambda name: None) -> dict[str, Entry]:
     """Entries of what a folder in a bucket holds, by the checksums that the bucket has; reads no file."""
-    found = {}
-    for name, (size, crc) in storage.listing(folder).items():
-        array = array_of(name)
-        found[name] = Entry(size, _decode(crc or ""), (array,) if array else ())
-    return found
+    listing = storage.listing(folder).items()
+    return {name: Entry(((size, _decode(crc or ""), array_of(name) or ""),)) for name, (size, crc) in listing}
 
 
 def _pieces(size: int, extents: Sequence[Extent]) -> list[tuple[int, str]]:
@@ -177,11 +178,10 @@ def _exactly(file: Any, size: int) -> bytes:
     return data
 
 
-def _joined(pieces: Iterable[tuple[int, int | None]]) -> int:
+def _joined(pieces: Iterable[tuple[int, int]]) -> int:
     """CRC-32C of consecutive pieces together, from their sizes and checksums."""
     whole = 0
     for size, crc in pieces:
-        assert crc is not None, "a file changed while it was read"
         whole = _product(_power(size), whole) ^ crc if whole else crc
     return whole
 
@@ -240,13 +240,16 @@ def dump(entries: Mapping[str, Entry]) -> bytes:
     lines = [json.dumps({"format": FORMAT, "files": len(entries)})]
     for name, entry in sorted(entries.items()):
         if entry.values is not None:
-            values: dict[str, Any] = {"file": name, "values": dict(entry.values)}
+            lines.append(json.dumps({"file": name, "values": dict(entry.values)}))
+            continue
+        (size, crc, array), *others = entry.parts
+        values: dict[str, Any] = {"file": name, "size": entry.size}
+        if others:
+            values["parts"] = [[size, encode(crc), array] for size, crc, array in entry.parts]
         else:
-            values = {"file": name, "size": entry.size, "crc32c": encode(entry.crc32c)}
-            if entry.parts:
-                values["parts"] = [[size, encode(crc), array] for size, crc, array in entry.parts]
-            elif entry.arrays:
-                values["arrays"] = entry.arrays
+            values["crc32c"] = encode(crc)
+            if array:
+                values["array"] = array
         lines.append(json.dumps(values))
     text = "".join(f"{line}\n" for line in lines).encode()
     return text + json.dumps({"crc32c": encode(google_crc32c.value(text))}).encode() + b"\n"
@@ -270,10 +273,9 @@ def load(data: bytes) -> dict[str, Entry]:
 
 def _entry(line: Mapping[str, Any]) -> tuple[str, Entry]:
     if "values" in line:
-        return line["file"], Entry(0, 0, values=line["values"])
-    parts = tuple((size, _decode(crc), array) for size, crc, array in line.get("parts", ()))
-    arrays = tuple(line.get("arrays", ())) or tuple(dict.fromkeys(array for *_, array in parts if array))
-    return line["file"], Entry(line["size"], _decode(line["crc32c"]), arrays, parts)
+        return line["file"], Entry((), line["values"])
+    parts = line.get("parts") or [[line["size"], line["crc32c"], line.get("array", "")]]
+    return line["file"], Entry(tuple((size, _decode(crc), array) for size, crc, array in parts))
 
 
 def write(folder: str, entries: Mapping[str, Entry]) -> None:
@@ -367,9 +369,7 @@ def _check_values(folder: str, name: str, values: Mapping[str, Any]) -> list[Dam
 
 def _check_content(folder: str, entries: Mapping[str, Entry]) -> list[Damage]:
     found = []
-    pieces = {
-        name: [(size, array) for size, _, array in entry.parts] or [(entry.size, "")] for name, entry in entries.items()
-    }
+    pieces = {name: [(size, array) for size, _, array in entry.parts] for name, entry in entries.items()}
     try:
         sums = _checksums(folder, pieces)
     except OSError:  # one of them; which is said below
@@ -380,12 +380,9 @@ def _check_content(folder: str, entries: Mapping[str, Entry]) -> list[Damage]:
             except OSError as error:
                 found.append(Damage(name, f"cannot be read ({error.strerror})", entries[name].arrays))
     for name, got in sums.items():
-        entry = entries[name]
-        expected = [crc for _, crc, _ in entry.parts] or [entry.crc32c]
-        wrong = [place for place, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b]
+        wrong = [array for crc, (_, expected, array) in zip(got, entries[name].parts, strict=True) if crc != expected]
         if wrong:
-            arrays = [entry.parts[place][2] for place in wrong] if entry.parts else entry.arrays
-            found.append(Damage(name, "checksum differs", tuple(dict.fromkeys(filter(None, arrays)))))
+            found.append(Damage(name, "checksum differs", tuple(dict.fromkeys(filter(None, wrong)))))
     return found
 
 

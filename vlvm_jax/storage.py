@@ -181,8 +181,12 @@ def listing(folder: str) -> dict[str, tuple[int, str | None]]:
         found = _filesystem(folder).find(folder, detail=True)
         start = len(folder.removeprefix(REMOTE).rstrip("/")) + 1
         return {name[start:]: (info["size"], info.get("crc32c")) for name, info in found.items()}
-    root = Path(folder)
-    return {str(file.relative_to(root)): (file.stat().st_size, None) for file in root.rglob("*") if file.is_file()}
+    found = {}
+    for root, _, files in os.walk(folder, followlinks=True):
+        for name in files:
+            path = f"{root}/{name}"
+            found[path[len(folder) + 1 :]] = os.stat(path).st_size, None  # noqa: PTH116 - a third of the time
+    return found
 
 
 def rename(folder: str, target: str, first: str) -> None:

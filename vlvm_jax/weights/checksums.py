@@ -19,6 +19,7 @@ from vlvm_jax.manifest import Entry, Extent
 METADATA = "_CHECKPOINT_METADATA"  # which Orbax amends after the last hook, by the time of the commit
 UNLISTED = (atomicity.COMMIT_SUCCESS_FILE,)  # written after the manifest; nothing reads what is in it
 MARK = {"manifest": manifest.FORMAT}  # in a step's metadata: it was saved with a manifest
+_SMALL = ("config", "progress")  # items without arrays of a size
 _CRC = 4  # bytes
 _AMENDED = "commit_timestamp_nsecs"
 _PART = "manifest.process_{}.jsonl"  # what process i > 0 tells process 0 of an item
@@ -57,7 +58,7 @@ class StepManifest:
         metadata = f"array_metadatas/process_{process}"
         names = [name for name in storage.listing(folder) if name.startswith(f"{base}/") or name == metadata]
         item = os.path.basename(folder).removesuffix(atomicity.TMP_DIR_SUFFIX)  # noqa: PTH119
-        found = manifest.measure(folder, names, extents(folder, base, f"all of {item}"))
+        found = manifest.measure(folder, names, extents(folder, base))
         if process:
             storage.write_bytes(f"{folder}/{_PART.format(process)}", manifest.dump(found))
         else:
@@ -71,12 +72,12 @@ class StepManifest:
             rest = storage.listing(self._folder).keys() - entries.keys() - {METADATA}
             trees: dict[str, list[Extent]] = {}
             for item in self._items:
-                found = extents(f"{self._folder}/{item}", "", f"all of {item}")
+                found = extents(f"{self._folder}/{item}", "")
                 trees |= {f"{item}/{name}": known for name, known in found.items()}
             entries |= manifest.measure(self._folder, rest, trees, array_of)
         metadata = json.loads(storage.read_bytes(f"{self._folder}/{METADATA}"))
         metadata.pop(_AMENDED, None)
-        manifest.write(self._folder, entries | {METADATA: Entry(0, 0, values=metadata)})
+        manifest.write(self._folder, entries | {METADATA: Entry((), metadata)})
 
     def _parts(self) -> Iterator[tuple[str, Entry]]:
         """What the other processes have measured; their notes of it go."""
@@ -122,17 +123,22 @@ def _measuring(step: StepManifest) -> Any:
     return Measuring
 
 
-def extents(folder: str, base: str, index: str) -> dict[str, list[Extent]]:
+def extents(folder: str, base: str) -> dict[str, list[Extent]]:
     """Where the arrays of an OCDBT database lie in its files, by name relative to `folder`; {} where there is none.
+
+    Nodes, which lead to arrays and hold the small ones, are "all of" the item.
 
     Args:
       folder: of the item, local.
       base: the database's folder in it, "" for the folder itself.
-      index: what to call nodes, which lead to arrays and hold the small ones.
     """
     root = f"{folder}/{base}".rstrip("/")
     if not storage.is_file(f"{root}/manifest.ocdbt"):
         return {}
+    item = os.path.basename(folder).removesuffix(atomicity.TMP_DIR_SUFFIX)  # noqa: PTH119
+    index = f"all of {item}"
+    if item in _SMALL:
+        return _nodes(folder, base, index)
     store = ts.KvStore.open({"driver": "file", "path": f"{root}/"}).result()
     found: dict[str, list[Extent]] = {}
 
@@ -160,6 +166,15 @@ def extents(folder: str, base: str, index: str) -> dict[str, list[Extent]]:
     if "location" in newest:
         visit(newest["location"], b"")
     return {name: sorted(known) for name, known in found.items()}
+
+
+def _nodes(folder: str, base: str, index: str) -> dict[str, list[Extent]]:
+    """`extents` of an item that is so small that its nodes hold everything."""
+    found: dict[str, list[Extent]] = {}
+    for name in (f"{base}/manifest.ocdbt", *(f"{base}/d/{name}" for name in storage.names(f"{folder}/{base}/d"))):
+        size = storage.size(f"{folder}/{name}")
+        found[name.lstrip("/")] = [(0, size - _CRC, index), (size - _CRC, _CRC, index)]
+    return found
 
 
 def _array(key: str) -> str:

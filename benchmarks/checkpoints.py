@@ -1,0 +1,163 @@
+"""What manifests cost a save, what checking costs a restore, and what the bound on queued steps costs training.
+
+usage: python -m benchmarks.checkpoints [--gib=2] [--rounds=5] [--part=tiny|large|loop|all] [--folder=DIR]
+
+  tiny   the tiny recipe's parameters, its optimizer's state and config
+  large  parameters and moments of `--gib` together, random
+  loop   steps of the tiny recipe's last stage, with two steps queued at most and without a bound
+
+Saves with and without a manifest take turns. `manifest` is the CPU time of the threads that make it over the process's
+during the save; `check` is the time to compare the saved step with its manifest, its files in the page cache.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from configs import ftfv
+from vlvm_jax import config as config_lib
+from vlvm_jax import manifest
+from vlvm_jax.config import Config, build
+from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.params import Model
+from vlvm_jax.training import loop, stages
+from vlvm_jax.training.checkpoint import StageCheckpoints
+from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.weights import checksums
+
+
+class Position:
+    """Stands for the data's."""
+
+    async def save(self, directory: Any):
+        async def write() -> None:
+            folder = await directory.await_creation()
+            (folder / "reader_0-of-1.json").write_text("{}")
+
+        return write()
+
+    async def load(self, directory: Any):
+        raise NotImplementedError
+
+
+class Stopwatch:
+    """Adds up the CPU time that making manifests takes, in all threads."""
+
+    def __init__(self):
+        self.busy = 0.0
+        for name in ("_add", "_commit"):
+            setattr(checksums.StepManifest, name, self._timed(getattr(checksums.StepManifest, name)))
+
+    def _timed(self, function: Any):
+        def timed(*args: Any):
+            start = time.thread_time()
+            try:
+                return function(*args)
+            finally:
+                self.busy += time.thread_time() - start
+
+        return timed
+
+
+def tiny_state() -> tuple[dict[str, jax.Array], Any, dict]:
+    config = build(Config, ftfv.get_config("tiny"))
+    shapes = jax.eval_shape(params_lib.join, Model(config.model).abstract())
+    drawn = np.random.default_rng(0)
+    params = {path: jnp.asarray(drawn.normal(size=a.shape), jnp.float32) for path, a in shapes.items()}
+    return params, {"mu": params, "nu": params}, {"stage": "tiny", "config": config_lib.to_json(config)}
+
+
+def large_state(gib: float) -> tuple[dict[str, jax.Array], Any, dict]:
+    """Twelve arrays a third of which are parameters, two thirds moments."""
+    drawn, size = np.random.default_rng(0), int(gib * 2**30 / 12 / 4)
+    params = {f"decoder/{number}/kernel": jnp.asarray(drawn.random(size, np.float32)) for number in range(4)}
+    return params, {"mu": params, "nu": params}, {"stage": "large"}
+
+
+def measure(name: str, state: tuple, rounds: int, folder: Path) -> None:
+    params, moments, config = state
+    watch, without = Stopwatch(), checksums.StepManifest.context
+    times: dict[bool, list[float]] = {True: [], False: []}
+    shares, checks = [], []
+    checkpoints = StageCheckpoints(folder / name, keep=1)
+    for step in range(2 * rounds + 1):
+        noted = step % 2 == 0
+        setattr(checksums.StepManifest, "context", without if noted else lambda _self, context: context)  # noqa: B010
+        watch.busy = 0.0
+        start, cpu = time.perf_counter(), time.process_time()
+        checkpoints.save(
+            step, params=params, opt_state=moments, rng=jnp.zeros(2, jnp.uint32), data=Position(), config=config
+        )
+        checkpoints.wait()
+        taken, cpu = time.perf_counter() - start, time.process_time() - cpu
+        if step:  # the first one warms up
+            times[noted].append(taken)
+        if step and noted:
+            shares.append(watch.busy / cpu)
+            start = time.perf_counter()
+            assert manifest.check(str(folder / name / str(step)), unlisted=checksums.UNLISTED) == []
+            checks.append(time.perf_counter() - start)
+    size = sum(file.stat().st_size for file in (folder / name / str(step)).rglob("*") if file.is_file())
+    checkpoints.close()
+    with_it, plain = statistics.median(times[True]), statistics.median(times[False])
+    print(
+        f"{name}: {size / 2**20:,.1f} MiB; save {with_it:.3f} s with a manifest ({_range(times[True])}), {plain:.3f} s "
+        f"without ({_range(times[False])}): {with_it / plain:.3f}; manifest {statistics.median(shares):.1%} "
+        f"of a save's CPU time ({_range(shares)}); check {statistics.median(checks):.3f} s",
+        flush=True,
+    )
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.4f} to {max(values):.4f}"
+
+
+def measure_loop(rounds: int, folder: Path) -> None:
+    values = ftfv.get_config("tiny")
+    stage = values.stages[-1]
+    stage.update(steps=60, log_every=10)
+    values.update(tensorboard=False, evals=[], stages=[stage])
+    config = build(Config, values)
+    bound, medians = loop.IN_FLIGHT, []
+    for number in range(rounds):
+        of_round = []
+        for limit in (bound, 10**9):
+            loop.IN_FLIGHT = limit
+            workdir = folder / f"loop-{number}-{limit}"
+            with StopSignal() as stop:
+                stages.run(config, epath.Path(workdir), stop)
+            lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+            of_round.append(statistics.median(line["step_seconds"] for line in lines if "step_seconds" in line))
+        medians.append(tuple(of_round))
+        print(f"step of {of_round[0]:.4f} s with {bound} queued, {of_round[1]:.4f} s without a bound", flush=True)
+    ratios = [one / other for one, other in medians]
+    print(f"loop: a step takes {statistics.median(ratios):.3f} of the time ({_range(ratios)})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--part", choices=["tiny", "large", "loop", "all"], default="all")
+    parser.add_argument("--folder", type=Path, default=None, help="where to save; needs room for three states")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        if args.part in ("tiny", "all"):
+            measure("tiny", tiny_state(), args.rounds, Path(folder))
+        if args.part in ("large", "all"):
+            measure("large", large_state(args.gib), args.rounds, Path(folder))
+        if args.part in ("loop", "all"):
+            measure_loop(args.rounds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
