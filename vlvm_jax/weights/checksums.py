@@ -1,6 +1,5 @@
 """Manifests (`vlvm_jax.manifest`) of what Orbax writes: every process measures its own files, process 0 the others."""
 
-import asyncio
 import json
 import os
 import re
@@ -41,10 +40,10 @@ class StepManifest:
         self._mine: dict[str, Entry] = {}
 
     def context(self, context: ocp.Context) -> ocp.Context:
-        """Has Orbax call this object: `_add` in every process when it has written an item, `_commit` in process 0 when
-        everything is written and nothing committed."""
+        """Has Orbax call this object: `_add` in each of several processes when it has written an item, `_commit` in
+        process 0 when everything is written and nothing committed."""
         context.asynchronous.post_finalization_callback = self._commit
-        if not self._remote:  # a bucket knows the checksums of its objects
+        if jax.process_count() > 1 and not self._remote:  # a bucket knows the checksums of its objects
             registry = ocp.handlers.local_registry()
             for item in self._items:
                 registry.add(_measuring(self), checkpointable_name=item)
@@ -72,8 +71,9 @@ class StepManifest:
             rest = storage.listing(self._folder).keys() - entries.keys() - {METADATA}
             trees: dict[str, list[Extent]] = {}
             for item in self._items:
-                found = extents(f"{self._folder}/{item}", "")
-                trees |= {f"{item}/{name}": known for name, known in found.items()}
+                for base in ("",) if self._mine else ("", "ocdbt.process_0"):
+                    found = extents(f"{self._folder}/{item}", base)
+                    trees |= {f"{item}/{name}": known for name, known in found.items()}
             entries |= manifest.measure(self._folder, rest, trees, array_of)
         metadata = json.loads(storage.read_bytes(f"{self._folder}/{METADATA}"))
         metadata.pop(_AMENDED, None)
@@ -102,7 +102,7 @@ def _measuring(step: StepManifest) -> Any:
 
             async def write() -> None:
                 await writing
-                await asyncio.to_thread(step._add, os.fspath(directory.path))
+                step._add(os.fspath(directory.path))  # Orbax gives every item a thread and a loop of its own
 
             return write()
 
