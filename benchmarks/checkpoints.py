@@ -6,7 +6,8 @@ usage: python -m benchmarks.checkpoints [--gib=2] [--rounds=5] [--part=tiny|larg
   large  parameters and moments of `--gib` together, random
   loop   steps of the tiny recipe's last stage, with two steps queued at most and without a bound
 
-Saves with and without a manifest take turns. `manifest` is what making it takes, over what the save takes; `check` is the time to compare the saved step with its manifest, its files in the page cache.
+Saves with and without a manifest take turns. `manifest` is what making it takes, over what the save takes; `check` is
+the time to compare the saved step with its manifest, its files in the page cache.
 """
 
 import argparse
@@ -110,11 +111,12 @@ def measure(name: str, state: tuple, rounds: int, folder: Path) -> None:
     size = sum(file.stat().st_size for file in (folder / name / str(step)).rglob("*") if file.is_file())
     checkpoints.close()
     with_it, plain = statistics.median(times[True]), statistics.median(times[False])
+    cpu_ratio = statistics.median(busy[True]) / statistics.median(busy[False])
     print(
         f"{name}: {size / 2**20:,.1f} MiB; save {with_it:.3f} s with a manifest ({_range(times[True])}), {plain:.3f} s "
-        f"without ({_range(times[False])}): {with_it / plain:.3f}, of CPU time "
-        f"{statistics.median(busy[True]) / statistics.median(busy[False]):.3f}; manifest {statistics.median(shares):.1%} "
-        f"of a save's CPU time ({_range(shares)}), {statistics.median(clock):.1%} of its time by the clock; check {statistics.median(checks):.3f} s",
+        f"without ({_range(times[False])}): {with_it / plain:.3f}, of CPU time {cpu_ratio:.3f}; "
+        f"manifest {statistics.median(shares):.1%} of a save's CPU time ({_range(shares)}), "
+        f"{statistics.median(clock):.1%} of its time by the clock; check {statistics.median(checks):.3f} s",
         flush=True,
     )
 

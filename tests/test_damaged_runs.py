@@ -110,8 +110,8 @@ def test_the_files_beside_the_stages(run, name):
 
 
 REFUSED = (
-    r"checkpoints/6: damaged: params/ocdbt.process_0/d/\w+: checksum differs; arrays: \S+; its stage also has step 2, 4 "
-    r"\(--fallback takes the newest one that is not damaged\)$"
+    r"checkpoints/6: damaged: params/ocdbt.process_0/d/\w+: checksum differs; arrays: \S+; "
+    r"its stage also has step 2, 4 \(--fallback takes the newest one that is not damaged\)$"
 )
 
 
@@ -150,7 +150,12 @@ def test_commands_refuse_a_damaged_step_and_fall_back(run, data_root, tmp_path, 
 
 def test_what_is_not_read_does_not_keep_from_answering(run):
     """The optimizer's state; but whoever continues training reads it."""
-    flip(max((run / "instruct" / "checkpoints" / "6").glob("opt_state/ocdbt.process_0/d/*"), key=lambda f: f.stat().st_size))
+    flip(
+        max(
+            (run / "instruct" / "checkpoints" / "6").glob("opt_state/ocdbt.process_0/d/*"),
+            key=lambda f: f.stat().st_size,
+        )
+    )
     assert open_source(str(run), "SRC").name.endswith("/6")
     set_aside_damaged(str(run), "SRC")
     assert checkpoints(run) == ["2", "4", "6"]

@@ -1,5 +1,6 @@
 """Manifests: what they notice, and that their checksums are those of whole files."""
 
+import json
 import os
 
 import google_crc32c
@@ -12,6 +13,7 @@ from vlvm_jax.manifest import Damage
 
 FILES = {"params/d/a": os.urandom(3000), "params/manifest": b"tree", "data/reader.json": b"{}", "empty": b""}
 EXTENTS = {"params/d/a": [(0, 1000, "x/kernel"), (1200, 700, "y/bias"), (1900, 1000, "y/bias")]}
+BOTH = ("x/kernel", "y/bias")
 
 
 @pytest.fixture
@@ -66,11 +68,11 @@ def test_any_flipped_byte_is_noticed_and_traced_to_its_array(tmp_path_factory, d
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda file: file.unlink(), Damage("params/d/a", "missing", ("x/kernel", "y/bias"))),
-        (lambda file: file.write_bytes(b""), Damage("params/d/a", "0 bytes, expected 3000", ("x/kernel", "y/bias"))),
-        (lambda file: os.truncate(file, 2999), Damage("params/d/a", "2999 bytes, expected 3000", ("x/kernel", "y/bias"))),
+        (lambda file: file.unlink(), Damage("params/d/a", "missing", BOTH)),
+        (lambda file: file.write_bytes(b""), Damage("params/d/a", "0 bytes, expected 3000", BOTH)),
+        (lambda file: os.truncate(file, 2999), Damage("params/d/a", "2999 bytes, expected 3000", BOTH)),
         (lambda file: file.with_name("b").touch(), Damage("params/d/b", "not in the manifest")),
-        (lambda file: (file.unlink(), file.mkdir()), Damage("params/d/a", "missing", ("x/kernel", "y/bias"))),
+        (lambda file: (file.unlink(), file.mkdir()), Damage("params/d/a", "missing", BOTH)),
     ],
 )  # fmt: skip
 def test_other_damage(folder, damage, expected):
@@ -125,15 +127,11 @@ def test_many_damaged_files_are_one_line(folder):
         (folder / name).unlink()
     text = manifest.describe(manifest.check(str(folder)))
     assert "\n" not in text
-    assert text == (
-        "data/reader.json: missing, and 3 more files (empty, params/d/a, ...); arrays: x/kernel, y/bias"
-    )
+    assert text == ("data/reader.json: missing, and 3 more files (empty, params/d/a, ...); arrays: x/kernel, y/bias")
 
 
 def test_sealed_values():
     values = {"a": 1, "b": [1.5, None]}
-    import json
-
     text = json.dumps(manifest.sealed(values))
     assert manifest.unsealed(text) == values == manifest.unsealed(json.dumps(values))
     for bad in (text.replace("1.5", "1.6"), text[:-1], "[]"):

@@ -242,7 +242,7 @@ def dump(entries: Mapping[str, Entry]) -> bytes:
         if entry.values is not None:
             lines.append(json.dumps({"file": name, "values": dict(entry.values)}))
             continue
-        (size, crc, array), *others = entry.parts
+        (_, crc, array), *others = entry.parts
         values: dict[str, Any] = {"file": name, "size": entry.size}
         if others:
             values["parts"] = [[size, encode(crc), array] for size, crc, array in entry.parts]

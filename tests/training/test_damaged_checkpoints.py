@@ -1,4 +1,4 @@
-"""Damaged checkpoints of a stage: said by name before anything is restored, renamed aside, the newest whole one taken."""
+"""Damaged checkpoints: said by name before anything is restored, renamed aside, the newest whole one taken."""
 
 import json
 import shutil

@@ -13,7 +13,9 @@ from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.step import TrainState
 from vlvm_jax.training.throughput import Timeline, Watch
 
-STAGE = StageConfig(name="s", data=(), steps=30, batch_size=1, frames=1, length=8, trainable=(("x", 1.0),), log_every=10)
+STAGE = StageConfig(
+    name="s", data=(), steps=30, batch_size=1, frames=1, length=8, trainable=(("x", 1.0),), log_every=10
+)
 
 
 class Device:
@@ -65,9 +67,7 @@ class Stop:
         self.device, self.step, self.done = device, step, None
 
     def reached(self) -> bool:
-        if self.step is None or self.device.dispatched < self.step:
-            return False
-        return True
+        return self.step is not None and self.device.dispatched >= self.step
 
 
 @pytest.fixture

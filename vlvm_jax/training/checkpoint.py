@@ -140,8 +140,8 @@ class StageCheckpoints:
                 if integrity.check_step(self.directory / str(step)) or storage.is_remote(os.fspath(self.directory)):
                     raise
                 raise InputError(
-                    f"{self.directory / str(step)}: cannot be read ({type(error).__name__}: {brief(error)}), and has no "
-                    "manifest that tells what is damaged; move it away to continue from the step before"
+                    f"{self.directory / str(step)}: cannot be read ({type(error).__name__}: {brief(error)}), and has "
+                    "no manifest that tells what is damaged; move it away to continue from the step before"
                 ) from None
 
     def _faults(self):

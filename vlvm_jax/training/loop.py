@@ -28,7 +28,6 @@ from vlvm_jax.training.progress import Meter
 from vlvm_jax.training.step import StepFunctions, TrainState
 from vlvm_jax.training.throughput import Throughput, Watch, brief
 
-
 IN_FLIGHT = 2  # steps that are dispatched and not done, at most
 
 

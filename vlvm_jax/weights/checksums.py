@@ -17,7 +17,7 @@ from vlvm_jax.manifest import Entry, Extent
 
 METADATA = "_CHECKPOINT_METADATA"  # which Orbax amends after the last hook, by the time of the commit
 UNLISTED = (atomicity.COMMIT_SUCCESS_FILE,)  # written after the manifest; nothing reads what is in it
-MARK = {"manifest": manifest.FORMAT}  # in a step's metadata: it was saved with a manifest
+MARK: Any = {"manifest": manifest.FORMAT}  # in a step's metadata: it was saved with a manifest
 _SMALL = ("config", "progress")  # items without arrays of a size
 _CRC = 4  # bytes
 _AMENDED = "commit_timestamp_nsecs"

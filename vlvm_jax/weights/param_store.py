@@ -1,7 +1,8 @@
 """Parameters on disk through Orbax, one at a time: for models larger than this host's memory.
 
 Three files know Orbax: this one, for parameters alone, `training.checkpoint`, for the checkpoints of a running stage,
-and `checksums`, for the manifests of what either wrote. The first two write the same thing, a flat dict of whole parameters, so that what either wrote the other reads.
+and `checksums`, for the manifests of both. The first two write the same thing, a flat dict of whole parameters, so that
+what either wrote the other reads.
 """
 
 import contextlib
