@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vlvm_jax"
-LOWER = ("weights", "models", "data", "parallel", "storage", "config", "errors")
+LOWER = ("weights", "models", "data", "parallel", "manifest", "storage", "config", "errors")
 # A package may import itself and what stands to its right.
 ALLOWED = {
     "models": {"models", "parallel", "config", "errors"},
