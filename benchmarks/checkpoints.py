@@ -4,14 +4,13 @@ usage: python -m benchmarks.checkpoints [--gib=2] [--rounds=5] [--part=tiny|larg
 
   tiny   the tiny recipe's parameters, its optimizer's state and config
   large  parameters and moments of `--gib` together, random
-  loop   steps of the tiny recipe's last stage, with two steps queued at most and without a bound
+  loop   steps of the tiny recipe's last stage, 20 with two queued at most and 20 without a bound, in turn
 
 Saves with and without a manifest take turns. `manifest` is what making it takes, over what the save takes; `check` is
 the time to compare the saved step with its manifest, its files in the page cache.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -33,6 +32,8 @@ from vlvm_jax.training import loop, stages
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.weights import checksums
+
+_BLOCK, _UNBOUND = 20, 10**9
 
 
 class Position:
@@ -126,25 +127,33 @@ def _range(values: list[float]) -> str:
 
 
 def measure_loop(rounds: int, folder: Path) -> None:
+    """One run whose bound changes every `_BLOCK` steps; the device is idle at every change."""
     values = ftfv.get_config("tiny")
     stage = values.stages[-1]
-    stage.update(steps=60, log_every=10)
+    stage.update(steps=2 * _BLOCK * (rounds + 1), log_every=10, batch_size=32)
     values.update(tensorboard=False, evals=[], stages=[stage])
-    config = build(Config, values)
-    bound, medians = loop.IN_FLIGHT, []
-    for number in range(rounds):
-        of_round = []
-        for limit in (bound, 10**9):
-            loop.IN_FLIGHT = limit
-            workdir = folder / f"loop-{number}-{limit}"
-            with StopSignal() as stop:
-                stages.run(config, epath.Path(workdir), stop)
-            lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-            of_round.append(statistics.median(line["step_seconds"] for line in lines if "step_seconds" in line))
-        medians.append(tuple(of_round))
-        print(f"step of {of_round[0]:.4f} s with {bound} queued, {of_round[1]:.4f} s without a bound", flush=True)
-    ratios = [one / other for one, other in medians]
-    print(f"loop: a step takes {statistics.median(ratios):.3f} of the time ({_range(ratios)})")
+    values.data.embedded = {"train_images": 60, "train_videos": 48, "heldout_images": 4, "heldout_videos": 8}
+    bound, add, start = loop.IN_FLIGHT, loop._Log.add, 0.0
+    times: dict[int, list[float]] = {bound: [], _UNBOUND: []}
+
+    def timed(log: Any, step: int, metrics: dict[str, jax.Array]) -> None:
+        nonlocal start
+        add(log, step, metrics)
+        if step % _BLOCK == 0:
+            jax.block_until_ready(metrics)
+            times[loop.IN_FLIGHT].append((time.perf_counter() - start) / _BLOCK)
+            loop.IN_FLIGHT = _UNBOUND if bound == loop.IN_FLIGHT else bound
+            start = time.perf_counter()
+
+    loop._Log.add = timed
+    with StopSignal() as stop:
+        stages.run(build(Config, values), epath.Path(folder / "loop"), stop)
+    few, many = times[bound][1:], times[_UNBOUND][1:]
+    ratios = [one / other for one, other in zip(few, many, strict=True)]
+    print(
+        f"loop: a step takes {statistics.median(few):.4f} s with {bound} queued, {statistics.median(many):.4f} s "
+        f"without a bound; ratio of neighbours {statistics.median(ratios):.3f} ({_range(ratios)})"
+    )
 
 
 def main() -> None:

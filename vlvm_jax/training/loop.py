@@ -87,7 +87,7 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
     in_flight: collections.deque[Any] = collections.deque()
     with jax.set_mesh(mesh), log.meter:
         while step < run.num_steps:
-            if len(in_flight) == IN_FLIGHT:
+            while len(in_flight) >= IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             if stop.reached():
                 log.flush()
