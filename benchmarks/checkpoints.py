@@ -4,7 +4,7 @@ usage: python -m benchmarks.checkpoints [--gib=2] [--rounds=5] [--part=tiny|larg
 
   tiny   the tiny recipe's parameters, its optimizer's state and config
   large  parameters and moments of `--gib` together, random
-  loop   steps of the tiny recipe's last stage, 20 with two queued at most and 20 without a bound, in turn
+  loop   steps of the tiny recipe's last stage, 10 with two queued at most and 10 without a bound, in turn
 
 Saves with and without a manifest take turns. `manifest` is what making it takes, over what the save takes; `check` is
 the time to compare the saved step with its manifest, its files in the page cache.
@@ -33,7 +33,7 @@ from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.weights import checksums
 
-_BLOCK, _UNBOUND = 20, 10**9
+_BLOCK, _UNBOUND = 10, 10**9
 
 
 class Position:
@@ -130,7 +130,7 @@ def measure_loop(rounds: int, folder: Path) -> None:
     """One run whose bound changes every `_BLOCK` steps; the device is idle at every change."""
     values = ftfv.get_config("tiny")
     stage = values.stages[-1]
-    stage.update(steps=2 * _BLOCK * (rounds + 1), log_every=10, batch_size=32)
+    stage.update(steps=2 * _BLOCK * (rounds + 1), log_every=10, batch_size=16)
     values.update(tensorboard=False, evals=[], stages=[stage])
     values.data.embedded = {"train_images": 60, "train_videos": 48, "heldout_images": 4, "heldout_videos": 8}
     bound, add, start = loop.IN_FLIGHT, loop._Log.add, 0.0
