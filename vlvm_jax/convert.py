@@ -2,7 +2,7 @@
 
 usage: python -m vlvm_jax.convert import SRC DST
        python -m vlvm_jax.convert export SRC DST [--format=CLASS] [--media=all|image|video] [--dtype=TYPE]
-                                                 [--lora=merge|peft] [--noverify]
+                                                 [--lora=merge|peft] [--noverify] [--fallback]
 
 import   SRC: a hub id or a directory in the Hugging Face format (config.json + safetensors).
          DST: a new directory, local or gs://, that `init_from` and `export` take.
@@ -16,6 +16,7 @@ export   SRC: a training run, a stage or step of it, an import, or a Hugging Fac
   --lora     merge LoRA into the weights, or write it as a PEFT adapter beside the base (folder `adapter`).
   --noverify do not compare the export with PyTorch (by default that is done where torch is installed): in float32
              with the model as trained, else with its rounded weights, and the rounding's effect is told.
+  --fallback if the run's newest step is damaged, rename it aside and export the newest one that is not.
 
 Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
 """
@@ -32,6 +33,7 @@ _FORMAT = flags.DEFINE_string("format", None, "The class to export as.")
 _MEDIA = flags.DEFINE_enum("media", "all", ["all", "image", "video"], "What the export will be given.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the exported tensors.")
 _LORA = flags.DEFINE_enum("lora", "merge", ["merge", "peft"], "What becomes of LoRA parameters.")
+_FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
 _VERIFY = flags.DEFINE_bool("verify", True, "Compare with PyTorch.")
 
 
@@ -62,12 +64,14 @@ def _export(source: str, destination: str) -> None:
     from pathlib import Path
 
     from vlvm_jax.training.progress import Meter, say
-    from vlvm_jax.weights import exporting
+    from vlvm_jax.weights import exporting, sources
 
     options = exporting.Options(
         format=_FORMAT.value, media=cast(Any, _MEDIA.value), dtype=_DTYPE.value, lora=_LORA.value, verify=_VERIFY.value
     )
     target = Path(destination).expanduser().resolve()
+    if _FALLBACK.value:
+        sources.set_aside_damaged(source, "SRC")
     with Meter("export", 100) as meter:
         result = exporting.export_checkpoint(
             source, target, options, lambda done, total: meter.update(100 * done // total, "%")

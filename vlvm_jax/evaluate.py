@@ -14,6 +14,7 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --output
   --frames          of a clip (default: the config's or the checkpoint's).
   --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
   --dtype           float32 or bfloat16 (default: the model's).
+  --fallback        if the run's newest step is damaged, rename it aside and take the newest one that is not.
   --limit           the first so many questions only.
   --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
   --prefix          with which every answer is made to begin; replies are what comes after it (default: the config's).
@@ -52,6 +53,7 @@ _ANSWERS = flags.DEFINE_string("answers", None, "The list of answers.")
 _MEDIA = flags.DEFINE_string("media", None, "Folder of the clips; default: the list's.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 _FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
+_FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
 _FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1)
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
@@ -92,6 +94,7 @@ def main() -> None:
     from vlvm_jax.evaluation import benchmark
     from vlvm_jax.evaluation.results import Rules
     from vlvm_jax.training.interrupt import StopSignal
+    from vlvm_jax.weights.sources import set_aside_damaged
 
     config = None if _CONFIG.value is None else command_line.read()
     options = benchmark.Options(
@@ -102,6 +105,8 @@ def main() -> None:
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
     )  # fmt: skip
     memory.give_back_large()
+    if _FALLBACK.value:
+        set_aside_damaged(checkpoint, "--checkpoint")
     with StopSignal() as stop:
         benchmark.run(options, config, stop)
 

@@ -21,6 +21,7 @@ usage: python -m vlvm_jax.generate --checkpoint=DIR [--video=FILE | --image=FILE
   --stop            a string that ends answers; may be given several times.
   --seed            of what is drawn (default 0).
   --dtype           float32 or bfloat16 (default: the model's).
+  --fallback        if the run's newest step is damaged, rename it aside and take the newest one that is not.
 
   --json            a line of JSON for each answer: text, tokens, seconds.
   --show=FILE.png   the frames that were taken, with their times, what the adapter takes of each and the tokens that
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from vlvm_jax.inference.answering import Answer, Answering, Decoding, Request
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
+_FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
 _VIDEO = flags.DEFINE_string("video", None, "A clip.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "An image.")
@@ -96,7 +98,10 @@ def _main() -> None:
 def _run(config, media, asked, decoding: "Decoding") -> None:
     from vlvm_jax.inference.answering import Request
     from vlvm_jax.inference.loading import load
+    from vlvm_jax.weights.sources import set_aside_damaged
 
+    if _FALLBACK.value and _CHECKPOINT.value is not None:
+        set_aside_damaged(_CHECKPOINT.value, "--checkpoint")
     answering = load(
         _CHECKPOINT.value,
         config=config,

@@ -16,6 +16,8 @@ import pytest
 import xla
 from recipes import ROOT
 
+from vlvm_jax import manifest
+
 STEPS, ROWS = 40, 4  # of tests/one_stage.py
 STAGE = "instruct"
 
@@ -183,6 +185,36 @@ def test_two_processes_answer_every_question_once_as_one_does(start, alone, tmp_
     assert mine["eval"] == theirs["eval"]
     assert mine["eval"]["videos"]["questions"] == 11
     assert json.loads((workdir / "run_card.json").read_text())["processes"] == 2
+
+
+def test_all_agree_on_the_step_before_a_damaged_one(start, tmp_path):
+    """Each has noted its own files, and checks a share of all of them."""
+    run = start(tmp_path / "run", 2, "--config.stages[0].steps=10")
+    assert run.end() == [0, 0], run.text(0) + run.text(1)
+    before = metrics(run.workdir)
+    step = run.workdir / STAGE / "checkpoints" / "10"
+    known = manifest.load((step / manifest.FILE).read_bytes())
+    there = {str(file.relative_to(step)) for file in step.rglob("*") if file.is_file()}
+    assert known.keys() == there - {manifest.FILE, "commit_success.txt"}
+    theirs = [name for name in known if "ocdbt.process_1/d/" in name and known[name].arrays]
+    assert theirs
+    largest = step / max(theirs, key=lambda name: known[name].size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    run = start(run.workdir, 2, "--config.stages[0].steps=10")
+    assert run.end() == [0, 0], run.text(0) + run.text(1)
+    everything = run.text(0) + run.text(1)
+    assert everything.count("DAMAGED: ") == 1 and largest.name in run.text(0) and "Traceback" not in everything
+    assert f"{STAGE}: continuing from step 5" in run.text(0)
+    assert sorted(steps(run.workdir)) == [5, 10] and (step.parent / "10.damaged").exists()
+    mine = metrics(run.workdir)
+    assert [(entry["step"], entry["loss"]) for entry in mine] == [(entry["step"], entry["loss"]) for entry in before]
+    for number in (5, 10):
+        file = step.parent / str(number) / "data" / "reader_1-of-2.json"
+        file.write_text("")
+    run = start(run.workdir, 2, "--config.stages[0].steps=10")
+    assert run.end() == [2, 2], run.text(0) + run.text(1)
+    everything = run.text(0) + run.text(1)
+    assert everything.count("error: ") == 1 and "every step is damaged" in everything and "Traceback" not in everything
 
 
 def test_a_fault_of_one_processs_input_ends_both_with_one_line(start, data_root, tmp_path):

@@ -314,10 +314,13 @@ def test_an_import_is_not_imported_again(copy, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "pattern"),
     [
-        (lambda folder: shutil.rmtree(folder / "params"), "^{}/params: no whole checkpoint here"),
+        (
+            lambda folder: shutil.rmtree(folder / "params"),
+            "^{}: damaged: params/.*: missing, and .*import the checkpoint again$",
+        ),
         (
             lambda folder: (folder / "model.json").write_text("{"),
-            "^{}/model.json: not JSON .*import the checkpoint again",
+            "^{}: damaged: model.json: 1 bytes, expected .*import the checkpoint again$",
         ),
     ],
 )

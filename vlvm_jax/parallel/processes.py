@@ -145,6 +145,15 @@ def any_of_them(here: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(here))))
 
 
+def first_text(here: str, most: int = 4096) -> str:
+    """The text of the first process that has one, cut to `most` bytes; "" if none has. All ask together."""
+    data = here.encode()[:most]
+    row = np.zeros(most, np.uint8)
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(row))
+    return next(filter(None, texts), "")
+
+
 def batch_share(mesh: Mesh) -> tuple[int, int]:
     """Which share of every batch this process loads, and into how many equal shares the processes divide it.
 

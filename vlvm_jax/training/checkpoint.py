@@ -1,8 +1,9 @@
 """Checkpoints of one stage. The only file that knows Orbax.
 
 A checkpoint holds the whole parameters (trainable and frozen alike, so that it stands alone), the optimizer's state,
-step and RNG, the position in the data, and the config. It is written under another name and renamed: what is there is
-complete. It restores onto any mesh. In a bucket, where folders cannot be renamed, a file beside it says that it is.
+step and RNG, the position in the data, the config, and a manifest of all its files (`weights.checksums`). It is written
+under another name and renamed: what is there is complete. It restores onto any mesh. In a bucket, where folders cannot
+be renamed, a file beside it says that it is.
 
 Everything here raises `storage.StorageError` when storage fails.
 """
@@ -20,10 +21,10 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from vlvm_jax import storage
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models.params import Params
 from vlvm_jax.parallel import rules
-from vlvm_jax.weights import param_store
+from vlvm_jax.weights import checksums, integrity, param_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,21 @@ class StageCheckpoints:
             newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
+    def newest_whole(self) -> int | None:
+        """The newest checkpoint's step whose files are what was written; see `integrity.newest_whole`.
+
+        All processes ask together.
+        """
+        self.wait()
+        with self._faults():
+            steps = [epath.Path(checkpoint.path) for checkpoint in self._checkpointer.checkpoints]
+            whole = integrity.newest_whole(steps)
+            if whole is None:
+                return None
+            if int(whole.name) != self.latest():
+                self._checkpointer.reload()
+        return int(whole.name)
+
     def save(
         self, step: int, *, params: Params, opt_state: Any, rng: jax.Array, data: Any, config: Mapping[str, Any]
     ) -> None:
@@ -76,11 +92,12 @@ class StageCheckpoints:
             "data": data,
             "config": dict(config),
         }
-        context = ocp.Context()
+        trees = [name for name in items if name != "data"]
+        context = checksums.StepManifest(self.directory / str(step), trees).context(ocp.Context())
         # Its transactions take a request whose answer was lost, made anew, for another writer's.
         context.array.saving.use_ocdbt = not storage.is_remote(os.fspath(self.directory))
         with context, self._faults():
-            self._checkpointer.save_checkpointables_async(step, items, force=True)
+            self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=checksums.MARK)
 
     def wait(self) -> None:
         with self._faults():
@@ -113,11 +130,19 @@ class StageCheckpoints:
         return Restored(loaded["params"], loaded["opt_state"], progress["step"], progress["rng"])
 
     def _load(self, items: dict[str, Any]) -> dict[str, Any]:
-        step = self.latest()
+        step = self.newest_whole()
         if step is None:
             raise InputError(f"{self.directory}: no complete checkpoint here")
         with self._faults():
-            return self._checkpointer.load_checkpointables(step, items)
+            try:
+                return self._checkpointer.load_checkpointables(step, items)
+            except (ValueError, OSError, KeyError) as error:
+                if integrity.check_step(self.directory / str(step)) or storage.is_remote(os.fspath(self.directory)):
+                    raise
+                raise InputError(
+                    f"{self.directory / str(step)}: cannot be read ({type(error).__name__}: {brief(error)}), and has "
+                    "no manifest that tells what is damaged; move it away to continue from the step before"
+                ) from None
 
     def _faults(self):
         return param_store.faults(self.directory)

@@ -1,5 +1,10 @@
-"""The loop of one stage: save -> next batch -> step, and nothing in it waits for the device."""
+"""The loop of one stage: save -> next batch -> step.
 
+Nothing in it waits for the newest step, so the device always has one to go on with; but no more than `IN_FLIGHT` are
+queued, or a signal would be answered only after all of them.
+"""
+
+import collections
 import contextlib
 import dataclasses
 import time
@@ -22,6 +27,8 @@ from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.progress import Meter, Waiting
 from vlvm_jax.training.step import StepFunctions, TrainState
 from vlvm_jax.training.throughput import Throughput, Watch, brief
+
+IN_FLIGHT = 2  # steps that are dispatched and not done, at most
 
 
 @dataclasses.dataclass
@@ -77,8 +84,11 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
     start = time.monotonic()
     step = first = int(run.state.step)
     log = _Log(run, watch, first)
+    in_flight: collections.deque[Any] = collections.deque()
     with jax.set_mesh(mesh), log.meter, log.waits:
         while step < run.num_steps:
+            while len(in_flight) >= IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
             if stop.reached():
                 log.flush()
                 save(run, step)
@@ -97,6 +107,7 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
             if step == first:
                 log.waits.now(f"{name}: compiling the train step")
             run.state, metrics = run.functions.train(run.state, run.frozen, batch)
+            in_flight.append(metrics)
             if step == first:
                 log.waits.now(f"{name}: running the first steps (the loss is shown every {run.stage.log_every})")
             step += 1

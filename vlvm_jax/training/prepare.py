@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, storage
+from vlvm_jax import json_text, manifest, storage
 from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
 from vlvm_jax.data import packing, pipeline
 from vlvm_jax.data.embedded import shapes
@@ -30,7 +30,7 @@ from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.partition import Partition
 from vlvm_jax.training.progress import Meter, say
-from vlvm_jax.weights import hub
+from vlvm_jax.weights import hub, integrity
 from vlvm_jax.weights.initial import Initial
 
 
@@ -105,6 +105,9 @@ def check_guidance(config: Config) -> None:
         )
 
 
+_ANEW = "; remove config.json and the folder hf there and run the same command again, which writes them anew"
+
+
 def check_workdir(config: Config, workdir: epath.Path) -> None:
     """Raises `InputError` when the folder holds another config's run; only the machinery may have changed."""
     if storage.is_remote(os.fspath(workdir)) and not storage.has_bucket(os.fspath(workdir)):
@@ -112,7 +115,11 @@ def check_workdir(config: Config, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     mine = config_lib.to_json(config)
     if path.exists():
-        theirs = json.loads(path.read_text())
+        integrity.check_beside_stages(workdir, _ANEW)
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); remove it, if the run there is this config's") from None
         for old, new, key, name in (
             (theirs, mine, "mesh", "config.mesh"),
             (theirs["data"], mine["data"], "workers", "config.data.workers"),
@@ -133,6 +140,7 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
     """Writes `config.json`. Called once everything is checked, so that a faulty config claims no folder."""
     if not processes.primary():
         return
+    (workdir / manifest.FILE).unlink(missing_ok=True)  # it is of the files before
     storage.write_text(os.fspath(workdir / "config.json"), json.dumps(config_lib.to_json(config), indent=2))
 
 

@@ -14,11 +14,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, storage
+from vlvm_jax import json_text, manifest, storage
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.stream import Batches, Part
+from vlvm_jax.errors import brief
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
@@ -51,6 +52,7 @@ from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
+from vlvm_jax.weights import integrity
 from vlvm_jax.weights.initial import Initial, draw
 from vlvm_jax.weights.sources import HF_FOLDER
 
@@ -94,6 +96,7 @@ def _run(
     claim_workdir(asked, workdir)
     if processes.primary():
         initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
+        integrity.seal(workdir, HF_FOLDER)
     write_run_card(config, workdir, prepared)
     processes.wait_for_all("workdir")
     check_shared(workdir)
@@ -153,9 +156,10 @@ def train_stage(
     checkpoints = StageCheckpoints(folder / "checkpoints", config.checkpoint.keep)
     result_file = folder / "result.json"
     try:
-        if checkpoints.latest() == num_steps and result_file.exists():
+        result = read_result(result_file) if checkpoints.newest_whole() == num_steps else None
+        if result is not None:
             say(f"{stage.name}: done before")
-            return json.loads(result_file.read_text()), checkpoints.restore_params(abstract, mesh)
+            return result, checkpoints.restore_params(abstract, mesh)
         if processes.primary() and (drawn := prepared.records.drawn()):
             storage.write_text(os.fspath(folder / "mix.json"), json.dumps({"seed": stage.seed, "drawn": drawn}))
         functions = make_step(
@@ -193,10 +197,21 @@ def train_stage(
         processes.wait_for_all(f"trained {stage.name}")  # for what the others skipped
         result = stage_result(config, prepared, run, watch.metrics, skip_log)
         if processes.primary():
-            storage.write_text(os.fspath(result_file), json_text.readable(result, indent=2))
+            storage.write_text(os.fspath(result_file), json_text.readable(manifest.sealed(result), indent=2))
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
+
+
+def read_result(file: epath.Path) -> dict[str, Any] | None:
+    """What a finished stage noted; None if it has not, or if the file is damaged: then it is made anew."""
+    try:
+        return manifest.unsealed(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say(f"{file}: damaged ({brief(error)}); writing it anew")
+        return None
 
 
 def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mesh: Mesh) -> Batches:
@@ -250,7 +265,7 @@ def start_stage(
         for path, a in Model(config.model, partition.splits).abstract().items()
         if path in partition.rates
     }
-    latest = checkpoints.latest()
+    latest = checkpoints.newest_whole()
     restored = None
     if latest is not None:
         opt_state = jax.tree.map(

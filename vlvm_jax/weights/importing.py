@@ -1,6 +1,7 @@
 """`convert import`: a Hugging Face checkpoint in our layout, for runs that start from gs:// or on many hosts."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -8,11 +9,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from vlvm_jax import __version__
+from vlvm_jax import __version__, manifest, storage
 from vlvm_jax import config as config_lib
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights import param_store, side_files
-from vlvm_jax.weights.sources import HF_FOLDER, MODEL_FILE, PARAMS_FOLDER, HFDirectory, open_source
+from vlvm_jax.weights.sources import FORMAT, HF_FOLDER, MODEL_FILE, PARAMS_FOLDER, HFDirectory, open_source
 
 
 def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HFDirectory:
@@ -40,15 +41,32 @@ def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HF
         temporary.rmtree()
     temporary.mkdir(parents=True)
     try:
-        param_store.save(temporary / PARAMS_FOLDER, _parameters(opened, progress))
+        params = param_store.save(temporary / PARAMS_FOLDER, _parameters(opened, progress))
         side_files.copy(opened, temporary / HF_FOLDER)
-        (temporary / MODEL_FILE).write_text(json.dumps(_description(opened, source), indent=2))
+        _finish(temporary, json.dumps(_description(opened, source), indent=2).encode(), params)
     except BaseException:
         temporary.rmtree()
         raise
     if not in_bucket:
         temporary.rename(destination)
     return opened
+
+
+def _finish(folder: epath.Path, description: bytes, params: dict[str, manifest.Entry]) -> None:
+    """Writes the manifest, then `model.json`.
+
+    Args:
+      params: entries of the parameters' files.
+    """
+    path = os.fspath(folder)
+    if storage.is_remote(path):
+        files = manifest.of_bucket(f"{path}/{HF_FOLDER}")
+    else:
+        files = manifest.measure(f"{path}/{HF_FOLDER}", storage.listing(f"{path}/{HF_FOLDER}"))
+    entries = {f"{PARAMS_FOLDER}/{name}": entry for name, entry in params.items()}
+    entries |= {f"{HF_FOLDER}/{name}": entry for name, entry in files.items()}
+    manifest.write(path, entries | {MODEL_FILE: manifest.of_bytes(description)})
+    storage.write_bytes(f"{path}/{MODEL_FILE}", description)
 
 
 def _parameters(opened: HFDirectory, progress) -> Iterator[tuple[str, np.ndarray]]:
@@ -64,7 +82,7 @@ def _parameters(opened: HFDirectory, progress) -> Iterator[tuple[str, np.ndarray
 def _description(opened: HFDirectory, source: str) -> dict:
     hf = opened.checkpoint.hf
     return {
-        "format": 1,
+        "format": FORMAT,
         "source": source,
         "family": hf.family,
         "hf_family": hf.hf_family,

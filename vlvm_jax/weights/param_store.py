@@ -1,7 +1,8 @@
 """Parameters on disk through Orbax, one at a time: for models larger than this host's memory.
 
-Two files know Orbax: this one, for parameters alone, and `training.checkpoint`, for the checkpoints of a running stage.
-Both write the same thing, a flat dict of whole parameters, so that what either wrote the other reads.
+Three files know Orbax: this one, for parameters alone, `training.checkpoint`, for the checkpoints of a running stage,
+and `checksums`, for the manifests of both. The first two write the same thing, a flat dict of whole parameters, so that
+what either wrote the other reads.
 """
 
 import contextlib
@@ -22,9 +23,10 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.path import atomicity
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from vlvm_jax import storage
+from vlvm_jax import manifest, storage
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
+from vlvm_jax.weights.checksums import array_of
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save at length, and errors that it raises
 
@@ -33,6 +35,7 @@ _RETRIES: Any = {"gcs_request_retries": {"max_retries": 6, "initial_delay": "500
 tensorstore_utils._BASE_TS_CONTEXT.update(_RETRIES)
 tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT.update(_RETRIES)
 
+COMMITTED = atomicity.COMMIT_SUCCESS_FILE  # comes last in a bucket
 _TOGETHER = 64 << 20  # bytes; a save takes its time, whatever its size
 _LOADED_TOGETHER = 512 << 20  # bytes; larger groups are faster, smaller ones tell more often how far loading is
 _CHUNK = 8 << 20  # bytes; what is compressed, and read, as one piece: a file each
@@ -67,14 +70,13 @@ def faults(directory: epath.PathLike) -> Iterator[None]:
         raise
 
 
-def save(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes parameters as they come; `directory` appears when all of them are there.
+def save(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> dict[str, manifest.Entry]:
+    """Writes parameters as they come; `directory` appears when all of them are there. Returns what a manifest needs.
 
     Memory: one parameter, with up to `_TOGETHER` bytes of small ones. For a bucket, all of them on a local disk first.
     """
     if storage.is_remote(os.fspath(directory)):
-        _save_remote(directory, params)
-        return
+        return _save_remote(directory, params)
     context = ocp.Context()
     context.array.saving.use_ocdbt = False  # it would hold a compressed copy of the parameter until all is written
     context.array.saving.storage_options.chunk_byte_size = _CHUNK
@@ -92,15 +94,19 @@ def save(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> Non
         if waiting:
             ocp.partial.save(directory, waiting)
         ocp.partial.finalize(directory)
+    folder = os.fspath(directory)
+    return manifest.measure(folder, storage.listing(folder), array_of=lambda name: array_of(f"params/{name}"))
 
 
-def _save_remote(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> None:
+def _save_remote(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]) -> dict[str, manifest.Entry]:
     """Orbax cannot write there a part at a time; the file that it takes for the end comes last."""
     with tempfile.TemporaryDirectory(prefix="vlvm_jax-params-") as folder:
         local = epath.Path(folder) / "params"
-        save(local, params)
-        (local / atomicity.COMMIT_SUCCESS_FILE).touch()
-        storage.upload(Path(local), os.fspath(directory), last=atomicity.COMMIT_SUCCESS_FILE)
+        found = save(local, params)
+        (local / COMMITTED).touch()
+        found.setdefault(COMMITTED, manifest.of_bytes(b""))
+        storage.upload(Path(local), os.fspath(directory), last=COMMITTED)
+    return found
 
 
 def shapes(directory: epath.Path, item: str | None = None) -> dict[str, jax.ShapeDtypeStruct]:

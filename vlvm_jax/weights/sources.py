@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from vlvm_jax import manifest, storage
 from vlvm_jax.config import (
     AdapterConfig,
     Config,
@@ -25,12 +27,14 @@ from vlvm_jax.config import (
 )
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
-from vlvm_jax.weights import hub, param_store
+from vlvm_jax.weights import hub, integrity, param_store
 from vlvm_jax.weights.hf_config import HFModel
 from vlvm_jax.weights.hf_source import HFSource, Tell, model_shapes, silent
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
+_ITEM = "params"  # of a run's step
+FORMAT = 2  # of an import; since 2 it has a manifest
 HF_FOLDER = "hf"  # config.json, tokenizer, processors and carried tensors of the checkpoint it came from
 
 
@@ -153,11 +157,14 @@ class Stored:
 def open_source(text: str, where: str) -> HFDirectory | Stored:
     """Finds out what `text` names: a hub id, or a directory of one of the kinds above.
 
+    What this library wrote is compared with its manifest first (`integrity`).
+
     Raises:
       InputError: it is none of them, or not whole.
     """
     directory = hub.resolve(text, where)
     if (directory / MODEL_FILE).exists():
+        _check_import(directory)
         return Stored(str(directory), directory, directory / PARAMS_FOLDER, None, _imported_parts(directory))
     if run := _run_of(directory):
         return _stored_run(directory, *run)
@@ -172,6 +179,33 @@ def open_source(text: str, where: str) -> HFDirectory | Stored:
         f"{where}: {directory} is neither a Hugging Face directory (config.json), nor an import (model.json), nor a "
         "training run or one of its stages"
     )
+
+
+def set_aside_damaged(text: str, where: str) -> None:
+    """For `--fallback`: renames a run's damaged steps aside, so that `open_source` finds the newest whole one.
+
+    Does nothing for anything but a run.
+
+    Raises:
+      InputError: every step is damaged, or `text` names one step.
+    """
+    directory = hub.resolve(text, where)
+    if (directory / MODEL_FILE).exists() or not (run := _run_of(directory)):
+        return
+    workdir, stage, step = run
+    if step is not None:
+        raise InputError(
+            f"--fallback: {where} names step {step}; name its stage, {directory.parent.parent}, to fall back to another"
+        )
+    integrity.newest_whole(_steps(workdir, stage or _finished(workdir)[-1]), (_ITEM,))
+
+
+def _check_import(directory: epath.Path) -> None:
+    try:
+        newer = json.loads((directory / MODEL_FILE).read_text())["format"] >= FORMAT
+    except (ValueError, TypeError, KeyError):
+        newer = False  # the manifest tells, or else whoever reads the file
+    integrity.check_import(directory, newer, "; import the checkpoint again")
 
 
 def _imported_parts(directory: epath.Path) -> Parts:
@@ -203,34 +237,51 @@ def _is_run(directory: epath.Path) -> bool:
     try:
         return path.exists() and "stages" in json.loads(path.read_text())
     except (ValueError, TypeError):  # whoever reads the file next says what is wrong with it
+        if (directory / manifest.FILE).exists():
+            integrity.check_beside_stages(directory)
         return False
 
 
 def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, step: int | None) -> Stored:
+    integrity.check_beside_stages(workdir)
     config = build(Config, json.loads((workdir / "config.json").read_text()), str(workdir / "config.json"))
     names = [entry.name for entry in config.stages]
-    finished = [name for name in names if (workdir / name / "result.json").exists()]
-    if stage is None:
-        if not finished:
-            begun = [str(workdir / name) for name in names if _steps(workdir / name)]
-            can = f"name the newest step of one: {' or '.join(begun)}" if begun else "none has a checkpoint yet"
-            raise InputError(f"{workdir}: no stage of this run is finished; {can}")
-        stage = finished[-1]
-    folder = workdir / stage / "checkpoints"
-    steps = _steps(workdir / stage)
+    stage = stage or _finished(workdir)[-1]
+    steps = {int(path.name): path for path in _steps(workdir, stage)}
     if not steps:
         raise InputError(f"{directory}: no complete checkpoint here")
-    params = folder / str(steps[-1] if step is None else step)
+    params = workdir / stage / "checkpoints" / str(max(steps) if step is None else step)
+    others = [str(other) for other in sorted(steps) if str(other) != params.name]
+    advice = f"; its stage also has step {', '.join(others)}" if others else "; its stage has no other step"
+    integrity.check_step(params, (_ITEM,), f"{advice} (--fallback takes the newest one that is not damaged)")
     trained = names[: names.index(stage) + 1]
     model = config.model
     parts = Parts(model.vision, model.decoder, model.adapter, model.lora)
-    return Stored(str(params), workdir, params, "params", parts, tuple(trained), config)
+    return Stored(str(params), workdir, params, _ITEM, parts, tuple(trained), config)
 
 
-def _steps(stage: epath.Path) -> list[int]:
-    """Those that a stage has checkpoints of."""
-    folder = stage / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+def _finished(workdir: epath.Path) -> list[str]:
+    """Names of the stages of a run that are finished, in order.
+
+    Raises:
+      InputError: none is.
+    """
+    names = [stage["name"] for stage in json.loads((workdir / "config.json").read_text())["stages"]]
+    finished = [name for name in names if (workdir / name / "result.json").exists()]
+    if not finished:
+        begun = [str(workdir / name) for name in names if _steps(workdir, name)]
+        can = f"name the newest step of one: {' or '.join(begun)}" if begun else "none has a checkpoint yet"
+        raise InputError(f"{workdir}: no stage of this run is finished; {can}")
+    return finished
+
+
+def _steps(workdir: epath.Path, stage: str) -> list[epath.Path]:
+    """The folders of a stage's checkpoints."""
+    folder = workdir / stage / "checkpoints"
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    if storage.is_remote(os.fspath(folder)):  # without this file a step is still being written, or never was to its end
+        return [path for path in found if (path / param_store.COMMITTED).exists()]
+    return found
 
 
 def same_part(want: Settings, have: Settings | None, part: str, name: str, ignored: tuple[str, ...] = ()) -> None:
