@@ -18,11 +18,11 @@ class Entry(NamedTuple):
     Attributes:
       index: number of the record, from 0.
       text: its JSON.
-      value: what the JSON says; None where it does not parse.
+      value: the parsed JSON; None if it does not parse.
       where: `file: record index`, for messages.
-      span: bytes of the file from and to which the text reaches.
+      span: start and end of the text, in bytes of the file.
       line: number of the line, from 1; 0 in a JSON list.
-      error: why the line is not JSON; "" where it is.
+      error: why the line is not JSON; "" if it is.
     """
 
     index: int
@@ -38,7 +38,7 @@ def read(path: str, expected: str = "no such file; give a JSON list or JSONL") -
     """Records of a file, local or gs://, in order.
 
     Args:
-      expected: what the message says of a file that does not exist.
+      expected: what the message says if the file does not exist.
 
     Raises:
       InputError: the file does not exist, is not UTF-8, or is neither a JSON list nor JSON Lines.
@@ -53,8 +53,8 @@ def read(path: str, expected: str = "no such file; give a JSON list or JSONL") -
 def parse(data: bytes, path: str) -> Iterator[Entry]:
     """Records of a file's bytes.
 
-    The layout is detected from the ending, in any letter case. A file that has the other layout beyond doubt is read
-    as what it is: a whole JSON list of objects under `.jsonl`, several lines of one object each under another ending.
+    The layout is detected from the ending, in any letter case. A file that clearly has the other layout is read as what
+    it is: a complete JSON list of objects under `.jsonl`, several lines of one object each under another ending.
     A line that is not JSON is an `Entry` with its `error`. A JSON list is read as far as it is valid, and then refused.
 
     Raises:
@@ -92,7 +92,7 @@ def decode(data: bytes, path: str) -> tuple[str, int]:
 
 
 def loads(text: str | bytes) -> tuple[Any, str]:
-    """The value of a JSON text, and the error where it has none."""
+    """The value of a JSON text, and the error if it does not parse."""
     try:
         return json.loads(text), ""
     except (ValueError, RecursionError) as error:

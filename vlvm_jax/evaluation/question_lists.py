@@ -89,7 +89,7 @@ class QuestionList:
     notes: tuple[str, ...] = ()
 
 
-Draft = tuple[Question, Choice | None]  # a question, and its options, of which the whole list says the right ones
+Draft = tuple[Question, Choice | None]  # a question and its options; the whole list decides which one is right
 
 
 def read(path: str, media: str, *, answers: str | None = None, name: Format | Literal["auto"] = "auto") -> QuestionList:

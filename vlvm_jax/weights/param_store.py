@@ -34,7 +34,7 @@ tensorstore_utils._BASE_TS_CONTEXT.update(_RETRIES)
 tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT.update(_RETRIES)
 
 _TOGETHER = 64 << 20  # bytes; a save takes its time, whatever its size
-_LOADED_TOGETHER = 512 << 20  # bytes; larger groups are faster, smaller ones tell more often how far loading is
+_LOADED_TOGETHER = 512 << 20  # bytes; larger groups are faster, smaller ones report progress more often
 _CHUNK = 8 << 20  # bytes; what is compressed, and read, as one piece: a file each
 
 
@@ -129,7 +129,7 @@ def load(
     """The named parameters, in the dtypes and shardings asked for; each process reads only its shards.
 
     Args:
-      tell: called with the bytes of some parameters (the process's own) once these are read.
+      tell: called after each group of parameters with the bytes that this process has read of it.
     """
     params: Params = {}
     group: dict[str, jax.ShapeDtypeStruct] = {}

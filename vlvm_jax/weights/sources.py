@@ -213,7 +213,7 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     if stage is None:
         if not finished:
             begun = [str(workdir / name) for name in names if _steps(workdir / name)]
-            can = f"name the newest step of one: {' or '.join(begun)}" if begun else "none has a checkpoint yet"
+            can = f"to use the newest step of one, give {' or '.join(begun)}" if begun else "none has a checkpoint yet"
             raise InputError(f"{workdir}: no stage of this run is finished; {can}")
         stage = finished[-1]
     folder = workdir / stage / "checkpoints"
@@ -228,7 +228,7 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
 
 
 def _steps(stage: epath.Path) -> list[int]:
-    """Those that a stage has checkpoints of."""
+    """The steps of which a stage has checkpoints."""
     folder = stage / "checkpoints"
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
