@@ -75,12 +75,13 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     What follows `</think>` is read. The first of these that states an option decides; if it states two, the reply has
     no letter. Denied letters ("(A) is wrong", "not B") are never stated.
 
-    1. What stands in `<answer>...</answer>` or `\boxed{...}`, read by the rules below.
+    1. What is in `<answer>...</answer>` or `\boxed{...}`, read by the rules below. If there is such a mark, nothing
+       else is read.
     2. The whole reply: a letter alone, or the text of exactly one option.
     3. What follows "final answer is", "final answer:" and the like.
     4. What follows "answer is", "option:", "I choose", "答案是" and the like; the letter in "B is correct".
-    5. The letter with which the reply begins, or that follows "it is", "so" or "therefore". After a letter at the
-       beginning, one with which a later sentence begins is stated too, and so are those of a list of the options.
+    5. The letter at the beginning of the reply, or after "it is", "so" or "therefore". After a letter at the beginning,
+       one that begins a later sentence is stated too, and so are the letters of a list of the options.
 
     After a phrase, and at the beginning, a letter counts in brackets, quotes or bold, and before a full stop, colon,
     bracket or line end. A bare letter before words counts only if these are its option's text or begin with "because"
