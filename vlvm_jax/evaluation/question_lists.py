@@ -410,7 +410,7 @@ def _objects(path: str) -> Iterator[tuple[int, Any, str]]:
     """
     for entry in json_lines.parse(_bytes(path, "--questions"), path):
         if entry.error:
-            raise InputError(f"{path}: line {entry.line}: not JSON ({entry.error})")
+            raise InputError(f"{path}: {entry.error}")
         check_object(entry.value, entry.where)
         yield entry.index, entry.value, entry.where
 

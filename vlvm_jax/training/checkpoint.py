@@ -23,6 +23,7 @@ from vlvm_jax import storage
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
 from vlvm_jax.parallel import rules
+from vlvm_jax.training.progress import Waiting
 from vlvm_jax.weights import param_store
 
 
@@ -116,7 +117,7 @@ class StageCheckpoints:
         step = self.latest()
         if step is None:
             raise InputError(f"{self.directory}: no complete checkpoint here")
-        with self._faults():
+        with self._faults(), Waiting(f"{self.directory}: reading step {step}"):
             return self._checkpointer.load_checkpointables(step, items)
 
     def _faults(self):

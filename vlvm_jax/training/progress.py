@@ -35,8 +35,9 @@ class Meter:
     def _show_bar(self, done: int) -> None:
         if console.is_terminal and not console.quiet and self._bar is None:
             columns = (
-                TextColumn("{task.description:<12}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"),
-                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+                TextColumn("{task.description:<12}", markup=False), BarColumn(bar_width=30),
+                TextColumn("{task.fields[count]}", markup=False), TextColumn("{task.fields[note]}", markup=False),
+                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Progress(*columns, console=console)
             count = self._count(done)

@@ -7,7 +7,6 @@ appears whole or not at all, and only after the exported model was compared with
 import dataclasses
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -380,7 +379,7 @@ def _tokenizer(source: Source) -> epath.Path | None:
         return source.hf_files / "tokenizer.json"
     if source.adapter is None or not (source.hf_files / "tokenizer_config.json").exists():
         return None
-    made = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-tokenizer-")) / "tokenizer.json"
+    made = side_files.temporary_folder("tokenizer") / "tokenizer.json"
     checkpoint_tokenizer(str(side_files.local(source.hf_files))).backend_tokenizer.save(str(made))
     return made
 

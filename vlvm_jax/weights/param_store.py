@@ -136,10 +136,11 @@ def load(
     size = 0
     for number, (path, wanted) in enumerate(abstract.items(), start=1):
         group[path] = wanted
-        size += local_bytes(wanted)
+        # Of the whole parameter: each load ends in a barrier, so that all processes must make the same groups.
+        size += math.prod(wanted.shape) * wanted.dtype.itemsize
         if size >= _LOADED_TOGETHER or number == len(abstract):
             params |= _load(directory, group, item)
-            tell(size)
+            tell(sum(map(local_bytes, group.values())))
             group, size = {}, 0
     return params
 

@@ -76,7 +76,7 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
         where = entry.where
         try:
             if entry.error:
-                raise InputError(f"{where}: not JSON (line {entry.line}: {entry.error})")
+                raise InputError(f"{where}: {entry.error}")
             if auto and not confirmed:
                 name = formats.detect(entry.value, where)
             found = formats.to_llava(entry.value, name, where, clip_of, notes.unread)
