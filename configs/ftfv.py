@@ -15,7 +15,7 @@ Keys:
   frames           T, frames per clip.
   length           L, tokens per sample (not tiny).
   lora             rank of LoRA in the decoder; 0 (default) trains all of it. Alpha is twice the rank.
-  stages           which stages to train, joined by + (default: all), as stages=instruct. Data of the others is not
+  stages           which stages to train, joined by + (default: all), as stages=instruct. The others' data is not
                    needed; the run says what each stage then starts from.
   scale            multiplies every stage's steps (tiny).
   seed, data       seed; root folder of the annotation files (not tiny).

@@ -17,7 +17,7 @@ Keys:
   language         of the video instructions: en (default), zh, both.
   frames           T, frames per clip.
   rank             of LoRA. Alpha is twice the rank.
-  stages           which stages to train, joined by + (default: all), as stages=instruct. Data of the others is not
+  stages           which stages to train, joined by + (default: all), as stages=instruct. The others' data is not
                    needed; the run says what each stage then starts from.
   scale            multiplies every stage's steps (tiny).
   seed, data       seed; root folder of the annotation files (not tiny).

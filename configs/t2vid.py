@@ -19,7 +19,7 @@ Keys:
   loss_on   answer (default) or all_text, with which the released Idefics3 code trains.
   texts     files of long texts under `data`, joined by + (not tiny).
   epochs    over the mix.
-  stages    which stages to train, joined by + (default: all), as stages=video. Data of the others is not needed; the
+  stages    which stages to train, joined by + (default: all), as stages=video. The others' data is not needed; the
             run says what each stage then starts from.
   scale     multiplies the steps of the image model's stage (tiny).
   seed, data   seed, which also draws the mix; root folder of the annotation files (not tiny).

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -101,7 +102,7 @@ def test_questions_in_every_script(ask, tmp_path):
 def test_a_questions_file_that_is_not_utf_8_is_refused(ask, tmp_path):
     (tmp_path / "latin.txt").write_bytes("où ?".encode("latin-1"))
     code, _, err = ask(*CLIP, f"--questions={tmp_path}/latin.txt")
-    assert code == 2 and "latin.txt: cannot be read (UnicodeDecodeError); expected a text file in UTF-8" in err
+    assert code == 2 and "latin.txt: line 1, byte 2: 0xf9 is not UTF-8" in err
 
 
 def test_images(ask):
@@ -182,7 +183,8 @@ def test_a_conversation_that_fills_the_context_says_so(ask, monkeypatch):
 def test_bad_input(ask, arguments, message):
     code, out, err = ask(*arguments)
     assert code == 2 and not out, (out, err)
-    assert message in err and err.strip().count("\n") == 0 and "Traceback" not in err
+    lines = [line for line in err.splitlines() if not re.search(r" \.\.\.( \d+ s)?$", line)]  # but for progress
+    assert message in err and len(lines) == 1 and "Traceback" not in err
 
 
 def test_the_process_ends_with_the_code(folder):

@@ -43,7 +43,7 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
 
 
 def _write_any_text() -> None:
-    """On a terminal that lacks a character, its escape is written; what is typed is read whatever its bytes."""
+    """Has characters that a terminal lacks written as escapes, and typed bytes read even if they are not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -52,7 +52,7 @@ def _write_any_text() -> None:
 
 
 def typed(text: str, where: str) -> str:
-    """What a person typed, also where Python took the terminal for one without UTF-8.
+    """The text that a person typed, even if Python took the terminal for one without UTF-8.
 
     Raises:
       InputError: it is not UTF-8.

@@ -15,7 +15,7 @@ export   SRC: a training run, a stage or step of it, an import, or a Hugging Fac
   --dtype    float32, bfloat16 or float16 (default: as in the checkpoint the model came from).
   --lora     merge LoRA into the weights, or write it as a PEFT adapter beside the base (folder `adapter`).
   --noverify do not compare the export with PyTorch (by default that is done where torch is installed): in float32
-             with the model as trained, else with its rounded weights, and the rounding's effect is told.
+             with the model as trained, else with its rounded weights, and the effect of rounding is reported.
   --fallback if the run's newest step is damaged, rename it aside and export the newest one that is not.
 
 Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.

@@ -21,8 +21,8 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --output
   --max_new_tokens  (default: the recipe's, else 128), --temperature (default 0: greedy), --top_p, --seed,
   --stop            a string that ends an answer; may be given several times.
   --match           what decides on free text: exact, normalised (default), contains or yes_no. All are reported.
-                    yes_no reads whether the reply says yes or no. It decides only on questions whose answer is yes or
-                    no (normalised decides on the others), and is refused if the list has no such question.
+                    yes_no compares whether reply and answer say yes or no. It decides only on questions whose answer is
+                    yes or no (normalised decides on the others), and is refused if the list has no such question.
   --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
                     docs/evaluate.md has the rules.
   --denominator     all: what has no answer is wrong (default); answered: it is left out; released: as the released

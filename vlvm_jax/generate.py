@@ -197,7 +197,7 @@ def _listed(data: bytes, path: str) -> list[tuple[str, str]]:
     for entry in json_lines.parse(data, f"--questions={path}"):
         number, value = entry.index + 1, entry.value
         if entry.error:
-            raise InputError(f"--questions={path}: line {entry.line}: not JSON ({entry.error})")
+            raise InputError(f"--questions={path}: {entry.error}")
         value = {"question": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("question"), str):
             raise InputError(f'--questions={path}: entry {number} is neither a string nor {{"question": ...}}')

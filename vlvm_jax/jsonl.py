@@ -1,4 +1,4 @@
-"""JSON Lines files that processes append to: a crash may leave half a line, which no later line must be joined to."""
+"""JSON Lines files that processes append to. A crash may leave a partial line, which is removed before the next one."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from vlvm_jax import json_text
 
 
 def append(path: Path, *entries: Mapping[str, Any]) -> None:
-    """Appends a line for each entry, after removing what a crash left of an unfinished last line."""
+    """Appends a line for each entry, after removing a partial last line."""
     with Path(path).open("a+b") as file:
         repair(file)
         file.write("".join(f"{json_text.readable(entry)}\n" for entry in entries).encode())
 
 
 def repair(file: BinaryIO) -> None:
-    """Removes a last line that was cut off.
+    """Removes a partial last line.
 
     Args:
       file: open for reading and appending.
@@ -33,7 +33,7 @@ def repair(file: BinaryIO) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The entries of a file's whole lines, without those that are empty or that a crash cut off; [] of no file."""
+    """The entries of a file, without empty and partial lines; [] if there is no file."""
     entries = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:

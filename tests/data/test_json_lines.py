@@ -43,15 +43,24 @@ def test_lines_that_are_not_json_are_errors_of_their_own():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"a": 1}\n{"a": "na\xefve"}', "n.jsonl: line 2, byte 10: 0xef is not UTF-8; convert the file"),
-        (b'\xef\xbb\xbf{"a": "\xff"}', "n.jsonl: line 1, byte 11: 0xff is not UTF-8"),
-        ('{"a": 1}'.encode("utf-16"), "n.jsonl: UTF-16, expected UTF-8; convert it"),
+        (b'[{"a": 1},\n{"a": "na\xefve"}]', "n.json: line 2, byte 10: 0xef is not UTF-8; convert the file"),
+        (b'\xef\xbb\xbf[{"a": "\xff"}]', "n.json: line 1, byte 12: 0xff is not UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "n.json: UTF-16, expected UTF-8; convert it"),
     ],
 )
 def test_other_encodings_are_refused_where_they_begin(data, message):
     with pytest.raises(InputError, match=message) as caught:
-        list(json_lines.parse(data, "n.jsonl"))
+        list(json_lines.parse(data, "n.json"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_line_in_another_encoding_costs_itself():
+    data = b'\xef\xbb\xbf{"a": "\xff"}\n{"a": 1}\n{"a": "na\xefve"}'
+    entries = list(json_lines.parse(data, "n.jsonl"))
+    assert [entry.value for entry in entries] == [None, {"a": 1}, None]
+    assert entries[0].error.startswith("line 1, byte 11: 0xff is not UTF-8") and not entries[1].error
+    assert entries[2].error.startswith("line 3, byte 10: 0xef is not UTF-8; convert the file")
+    assert [data[slice(*entry.span)].decode(errors="replace") for entry in entries] == [entry.text for entry in entries]
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "3", '{"a": 1} {"a": 2}', '{"a": 1}\n3', "[" * 100_000, "[1,]", ""])

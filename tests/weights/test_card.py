@@ -16,7 +16,8 @@ def test_names_and_prompts_of_every_script_stand_as_they_are(tmp_path):
     config = {"data": {"chat_template": "plain", "prompt_template": PROMPT}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    export: Any = SimpleNamespace(source=SimpleNamespace(root=tmp_path, stages=(KIND,), name="run"))
+    source = SimpleNamespace(root=tmp_path, stages=(KIND,), name="run", config=SimpleNamespace(name=KIND))
+    export: Any = SimpleNamespace(source=source)
     text = "\n".join(card._training(export))
     for part in (f"Stages: {KIND}.", f"| {KIND} | 2 | 2.000 to 1.000 |", "Held out (خارج)", f"| {KIND} | 0.500 |"):
         assert part in text

@@ -193,7 +193,7 @@ def test_a_run_without_a_finished_stage_names_those_with_checkpoints(tmp_path):
         open_source(str(tmp_path), "SRC")
     first = config.stages[0].name
     (tmp_path / first / "checkpoints" / "20").mkdir(parents=True)
-    with pytest.raises(InputError, match=f"no stage of this run is finished; name .*: {tmp_path}/{first}$"):
+    with pytest.raises(InputError, match=f"no stage of this run is finished; to use .* one, give {tmp_path}/{first}$"):
         open_source(str(tmp_path), "SRC")
 
 

@@ -1,4 +1,4 @@
-"""A recipe with the settings that the command line puts over it."""
+"""Reads a recipe with the settings that the command line overrides."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ _OTHER = {"steps": "epochs", "epochs": "steps"}
 def read(name: str = "config") -> Config:
     """The config of a flag that `config_flags.DEFINE_config_file` defined.
 
-    A stage's `steps` on the command line take the place of the recipe's `epochs`, and the other way round.
+    A stage's `steps` on the command line replace the recipe's `epochs`, and vice versa.
 
     Raises:
       InputError: a setting is at fault, or both are on the command line.

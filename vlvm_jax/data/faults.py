@@ -27,8 +27,8 @@ class BadSampleError(Exception):
 def reading(path: str) -> Iterator[None]:
     """Names what opening, reading or decoding a medium raises: `missing`, `too_large` or `corrupt`.
 
-    Whatever a decoder raises is the sample's. Faults of storage and of access and a lack of memory are no sample's, and
-    stay: `StorageError`, `InputError`, `MemoryError`.
+    Whatever a decoder raises is blamed on the sample. Errors of storage and access and lack of memory pass through:
+    `StorageError`, `InputError`, `MemoryError`.
     """
     try:
         yield

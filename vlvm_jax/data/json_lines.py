@@ -9,6 +9,7 @@ from vlvm_jax import storage
 from vlvm_jax.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_MARK = b"\xef\xbb\xbf"  # byte order mark
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -18,11 +19,11 @@ class Entry(NamedTuple):
     Attributes:
       index: number of the record, from 0.
       text: its JSON.
-      value: what the JSON says; None where it does not parse.
+      value: the parsed JSON; None if it does not parse.
       where: `file: record index`, for messages.
-      span: bytes of the file from and to which the text reaches.
+      span: start and end of the text, in bytes of the file.
       line: number of the line, from 1; 0 in a JSON list.
-      error: why the line is not JSON; "" where it is.
+      error: what is wrong with a line that is not JSON or not UTF-8, with its number; "" if nothing is.
     """
 
     index: int
@@ -38,10 +39,10 @@ def read(path: str, expected: str = "no such file; give a JSON list or JSONL") -
     """Records of a file, local or gs://, in order.
 
     Args:
-      expected: what the message says of a file that does not exist.
+      expected: what the message says if the file does not exist.
 
     Raises:
-      InputError: the file does not exist, is not UTF-8, or is neither a JSON list nor JSON Lines.
+      InputError: the file does not exist, is UTF-16, or is neither a JSON list nor JSON Lines.
     """
     try:
         data = storage.read_bytes(path)
@@ -53,21 +54,23 @@ def read(path: str, expected: str = "no such file; give a JSON list or JSONL") -
 def parse(data: bytes, path: str) -> Iterator[Entry]:
     """Records of a file's bytes.
 
-    The layout is detected from the ending, in any letter case. A file that has the other layout beyond doubt is read
-    as what it is: a whole JSON list of objects under `.jsonl`, several lines of one object each under another ending.
-    A line that is not JSON is an `Entry` with its `error`. A JSON list is read as far as it is valid, and then refused.
+    The layout is detected from the ending, in any letter case. A file that clearly has the other layout is read as what
+    it is: a complete JSON list of objects under `.jsonl`, several lines of one object each under another ending.
+    A line that is not JSON, or not UTF-8, is an `Entry` with its `error`. A JSON list is read as far as it is valid,
+    and then refused.
 
     Raises:
       InputError: as `read`.
     """
-    text, start = decode(data, path)
+    _refuse_utf16(data, path)
+    text = data.decode("utf-8-sig", errors="replace")  # to tell the layout
     as_lines = path.lower().endswith(".jsonl")
     begins_list = re.match(r"[ \t\n\r]*\[", text) is not None
     if as_lines and begins_list:
         as_lines = not _is_list_of_objects(text)
     elif not as_lines and not begins_list:
         as_lines = _is_lines_of_objects(text)
-    yield from _lines(text, path, start) if as_lines else _list(text, path, start)
+    yield from _lines(data, path) if as_lines else _list(*decode(data, path), path)
 
 
 def decode(data: bytes, path: str) -> tuple[str, int]:
@@ -76,23 +79,35 @@ def decode(data: bytes, path: str) -> tuple[str, int]:
     Raises:
       InputError: the bytes are not UTF-8; names the line and the byte in it.
     """
-    if data.startswith(_UTF16):
-        raise InputError(f"{path}: UTF-16, expected UTF-8; convert it, as with `iconv -f UTF-16 -t UTF-8`")
-    start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
+    _refuse_utf16(data, path)
+    start = _start(data)
     try:
         return data[start:].decode("utf-8"), start
     except UnicodeDecodeError as error:
         place = start + error.start
         line = data.count(b"\n", 0, place) + 1
         column = place - data.rfind(b"\n", 0, place)
-        raise InputError(
-            f"{path}: line {line}, byte {column}: 0x{data[place]:02x} is not UTF-8; convert the file, as with "
-            "`iconv -f LATIN1 -t UTF-8` if it is Latin-1"
-        ) from None
+        raise InputError(f"{path}: line {line}, {_not_utf8(data[place], column)}") from None
+
+
+def _start(data: bytes) -> int:
+    return len(_MARK) if data.startswith(_MARK) else 0
+
+
+def _refuse_utf16(data: bytes, path: str) -> None:
+    if data.startswith(_UTF16):
+        raise InputError(f"{path}: UTF-16, expected UTF-8; convert it, as with `iconv -f UTF-16 -t UTF-8`")
+
+
+def _not_utf8(byte: int, column: int) -> str:
+    return (
+        f"byte {column}: 0x{byte:02x} is not UTF-8; convert the file, as with `iconv -f LATIN1 -t UTF-8` if it is "
+        "Latin-1"
+    )
 
 
 def loads(text: str | bytes) -> tuple[Any, str]:
-    """The value of a JSON text, and the error where it has none."""
+    """The value of a JSON text, and the error if it does not parse."""
     try:
         return json.loads(text), ""
     except (ValueError, RecursionError) as error:
@@ -111,18 +126,25 @@ def _is_lines_of_objects(text: str) -> bool:
     )  # fmt: skip
 
 
-def _lines(text: str, path: str, start: int) -> Iterator[Entry]:
-    index = 0
-    for number, line in enumerate(text.split("\n"), start=1):
-        stop = start + len(line.encode())
+def _lines(data: bytes, path: str) -> Iterator[Entry]:
+    start, index = _start(data), 0
+    for number, line in enumerate(data[start:].split(b"\n"), start=1):
+        stop = start + len(line)
         if line.strip():
-            value, error = loads(line)
-            yield Entry(index, line, value, f"{path}: record {index}", (start, stop), number, error)
+            try:
+                text = line.decode("utf-8")
+                value, reason = loads(text)
+                error = f"not JSON (line {number}: {reason})" if reason else ""
+            except UnicodeDecodeError as found:
+                text, value = line.decode("utf-8", errors="replace"), None
+                column = found.start + 1 + (start if number == 1 else 0)
+                error = f"line {number}, {_not_utf8(line[found.start], column)}"
+            yield Entry(index, text, value, f"{path}: record {index}", (start, stop), number, error)
             index += 1
         start = stop + 1
 
 
-def _list(text: str, path: str, start: int) -> Iterator[Entry]:
+def _list(text: str, start: int, path: str) -> Iterator[Entry]:
     try:
         if not re.match(r"[ \t\n\r]*\[", text):
             found = type(json.loads(text)).__name__

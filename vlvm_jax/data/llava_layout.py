@@ -1,8 +1,8 @@
-"""`config.json` of the original LLaVA repositories, read without transformers' classes, of which it has none.
+"""Reads the `config.json` of the original LLaVA repositories, for which transformers has no class.
 
-It is the language model's config with `mm_*` keys; the tower stands under its hub id or directory, whose own processor
-prepares the images. What a key does is read from haotian-liu/LLaVA and LLaVA-VL/LLaVA-NeXT: `llava/mm_utils.py`,
-`llava/model/llava_arch.py` and the builders below `llava/model`.
+It is the language model's config with `mm_*` keys. They name the tower by hub id or directory, and its own processor
+prepares the images. The meaning of each key is taken from haotian-liu/LLaVA and LLaVA-VL/LLaVA-NeXT:
+`llava/mm_utils.py`, `llava/model/llava_arch.py` and the builders below `llava/model`.
 """
 
 import itertools
@@ -78,7 +78,7 @@ _ARCHITECTURE = re.compile(r"^Llava(Llama|Qwen|Mistral)ForCausalLM$")
 
 
 def language(raw: dict[str, Any]) -> str | None:
-    """The decoder's name in the class of an original checkpoint (Llama, Qwen or Mistral); None for another's config."""
+    """The decoder's name in the class of an original checkpoint (Llama, Qwen or Mistral); None for other configs."""
     found = _ARCHITECTURE.match((raw.get("architectures") or [""])[0])
     if found:
         return found[1]
@@ -137,7 +137,7 @@ def hf_family(raw: dict[str, Any]) -> str:
 
 
 def clip_options(raw: dict[str, Any]) -> dict[str, Any] | None:
-    """Options of the `frames` adapter for what the config says of clips; None if it says nothing.
+    """Options of the `frames` adapter for what the config says about clips; None if it says nothing.
 
     LLaVA-NeXT pools frames after the projector. A newline follows the clip, every frame, or every row of a frame.
     """
@@ -169,14 +169,14 @@ def clip_tokens(options: dict[str, Any], side: int) -> tuple[int, int]:
 
 
 def tuned_tower(raw: dict[str, Any]) -> str | None:
-    """The key by which the tower was trained too, so that its weights must be among the checkpoint's own."""
+    """The key that says that the tower was trained, so that the checkpoint must contain its weights; None without."""
     if raw.get("unfreeze_mm_vision_tower"):
         return "unfreeze_mm_vision_tower"
     return "mm_tunable_parts" if "mm_vision_tower" in str(raw.get("mm_tunable_parts") or "").split(",") else None
 
 
 def tiling(raw: dict[str, Any], size: int) -> dict[str, Any]:
-    """What the config says of images in tiles, in the keys of transformers' classes.
+    """What the config says about images in tiles, in the keys of transformers' classes.
 
     Canvases are width first here, height first there. They may be text: a list, or lmms-lab's `(1x1),...,(6x6)`, which
     counts tiles and means all from the first to the last.
@@ -234,7 +234,7 @@ def tower_sizes(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_tower(file: Path) -> dict[str, Any]:
-    """The file is of a tower, or of a whole CLIP or SigLIP with the tower's settings in `vision_config`."""
+    """Reads the config of a tower, or of a complete CLIP or SigLIP, whose `vision_config` is the tower's."""
     from transformers import AutoConfig
 
     stated = read_json(file)
@@ -283,7 +283,7 @@ def image_processor(raw: dict[str, Any], tower: dict[str, Any], size: int) -> di
 def processor_of(
     family: str, tower: dict[str, Any], size: int, pinpoints: list[list[int]] | None, padded: bool
 ) -> dict[str, Any]:
-    """Settings of a class's image processor that ends in what the tower's own gives.
+    """Settings of a class's image processor, built on those of the tower's own processor.
 
     Args:
       pinpoints: canvases of the classes that cut images into tiles.

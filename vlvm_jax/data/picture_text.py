@@ -1,4 +1,4 @@
-"""Texts of users in matplotlib's pictures: any script, any length."""
+"""Draws users' texts with matplotlib, in any script and of any length."""
 
 import functools
 import unicodedata
@@ -14,10 +14,10 @@ _NO_FONTS = ("last resort", "stix", "cmr", "cmb", "cms", "cmm", "cmt", "cme")  #
 
 
 class PictureText:
-    """How some texts are written in a picture.
+    """Prepares texts that are drawn in a picture.
 
-    The first font is matplotlib's own; characters that it lacks come from the fonts of the system, from as few as can
-    be. What no font has is written as its code point, `\\u4e2d`, and so are right-to-left scripts before matplotlib
+    The first font is matplotlib's own; characters that it lacks come from as few of the system's fonts as possible.
+    Characters that no font has are written as code points, `\\u4e2d`. So are right-to-left scripts before matplotlib
     3.11, which would write them backwards.
 
     Args:
@@ -50,15 +50,15 @@ class PictureText:
 
     @contextmanager
     def fonts(self) -> Iterator[None]:
-        """Text that is made and drawn inside is written with `families`."""
+        """Text that is created and drawn in this context is written with `families`."""
         with matplotlib.rc_context({"font.family": list(self.families)}):
             yield
 
     def __call__(self, text: str, most: int = 120) -> str:
-        """A text as matplotlib is to be given it: on one line, cut with an ellipsis, dollars no formulas.
+        """A text to be given to matplotlib: on one line, cut with an ellipsis, dollar signs escaped.
 
         Args:
-          most: its width at most, in characters; wide ones count twice.
+          most: maximum width in characters; wide ones count twice.
         """
         shown, width = "", 0
         for char in " ".join(text.split()):
@@ -74,7 +74,7 @@ class PictureText:
         return "".join(char if char == "\n" else self._spelt(char) for char in text)
 
     def _written(self, char: str) -> str:
-        return "\\$" if char == "$" else self._spelt(char)  # one alone would be fine, two are a formula
+        return "\\$" if char == "$" else self._spelt(char)  # one alone would be fine, two make a formula
 
     def _spelt(self, char: str) -> str:
         if _invisible(char):
@@ -93,7 +93,7 @@ def _right_to_left(char: str) -> bool:
 
 
 def _invisible(char: str) -> bool:
-    """Joiners, marks of direction, and what chooses between forms of an emoji."""
+    """Whether it is a joiner, a direction mark or a variation selector."""
     return unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f"
 
 

@@ -8,11 +8,11 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from vlvm_jax.data.sources.options import LETTERS
 from vlvm_jax.evaluation.normalisation import normalise
 from vlvm_jax.evaluation.replies import ANSWER_PHRASE, FINAL_PHRASE, doubted, final_part, plain, tagged
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_UNNAMED = 5  # letters where the options are not known
+_UNNAMED = 5  # letters if the options are not known
 _BEFORE = 60  # characters in which a denial stands
 
 # A letter in brackets, or a bare one: no part of a word, of "I'm", of "T-shirt" or of "C++".
@@ -75,12 +75,13 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     What follows `</think>` is read. The first of these that states an option decides; if it states two, the reply has
     no letter. Denied letters ("(A) is wrong", "not B") are never stated.
 
-    1. What stands in `<answer>...</answer>` or `\boxed{...}`, read by the rules below.
+    1. What is in `<answer>...</answer>` or `\boxed{...}`, read by the rules below. If there is such a mark, nothing
+       else is read.
     2. The whole reply: a letter alone, or the text of exactly one option.
     3. What follows "final answer is", "final answer:" and the like.
     4. What follows "answer is", "option:", "I choose", "答案是" and the like; the letter in "B is correct".
-    5. The letter with which the reply begins, or that follows "it is", "so" or "therefore". After a letter at the
-       beginning, one with which a later sentence begins is stated too, and so are those of a list of the options.
+    5. The letter at the beginning of the reply, or after "it is", "so" or "therefore". After a letter at the beginning,
+       one that begins a later sentence is stated too, and so are the letters of a list of the options.
 
     After a phrase, and at the beginning, a letter counts in brackets, quotes or bold, and before a full stop, colon,
     bracket or line end. A bare letter before words counts only if these are its option's text or begin with "because"
@@ -90,7 +91,7 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
       options: texts, A's first; without them the letters are A to E and no text is compared.
     """
     said = final_part(reply)
-    letters = _LETTERS[: len(options) or _UNNAMED]
+    letters = LETTERS[: len(options) or _UNNAMED]
     if marked := tagged(said):
         stated = {found for text in marked if (found := parse_strict(text, options)) is not None}
     else:
@@ -99,8 +100,11 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
 
 
 class _Reply:
-    """Args:
-    text: as `plain` gives it.
+    """A reply to a question with options.
+
+    Args:
+      text: as `plain` gives it.
+      letters: of the options, in order.
     """
 
     def __init__(self, text: str, options: Sequence[str], letters: str):
@@ -247,10 +251,10 @@ def _after_marks(text: str, place: int) -> int:
 
 
 def _option_keys(option: str) -> tuple[str, ...]:
-    """An option's text with its "a" and without: replies may leave it out."""
+    """An option's text with and without its "a", which replies may leave out."""
     return tuple(filter(None, (_key(option, _SOME_ARTICLES), _key(option))))
 
 
 def _key(text: str, *dropped: re.Pattern[str]) -> str:
-    """Normalised; a text of symbols alone stands for itself."""
+    """The text normalised; if it has nothing but symbols, itself."""
     return normalise(text, *dropped) or " ".join(text.casefold().split())

@@ -101,7 +101,7 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
 
 
 def _folder(path: str) -> str:
-    """Where a list is.
+    """The folder of a list.
 
     Raises:
       InputError: there is no such list.

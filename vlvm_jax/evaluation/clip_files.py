@@ -5,13 +5,19 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from vlvm_jax import storage
-from vlvm_jax.data.sources.media_names import CLIPS, Folders, join, other_spellings, without_scheme
+from vlvm_jax.data.sources.media_names import (
+    ACTIVITYNET,
+    CLIPS,
+    NUMBERED,
+    Folders,
+    join,
+    other_spellings,
+    without_scheme,
+)
 from vlvm_jax.data.sources.records import LISTED, Name
 from vlvm_jax.errors import InputError
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # in the order of the spec
-_ACTIVITYNET = "v_"  # begins the names of its files, not of its annotations
-_NUMBERED = ("video", "vid")  # begin the names of MSR-VTT's and MSVD's files, whose annotations have numbers
 
 
 class ClipFiles:
@@ -42,7 +48,7 @@ class ClipFiles:
         self.respelled: dict[str, str] = {}
 
     def path(self, name: str) -> str:
-        """Of the file; of the first candidate where there is none, which `missing` has then.
+        """Path of the file; if there is none, the first candidate, which is added to `missing`.
 
         Raises:
           ValueError: the name leaves the folder.
@@ -87,5 +93,5 @@ def _candidates(name: str) -> list[str]:
     known = PurePosixPath(last).suffix.lower() in CLIPS
     stem = last[: -len(PurePosixPath(last).suffix)] if known else last
     endings = [last, *(stem + ending for ending in ENDINGS)]
-    before = ("", _ACTIVITYNET, *(_NUMBERED if stem.isdigit() else ()))
+    before = ("", ACTIVITYNET, *(NUMBERED if stem.isdigit() else ()))
     return [f"{folder}{slash}{one}{ending}" for one in before for ending in dict.fromkeys(endings)]

@@ -1,4 +1,4 @@
-"""Texts in the form in which rules compare them."""
+"""Normalises texts before they are compared."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ def normalise(text: str, dropped: re.Pattern[str] = ARTICLES) -> str:
     the go; what white space is left becomes single spaces. An answer of nothing but articles keeps them.
 
     Args:
-      dropped: the words that go.
+      dropped: the words to remove.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _NUMBER.sub(lambda found: _NUMBERS[found[0]], text)

@@ -89,7 +89,7 @@ class QuestionList:
     notes: tuple[str, ...] = ()
 
 
-Draft = tuple[Question, Choice | None]  # a question, and its options, of which the whole list says the right ones
+Draft = tuple[Question, Choice | None]  # a question and its options; the whole list decides which one is right
 
 
 def read(path: str, media: str, *, answers: str | None = None, name: Format | Literal["auto"] = "auto") -> QuestionList:
@@ -410,7 +410,7 @@ def _objects(path: str) -> Iterator[tuple[int, Any, str]]:
     """
     for entry in json_lines.parse(_bytes(path, "--questions"), path):
         if entry.error:
-            raise InputError(f"{path}: line {entry.line}: not JSON ({entry.error})")
+            raise InputError(f"{path}: {entry.error}")
         check_object(entry.value, entry.where)
         yield entry.index, entry.value, entry.where
 

@@ -27,8 +27,8 @@ _UNPARSED = "Z"  # in the place of a letter, as T2Vid writes it
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Attributes:
-    match: what decides on free text; all rules are reported. `yes_no` decides only where the true answer is yes or no;
-      elsewhere `normalised` does.
+    match: what decides on free text; all rules are reported. `yes_no` decides only if the true answer is yes or no,
+      otherwise `normalised` does.
     parser: what decides on multiple choice; likewise.
     denominator: `all` counts questions without an answer as wrong; `answered` leaves them out; `released` does too, as
       well as T2Vid's items whose prompt has not exactly one "A. ".
@@ -58,7 +58,7 @@ def deciding(question: Question, rules: Rules) -> str:
 
 
 def check_match(questions: Sequence[Question], rules: Rules) -> None:
-    """Raises `InputError` if the rule `yes_no` is chosen for answers of which none is yes or no."""
+    """Raises `InputError` if the rule `yes_no` is chosen, but no answer is yes or no."""
     free = [question for question in questions if not question.letter]
     if rules.match == "yes_no" and free and not any(is_yes_no(question.answer) for question in free):
         raise InputError(

@@ -37,7 +37,7 @@ def _contains(said: str, true: str) -> bool:
 
 
 def _yes_no(said: str, true: str) -> bool:
-    """The reply says yes or no, whichever the true answer is; never, where that is another one."""
+    """Whether the reply says yes or no, as the true answer does. False for any other true answer."""
     return read_yes_no(said) == normalise(true)
 
 

@@ -14,9 +14,9 @@ _OTHER = re.compile(r"\s*(?:,?\s(?:and|or)\s|/|&)\s*(yes|no)\b|\W+(yes|no)\W*\Z"
 def read_yes_no(reply: str) -> YesNo | None:
     r"""What a reply says, None for neither.
 
-    What follows `</think>` is read. The first of these that says something decides; if it says both ("yes and no"), the
-    reply says neither: what stands in `<answer>...</answer>` or `\boxed{...}`; the word after "final answer is" and the
-    like; the word after "answer is", "answer:" and the like; the first word.
+    What follows `</think>` is read, and if there is `<answer>...</answer>` or `\boxed{...}`, only what is in it. The
+    first of these that says something decides: the word after "final answer is" and the like; the word after "answer
+    is", "answer:" and the like; the first word. If it says both ("yes and no"), the reply says neither.
     """
     said = final_part(reply)
     if marked := tagged(said):

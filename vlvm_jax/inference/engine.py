@@ -26,7 +26,7 @@ from vlvm_jax.training.progress import Waiting
 
 CHUNK = 16  # tokens between two looks of the host
 _FEWEST = 32  # positions of a bucket
-_STEPS = {"see": "the image encoder", "begin": "the prefill step", "go_on": "the decode step"}  # for a person
+_STEPS = {"see": "the image encoder", "begin": "the prefill step", "go_on": "the decode step"}  # in messages
 
 
 class Engine:
@@ -148,7 +148,7 @@ class Engine:
         return self._functions[key]
 
     def _told_of(self, key: tuple, function: Callable) -> Callable:
-        """The function, whose first call says what takes so long."""
+        """Wraps a function so that its first call says what takes so long."""
 
         def first(*args, **kwargs):
             self._functions[key] = function

@@ -205,9 +205,9 @@ def _spread(decoder: DecoderConfig) -> MeshConfig:
 def _splits(model: ModelConfig, mesh: jax.sharding.Mesh) -> Splits:
     """Where the decoder's stack is cut: on CPUs in fp32, around every layer.
 
-    A CPU's matrix products read whole fp32 arrays, so that a scan over stacked layers first copies each layer's weights
-    out of the stack, for every token that is said. Weights in bf16 are converted on the way out anyway, where cut
-    stacks would be converted all at once (see `parallel.cpu_options`). Other devices read them where they are.
+    A CPU's matrix products read contiguous fp32 arrays, so a scan over stacked layers first copies each layer's weights
+    out of the stack, for every generated token. Weights in bf16 are converted on the way out anyway, and if the stack
+    were cut, all layers would be converted at once (see `parallel.cpu_options`). Other devices read them in place.
     """
     copies = mesh.devices.flat[0].platform == "cpu" and model.dtype == "float32"
     return {"decoder": tuple(range(1, model.decoder.num_hidden_layers))} if copies else {}

@@ -17,8 +17,7 @@ from vlvm_jax.data.text.scoring import scored_text, scoring_tokenizer
 from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.requests import Request
-
-_HALF = re.compile("[\ud800-\udfff]")  # of a character; JSON can hold it, tokenizers cannot
+from vlvm_jax.json_text import LONE_SURROGATE
 
 
 class Prompts:
@@ -58,7 +57,7 @@ class Prompts:
         """
         if not request.turns or not all(ANY_PLACEHOLDER.sub("", turn.question).strip() for turn in request.turns):
             raise InputError(f"{request.id}: the question is empty; ask something")
-        if any(_HALF.search(text) for turn in request.turns for text in (turn.question, turn.answer)):
+        if any(LONE_SURROGATE.search(text) for turn in request.turns for text in (turn.question, turn.answer)):
             raise InputError(f"{request.id}: the question holds half a character (a lone surrogate), which is no text")
         prefix = request.prefix
         if prefix is None:

@@ -19,9 +19,9 @@ _HOISTS_WEIGHTS = "while-loop-invariant-code-motion"
 
 
 def compiler_options(mesh: Mesh, dtype: str) -> dict[str, str] | None:
-    """`compiler_options` of `jax.jit` for a program of this dtype on these devices; None where it needs none.
+    """`compiler_options` of `jax.jit` for a program of this dtype on these devices; None if it needs none.
 
-    Passes that the user disables by XLA_FLAGS stay disabled. An XLA that does not know the option goes without it.
+    Passes that the user disables with XLA_FLAGS stay disabled. An XLA that does not know the option runs without it.
     """
     if mesh.devices.flat[0].platform != "cpu" or jnp.dtype(dtype).itemsize >= 4:
         return None

@@ -1,4 +1,4 @@
-"""What libtpu writes to stderr on a host that has no TPU: alarming lines that mean nothing there."""
+"""Filters what libtpu writes to stderr on a host without a TPU: alarming lines that mean nothing there."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# What it says when it finds no TPU of this host's own; it is not needed to compile for others.
+# Written if the host has no TPU, which is not needed to compile for other machines.
 HARMLESS = (
     r"Failed to find host bounds for accelerator type: WARNING: could not determine TPU",
     r"WARNING: Logging before InitGoogle\(\) is written to STDERR",
@@ -15,7 +15,7 @@ HARMLESS = (
 )
 _TRACE = (r"=== Source Location Trace: ===", r"learning/\S+\.cc:\d+\s*$", r"\s*$")  # follow such a line
 
-# Run by a process of its own, which passes on what an abort of this one leaves in the pipe.
+# Runs in a process of its own, which passes on what is left in the pipe if this one aborts.
 _FILTER = """
 import re, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -24,6 +24,7 @@ from vlvm_jax import storage
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models.params import Params
 from vlvm_jax.parallel import rules
+from vlvm_jax.training.progress import Waiting
 from vlvm_jax.weights import checksums, integrity, param_store
 
 
@@ -133,7 +134,7 @@ class StageCheckpoints:
         step = self.newest_whole()
         if step is None:
             raise InputError(f"{self.directory}: no complete checkpoint here")
-        with self._faults():
+        with self._faults(), Waiting(f"{self.directory}: reading step {step}"):
             try:
                 return self._checkpointer.load_checkpointables(step, items)
             except (ValueError, OSError, KeyError) as error:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 console = Console(highlight=False, markup=False, soft_wrap=True)  # no markup: brackets in patterns and paths stay
 
 _GRACE = 2.0  # seconds; work that is done by then is not worth a line
-_TABLE_WIDTH = 120  # characters of a table where no terminal says how wide it is
+_TABLE_WIDTH = 120  # characters, at least, of a table that is not on a terminal
 
 
 class Meter:
@@ -35,8 +35,9 @@ class Meter:
     def _show_bar(self, done: int) -> None:
         if console.is_terminal and not console.quiet and self._bar is None:
             columns = (
-                TextColumn("{task.description:<12}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"),
-                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+                TextColumn("{task.description:<12}", markup=False), BarColumn(bar_width=30),
+                TextColumn("{task.fields[count]}", markup=False), TextColumn("{task.fields[note]}", markup=False),
+                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Progress(*columns, console=console)
             count = self._count(done)
@@ -72,7 +73,7 @@ class Meter:
 
 
 class Reading:
-    """Shows how much of the weights is read, for `Initial.params`; a small model is read silently."""
+    """Shows how much of the weights has been read, for `Initial.params`; a small model is read silently."""
 
     def __init__(self, title: str = "reading weights"):
         self.title, self._meter = title, None
@@ -86,7 +87,7 @@ class Reading:
 
 
 class Waiting:
-    """Says what is being waited for when it takes long, and again every few seconds with the time it has taken.
+    """Says what is being waited for if it takes long, then repeats it every few seconds with the time elapsed.
 
     Args:
       what: "compiling the prefill step"; `now` changes it.
@@ -108,7 +109,7 @@ class Waiting:
         self.close()
 
     def now(self, what: str) -> None:
-        """What is waited for from here on."""
+        """Changes what is being waited for."""
         self._what, self._since = what, time.monotonic()
         if self._thread is None and not console.quiet:
             self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -116,7 +117,7 @@ class Waiting:
         self._changed.set()
 
     def close(self) -> None:
-        """Ends the waiting; does nothing the second time."""
+        """Ends the messages; does nothing the second time."""
         self._closed = True
         self._changed.set()
         if self._thread is not None and self._thread is not threading.current_thread():

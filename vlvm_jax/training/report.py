@@ -112,7 +112,7 @@ def print_eval(name: str, result: Mapping[str, Any]) -> None:
 def _written(
     summary: Mapping[str, Any], losses: Mapping[str, Any], pictures: Sequence[Picture]
 ) -> picture_text.PictureText:
-    """How the texts of the picture are written that come from the user."""
+    """The user's texts in the picture, prepared for drawing."""
     kinds = [kind for result in summary["eval"].values() for kind in result["by_type"]]
     return picture_text.PictureText([*losses, *summary["eval"], *kinds, *(picture.title for picture in pictures)])
 

@@ -7,7 +7,6 @@ appears whole or not at all, and only after the exported model was compared with
 import dataclasses
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,13 +146,13 @@ class Export:
             self._check_peft()
 
     def media_tokens(self) -> dict[str, int]:
-        """What stands for media in texts for the class, and the ids."""
+        """The tokens that stand for media in prompts of the class, and their ids."""
         assert self.tokens is not None
         image, video = {media_tokens.IMAGE: self.tokens.image}, {media_tokens.VIDEO: self.tokens.video}
         return image | video if self.rung.has_video else image
 
     def _own_clips(self) -> dict[str, Any] | None:
-        """What the original LLaVA layout says of clips."""
+        """What the original LLaVA layout says about clips."""
         is_original = self.base is not None and llava_layout.language(self.base) is not None
         return llava_layout.clip_options(self.base) if is_original and self.base else None
 
@@ -184,7 +183,7 @@ class Export:
 
     @property
     def rounds(self) -> bool:
-        """Whether weights lose digits on their way out: merged or stored ones in fp32 that leave as a shorter type."""
+        """Whether the export rounds weights: merged ones, or ones stored in another dtype than the export's."""
         if self.dtype == "float32" or not (self.trained or self.options.dtype):
             return False
         merged = self.lora is not None and self.options.lora == "merge"
@@ -289,8 +288,8 @@ class Export:
         return value if axis is None else _with_rows(value, axis, self.decoder.vocab_size)
 
     def _merged(self, path: str) -> np.ndarray:
-        """A parameter as stored, with its LoRA folded in unless that goes out as an adapter: in fp32 then, and rounded
-        once, to the dtype that it goes out in."""
+        """A parameter as stored, with its LoRA merged unless that is exported as an adapter. Merging is done in fp32
+        and rounded once, to the export's dtype."""
         if self.lora is None or self.options.lora == "peft":
             return self.source.read(path)
         wanted = jnp.dtype(self.dtype)
@@ -372,15 +371,15 @@ def _base_config(source: Source) -> dict[str, Any] | None:
 
 
 def _tokenizer(source: Source) -> epath.Path | None:
-    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with. It is made of
-    another form (`tokenizer.model`, `vocab.json`) if there is only that."""
+    """`tokenizer.json` of the checkpoint the model came from, or the one its run was trained with. If there is only
+    another form (`tokenizer.model`, `vocab.json`), it is converted."""
     if source.hf_files is None:
         return None
     if (source.hf_files / "tokenizer.json").exists():
         return source.hf_files / "tokenizer.json"
     if source.adapter is None or not (source.hf_files / "tokenizer_config.json").exists():
         return None
-    made = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-tokenizer-")) / "tokenizer.json"
+    made = side_files.temporary_folder("tokenizer") / "tokenizer.json"
     checkpoint_tokenizer(str(side_files.local(source.hf_files))).backend_tokenizer.save(str(made))
     return made
 
@@ -390,7 +389,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _with_room(decoder: DecoderConfig, media: Mapping[str, int], tokenizer: epath.Path | None) -> DecoderConfig:
-    """The vocabulary with a row for every id in texts of the export, in multiples of 64 if any is missing."""
+    """The decoder with a row for every id of the export's texts; if any is missing, rows become a multiple of 64."""
     needed = 1 + max(*media.values(), media_tokens.highest_id(tokenizer))
     if needed <= decoder.vocab_size:
         return decoder

@@ -16,11 +16,11 @@ from vlvm_jax.weights.safetensors_files import SafetensorsReader
 from vlvm_jax.weights.tables import Layout, Rule
 
 Index = tuple[slice, ...]
-Tell = Callable[[int], None]  # takes the bytes read since the last call, in the dtype that they are wanted in
+Tell = Callable[[int], None]  # takes the bytes read since the last call, counted in the wanted dtype
 
 
 def silent(read: int) -> None:
-    """Tells nobody."""
+    """Reports nothing."""
     del read
 
 

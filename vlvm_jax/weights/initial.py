@@ -114,7 +114,7 @@ class Initial:
         """Whole parameters in the dtypes of `abstract`, each in its sharding; a tensor at a time.
 
         Args:
-          tell: called with the bytes of the parameters that this process has read so far, and of all that it reads.
+          tell: called with the bytes that this process has read so far, and with all that it will read.
         """
         on_mesh = {
             path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.parameter_sharding(path, a.shape, mesh))

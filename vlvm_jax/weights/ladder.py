@@ -54,7 +54,7 @@ def choose(
     Args:
       base_family: the transformers class the model was imported from, None if it was trained from scratch.
       trained: False for an import as it came, which is its class whatever that class takes.
-      own_clips: what an import does with clips, where its config says so instead of its class.
+      own_clips: what an import does with clips, if its config says so instead of its class.
       media: what the exported model will be given; a class need be exact for that only.
       asked: a family to export as; it must be exact.
 

@@ -60,7 +60,7 @@ def _tokenizer_size(tokenizer: epath.Path) -> int:
 
 
 def highest_id(tokenizer: epath.Path | None) -> int:
-    """The highest id that the tokenizer gives; -1 without one."""
+    """The highest id in the tokenizer; -1 without a tokenizer."""
     if tokenizer is None:
         return -1
     from tokenizers import Tokenizer

@@ -72,7 +72,7 @@ def read(directory: Path, raw: dict[str, Any], language: str) -> HFModel:
 
 
 def _tower_source(directory: Path, raw: dict[str, Any]) -> str:
-    """The tower's directory where there is one, also relative to the checkpoint; else its hub id."""
+    """The tower's directory, possibly relative to the checkpoint, if there is one; else its hub id."""
     name = raw["mm_vision_tower"]
     return str(directory / name) if (directory / name / "config.json").is_file() else name
 

@@ -37,7 +37,7 @@ tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT.update(_RETRIES)
 
 COMMITTED = atomicity.COMMIT_SUCCESS_FILE  # comes last in a bucket
 _TOGETHER = 64 << 20  # bytes; a save takes its time, whatever its size
-_LOADED_TOGETHER = 512 << 20  # bytes; larger groups are faster, smaller ones tell more often how far loading is
+_LOADED_TOGETHER = 512 << 20  # bytes; larger groups are faster, smaller ones report progress more often
 _CHUNK = 8 << 20  # bytes; what is compressed, and read, as one piece: a file each
 
 
@@ -135,17 +135,18 @@ def load(
     """The named parameters, in the dtypes and shardings asked for; each process reads only its shards.
 
     Args:
-      tell: called with the bytes of some parameters (the process's own) once these are read.
+      tell: called after each group of parameters with the bytes that this process has read of it.
     """
     params: Params = {}
     group: dict[str, jax.ShapeDtypeStruct] = {}
     size = 0
     for number, (path, wanted) in enumerate(abstract.items(), start=1):
         group[path] = wanted
-        size += local_bytes(wanted)
+        # Of the whole parameter: each load ends in a barrier, so that all processes must make the same groups.
+        size += math.prod(wanted.shape) * wanted.dtype.itemsize
         if size >= _LOADED_TOGETHER or number == len(abstract):
             params |= _load(directory, group, item)
-            tell(size)
+            tell(sum(map(local_bytes, group.values())))
             group, size = {}, 0
     return params
 

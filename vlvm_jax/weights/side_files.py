@@ -122,11 +122,20 @@ def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path, clip: epath.Path |
     storage.write_bytes(os.fspath(folder / "tokenizer.json"), file.read_bytes())
 
 
+_TEMPORARY: list[tempfile.TemporaryDirectory] = []
+
+
+def temporary_folder(name: str) -> epath.Path:
+    """A new folder that is removed when the process ends."""
+    _TEMPORARY.append(tempfile.TemporaryDirectory(prefix=f"vlvm_jax-{name}-"))
+    return epath.Path(_TEMPORARY[-1].name)
+
+
 def local(files: epath.Path) -> epath.Path:
     """The folder itself, or a copy on this machine of one in a bucket."""
     if "://" not in str(files):
         return files
-    folder = epath.Path(tempfile.mkdtemp(prefix="vlvm_jax-hf-"))
+    folder = temporary_folder("hf")
     copy_into(files, folder)
     for part in (TOWER_FOLDER, CLIP_FOLDER, _NAMED_TOWER, f"{TOWER_FOLDER}/{_NAMED_TOWER}"):
         if (files / part).exists():

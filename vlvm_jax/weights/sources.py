@@ -270,7 +270,7 @@ def _finished(workdir: epath.Path) -> list[str]:
     finished = [name for name in names if (workdir / name / "result.json").exists()]
     if not finished:
         begun = [str(workdir / name) for name in names if _steps(workdir, name)]
-        can = f"name the newest step of one: {' or '.join(begun)}" if begun else "none has a checkpoint yet"
+        can = f"to use the newest step of one, give {' or '.join(begun)}" if begun else "none has a checkpoint yet"
         raise InputError(f"{workdir}: no stage of this run is finished; {can}")
     return finished
 

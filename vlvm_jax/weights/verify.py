@@ -1,8 +1,8 @@
 """Does PyTorch say the same? The exported directory, loaded by transformers, against this model on one clip.
 
-Both run in fp32; what is compared are the logits of every position and a greedy answer. Where the export keeps every
-digit, the model as trained is compared, LoRA beside its kernels. Where it rounds, the rounded weights are compared, and
-how far they are from the model as trained is told too.
+Both run in fp32; the logits of every position and a greedy answer are compared. If the export does not round, it is
+compared with the model as trained, LoRA unmerged. If it rounds, it is compared with the rounded weights, and the
+difference between these and the model as trained is reported too.
 torch is imported here and nowhere else in the package, and only when an export is checked.
 """
 
@@ -43,7 +43,8 @@ class Report:
     Attributes:
       difference: largest difference of a logit, divided by the largest logit.
       same_answer: the greedy answers are equal, None where nothing is generated (a bare tower).
-      rounding: largest difference of a logit to the model as trained, likewise, where the export rounds; and the dtype.
+      rounding: if the export rounds, the largest difference of a logit to the model as trained, likewise, and the
+        export's dtype.
     """
 
     what: str

@@ -90,7 +90,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_record():
 
 
 def test_latin_1_is_refused_where_it_begins():
-    assert "latin1.jsonl: line 1, byte 33: 0xdc is not UTF-8; convert the file" in refusal("latin1.jsonl")
+    assert "latin1.jsonl: record 0: line 1, byte 33: 0xdc is not UTF-8; convert the file" in refusal("latin1.jsonl")
 
 
 def test_a_bad_first_record_is_one_bad_record():

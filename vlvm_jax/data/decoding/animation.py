@@ -1,7 +1,7 @@
 """Reads clips in WebP, PNG and AVIF, whose animations FFmpeg does not play in full, with Pillow.
 
-The file becomes a lossless clip in memory, so that everything that reads clips reads it alike: the same frame
-rules, spans, limits and re-encoding. Transparent pixels are put on white.
+The file becomes a lossless clip in memory, so that it is treated like any other clip: the same frame rules, spans,
+limits and re-encoding. Transparent pixels are put on white.
 """
 
 import io
@@ -20,7 +20,7 @@ from vlvm_jax.data.images import stills
 MAX_WORK = 2**32  # pixels of all frames together: 8 minutes of 640 x 480 at 25 a second
 _CLOCK = 1000  # ticks per second: these formats state milliseconds
 _AVIF_SEQUENCE = b"ftypavis"
-_UNSTATED = 100  # ms that a frame is shown whose duration is 0, as browsers have it
+_UNSTATED = 100  # ms for which a frame of duration 0 is shown, as in browsers
 
 
 def as_clip(file: BinaryIO, name: str) -> BinaryIO:
@@ -79,8 +79,8 @@ def _lossless(image: Image.Image, name: str) -> BinaryIO:
 
 
 def _frames(image: Image.Image, name: str) -> Iterator[tuple[int, int, Image.Image]]:
-    """Start and duration in ms, and the picture, of every frame that decodes; a file that is cut has fewer."""
-    start, first = 0, int(getattr(image, "default_image", False))  # a PNG's picture for who cannot play it
+    """Start and duration in ms, and the picture, of every frame that decodes; a truncated file has fewer."""
+    start, first = 0, int(getattr(image, "default_image", False))  # a PNG's picture for viewers that cannot play it
     for number in range(first, getattr(image, "n_frames", 1)):
         try:
             with reading(name):

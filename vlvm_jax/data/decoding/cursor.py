@@ -1,4 +1,4 @@
-"""Where decoding of a video stands: seeks where that spares decoding, and gives the same frames as without."""
+"""Decodes a video in time order, and seeks where that saves decoding. Frames are the same as without seeking."""
 
 import bisect
 import itertools
@@ -36,7 +36,7 @@ class Cursor:
 
     Attributes:
       ended: the clip has no frames after those decoded.
-      damaged: something of it did not decode; see `pictures`.
+      damaged: part of the clip did not decode; see `pictures`.
     """
 
     def __init__(self, video: VideoFile, wanted: Sequence[int], start: int, step: Fraction):
@@ -66,14 +66,14 @@ class Cursor:
         elif not self._begun:
             self._begin(self._video.packets(), None)
         while not self._found(target):
-            # Either a frame that is needed was skipped, or this keyframe was none to begin decoding with.
+            # Either a needed frame was skipped, or decoding cannot begin at this keyframe.
             self._jump(target if self._current or self._keyframe is None else self._keyframe - 1)
         return self._current or self._next
 
     def pictures(self) -> Iterator[Picture]:
-        """Every frame that decodes, in order, however long the clip is; instead of `shown_at`.
+        """Yields every frame that decodes, in order, however long the clip is. Use it instead of `shown_at`.
 
-        After a damaged packet, frames are left out up to a keyframe, and `damaged` is True.
+        After a damaged packet, frames are left out until the next keyframe, and `damaged` is True.
         """
         self._skips, self._skips_damage = False, True
         self._begin(self._video.packets(), None)
@@ -134,10 +134,10 @@ class Cursor:
         self._frames = self._decoded(packets)
 
     def _decoded(self, packets: Iterable[av.Packet]) -> Iterator[Picture]:
-        """The frames of packets; those shown before the keyframe at which decoding began lack what they build on.
+        """Decodes packets. Frames shown before the keyframe at which decoding began are dropped: they lack references.
 
-        If that keyframe decodes to none, the file marks its keyframes wrongly, as AVI files do that have lost their
-        index: there are no frames then, and from now on the file is decoded from its start.
+        If that keyframe does not decode to a key frame, the file marks its keyframes wrongly, as an AVI file without
+        its index does. Then this yields nothing, and from now on the file is decoded from its start.
         """
         time, first = self._start - 1, True
         for number, frame in enumerate(self._frames_of(iter(packets))):
@@ -178,7 +178,7 @@ class Cursor:
         yield from () if lost else stream.decode(None)
 
     def _readable(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-        """The packets; where damage may be skipped, those before the container is damaged."""
+        """The packets; if damage may be skipped, those before the container is damaged."""
         try:
             yield from packets
         except av.FFmpegError:

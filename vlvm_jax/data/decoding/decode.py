@@ -26,7 +26,7 @@ from vlvm_jax.data.faults import BadSampleError
 
 _CUT = 0.05  # of a frame: the rounding of a header's duration
 _MILLISECOND = Fraction(1, 1000)
-_ROUNDING = Fraction(3, 2)  # ticks: what the rounding of a time and of a duration may add up to
+_ROUNDING = Fraction(3, 2)  # ticks: the most that rounding a time and a duration may add up to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Grid:
 
     @property
     def duration(self) -> float:
-        """Seconds, those that the last frame is shown included."""
+        """Seconds, including those for which the last frame is shown."""
         return float(self.length * self.unit)
 
     @property
     def rounding(self) -> float:
-        """Seconds that the duration may be too long by a container's clock, which may tick every millisecond.
+        """Seconds by which a container's clock, which may tick only every millisecond, may make the duration too long.
 
-        The same for finer clocks, so that a clip is as long in every container.
+        Finer clocks get the same allowance, so that a clip is equally long in every container.
         """
         return float(min(_ROUNDING * max(self.unit, _MILLISECOND), self.step * self.unit / 16))
 
@@ -71,12 +71,13 @@ class Grid:
         return self.start + math.floor((index + Fraction(1, 2)) * self.step)
 
     def at_second(self, time: float) -> int:
-        """A time in seconds from the first frame on; of frames that start within half a tick, the later is shown."""
+        """The stream's time for a time in seconds from the first frame. A frame that starts within half a tick counts
+        as shown already."""
         return self.start + math.floor((time + self.half_tick) / float(self.unit))
 
     @property
     def half_tick(self) -> float:
-        """Seconds by which the rounding to ticks may have delayed a frame; none where ticks are the frames."""
+        """Seconds by which rounding to ticks may have delayed a frame; about 0 where each frame is a tick."""
         return (float(self.unit) / 2 if self.step > 2 else 0.0) + 1e-6
 
     def seconds(self, time: int) -> float:
@@ -138,9 +139,9 @@ def take_frames(
       choose: number of frames and frames per second to the frames wanted, sorted; one may come several times.
       at_most: frames that `choose` or `slots` wants.
       span: seconds; only frames shown between them are chosen from.
-      slots: instead of `choose`: from a clip's duration, and how much that may be too long, to the times wanted, all in
-        seconds, sorted. What is on screen then is taken, also if it was before. The time of a repeated frame is that of
-        its slot.
+      slots: used instead of `choose`: maps a clip's duration, and by how much it may be too long, to the times wanted,
+        sorted; all in seconds. The frame on screen at each time is taken, even if the time before had the same one. A
+        repeated frame has the time of its slot.
 
     Raises:
       BadSampleError: `no_video`, `empty`, `corrupt`, `too_large` or `too_slow`.
@@ -196,12 +197,12 @@ def _take(
 
 
 def part(duration: float, span: tuple[float, float] | None) -> tuple[float, float]:
-    """Start and end in seconds of the part of a clip that a span is."""
+    """Start and end, in seconds, of a span within a clip."""
     return (0.0, duration) if span is None else (max(0.0, span[0]), min(span[1], duration))
 
 
 def grid_of(video: VideoFile) -> Grid:
-    """A clip's frames as its header states them, else by all packets.
+    """A clip's grid, from its header or else from all packets.
 
     Raises:
       BadSampleError: `empty`.
@@ -220,7 +221,7 @@ def _over(last: Picture, target: int, step: Fraction) -> bool:
 
 
 def _stated_grid(video: VideoFile) -> Grid | None:
-    """The frames by the header, or by the header and the last packets; None where these do not tell."""
+    """The grid from the header, or from the header and the last packets; None where these do not tell."""
     rate, start = video.rate, video.stream.start_time
     if not video.seeks or rate is None or start is None or _restarts(video):
         return None
@@ -242,7 +243,7 @@ def _stated_grid(video: VideoFile) -> Grid | None:
 
 
 def _restarts(video: VideoFile) -> bool:
-    """Whether times start again within the file; then it is read from its start."""
+    """Whether times restart within the file; if they do, marks it to be decoded from its start."""
     try:
         video.in_order = video.restarts()
     except av.FFmpegError:
@@ -263,10 +264,10 @@ def _length(video: VideoFile, start: int, step: Fraction) -> int | None:
 
 
 def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]], step: Fraction) -> int | None:
-    """When the last of some frames is over, by their packets' times (shown and decoded) and durations.
+    """When the last of some frames ends, from their packets' times (shown and decoded) and durations.
 
-    The packets of an MP4 say how long they last in the order of decoding. If frames are shown in another order, the
-    duration of the last one shown need not be its own, but the clip lasts as long as all packets do.
+    Packet durations of an MP4 follow decoding order. If frames are shown in another order, the last one shown may carry
+    another frame's duration, but together the durations are the clip's length.
     """
     if not packets:
         return None
@@ -281,7 +282,7 @@ def _end(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]
 
 
 def _lasting(video: VideoFile, packets: Sequence[tuple[int, int | None, int | None]]) -> Sequence:
-    """The packets of an MP4 with the durations that their decoding times give; PyAV 15 does not tell these."""
+    """An MP4's packets with durations computed from their decoding times; PyAV 15 does not give the durations."""
     ordered = sorted(packets, key=lambda packet: packet[0] if packet[1] is None else packet[1])
     shown, decoded, own = ordered[-1]
     rest = None if decoded is None else (video.stream.start_time or 0) + (video.stream.duration or 0) - decoded
@@ -292,11 +293,11 @@ def _lasting(video: VideoFile, packets: Sequence[tuple[int, int | None, int | No
 
 
 def _scanned_grid(video: VideoFile) -> Grid:
-    """The frames by all packets, which are read (not decoded). One that is cut counts, but is never shown."""
+    """The grid from all packets, which are read, not decoded. A frame that is cut short counts, but is never shown."""
     packets = (packet for packet in video.packets() if packet.size and not packet.is_discard)
     found = [(packet.pts, packet.dts, packet.duration) for packet in packets]
     timed = [(shown, decoded, lasts) for shown, decoded, lasts in found if shown is not None]
-    if len(timed) < len(found):  # MPEG-PS may state some times only
+    if len(timed) < len(found):  # MPEG-PS may state times for some packets only
         video.numbered = True
     times = list(range(len(found))) if video.numbered else sorted({time for time, _, _ in timed})
     if not times:
@@ -312,5 +313,5 @@ def _scanned_grid(video: VideoFile) -> Grid:
 
 
 def _unrounded(length: int, total: int, step: Fraction) -> Fraction:
-    """The length of frames that are equally far apart, of which a container's clock gives a whole number of ticks."""
+    """The exact length of equally spaced frames, which the container's clock rounds to whole ticks."""
     return total * step if abs(total * step - length) <= _ROUNDING else Fraction(length)

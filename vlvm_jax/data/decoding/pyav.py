@@ -70,7 +70,7 @@ def discard(stream: Stream) -> None:
 
 
 def reorder_depth(codec: VideoCodecContext) -> int:
-    """By how many frames a frame may be decoded before it is shown; at least that where PyAV does not tell."""
+    """By how many frames decoding may run ahead of what is shown; an upper bound where PyAV does not tell."""
     if _HAS_DEPTH:
         return cast(Any, codec).reorder_depth
     return _MAX_DEPTH if codec.has_b_frames else 0

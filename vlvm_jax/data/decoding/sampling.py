@@ -56,7 +56,7 @@ def fps_times(duration: float, rounding: float = 0.0, *, fps: float, cap: int) -
 
     Args:
       duration: seconds.
-      rounding: no slot starts within so many seconds of the end.
+      rounding: no slot starts within this many seconds of the end.
     """
     slots = max(1, math.ceil((duration - rounding) * fps - 1e-6))
     if slots > cap:

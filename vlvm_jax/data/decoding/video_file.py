@@ -1,4 +1,4 @@
-"""A video file as PyAV opens it: its pictures' packets, from the start or from a keyframe on."""
+"""Opens video files with PyAV and reads their video packets, from the start or from a keyframe."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from vlvm_jax.errors import InputError, Interrupted, brief
 _INDEXED = ("mov", "matroska", "avi")
 _SEEKABLE = (*_INDEXED, "mpegts")
 _LATE_STREAMS = ("mpegts", "mpeg", "flv")  # formats whose header does not list the streams
-# Seconds by which times may be before and after those expected; others have started again. They do where a file in one
-# of the first two formats was appended to another, and where FLV's count of milliseconds overflowed.
+# By how many seconds a time may precede and follow the expected one. Beyond that, times have restarted: a file in one
+# of the first two formats was appended to another, or FLV's millisecond counter overflowed.
 _RESTARTS = {"mpegts": (0.1, 10), "mpeg": (0.1, 10), "flv": (108_000, 108_000)}
-_WHOLE = 2**31 - 1  # bytes and microseconds, to look for streams in
-_SMALL = 2**21  # bytes of a file that is read rather than searched
+_WHOLE = 2**31 - 1  # bytes and microseconds to search for streams
+_SMALL = 2**21  # bytes; smaller files are read in full instead of being sampled
 _PROBE = 2**17  # bytes
-_CONSTANT = 1e-3  # by which two statements of a constant rate may differ
+_CONSTANT = 1e-3  # relative difference up to which two stated rates count as equal
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
 
 
 class _Reader:
-    """A file as FFmpeg reads it. FFmpeg hides or misplaces what a file raises: a fault ends the file, and is kept."""
+    """A file as FFmpeg reads it. FFmpeg hides or garbles exceptions: an error ends the file, and `check` raises it."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -77,19 +77,19 @@ class _Reader:
         return self._file.tell()
 
     def check(self) -> None:
-        """Raises what reading has raised."""
+        """Raises the error that reading met, if any."""
         if self._fault is not None:
             raise self._fault
 
 
 class VideoFile:
-    """The first video stream of a file that is no cover. Build it with `open_video`.
+    """The first video stream of a file that is not cover art. Build it with `open_video`.
 
     Attributes:
       container, stream, codec: PyAV's.
-      unit: seconds of the stream's times.
-      numbered: the file states no times; those of frames are their numbers.
-      in_order: the file can only be decoded from its start: its key frames are none, or its times start again.
+      unit: seconds per tick of the stream's times.
+      numbered: the file states no usable times; the time of a frame is its number.
+      in_order: the file must be decoded from its start, since its key frames are not real ones or its times restart.
     """
 
     container: InputContainer
@@ -130,7 +130,7 @@ class VideoFile:
                 pyav.discard(other)
 
     def _streams(self, **options: str) -> list[VideoStream]:
-        """Opens the container; its video streams that are no cover."""
+        """Opens the container and returns its video streams, except cover art."""
         self._reader.seek(0)
         # A playlist must not have other files opened.
         options |= {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
@@ -146,12 +146,12 @@ class VideoFile:
 
     @property
     def has_decoding_durations(self) -> bool:
-        """Whether packets state how long they last in the order of decoding (MP4 and MOV)."""
+        """Whether packet durations follow decoding order (MP4 and MOV)."""
         return self._format == "mov"
 
     @property
     def reorders(self) -> bool:
-        """Whether frames may be decoded in another order than they are shown in."""
+        """Whether frames may be decoded in a different order from that in which they are shown."""
         return bool(self.codec.has_b_frames)
 
     @property
@@ -161,18 +161,18 @@ class VideoFile:
 
     @property
     def is_constant(self) -> bool:
-        """Whether frames are about equally far apart, by the header."""
+        """Whether the header says that frames are about equally far apart."""
         mean, finest = (pyav.fraction(rate) for rate in (self.stream.average_rate, self.stream.guessed_rate))
         return mean is not None and finest is not None and abs(mean / finest - 1) < _CONSTANT
 
     @property
     def pixel_aspect(self) -> Fraction:
-        """Width / height of a stored pixel, as the container says it or else the first frame; 0 where neither does."""
+        """Width / height of a stored pixel, from the container or else the first frame; 0 if neither states it."""
         return pyav.fraction(self.stream.sample_aspect_ratio) or Fraction(0)
 
     @property
     def duration(self) -> Fraction | None:
-        """Of the file with its sound, in the stream's units."""
+        """Duration of the file, sound included, in the stream's units."""
         return None if self.container.duration is None else self.container.duration / (av.time_base * self.unit)
 
     def keyframe(self, time: int, step: Fraction) -> int | None:
@@ -222,13 +222,13 @@ class VideoFile:
         try:
             yield from self.container.demux(self.stream)
         except IndexError:
-            # PyAV below 19 may end so where a stream appeared after opening. All packets have been given by then.
+            # PyAV below 19 may end like this if a stream appeared after opening. By then it has given all packets.
             if self._format not in _LATE_STREAMS:
                 raise
 
     @property
     def is_small(self) -> bool:
-        """Whether all packets are soon read."""
+        """Whether reading all packets is quick."""
         return self._size() <= _SMALL
 
     def _size(self) -> int:
@@ -239,10 +239,11 @@ class VideoFile:
         return size
 
     def restarts(self) -> bool:
-        """Whether times start again within the file, as where one MPEG-TS file was appended to another.
+        """Whether times restart within the file, as when one MPEG-TS file was appended to another.
 
-        A small file is read. Of a larger one some places are, at 3/4, 1/2, 3/8, 1/4, 3/16, ... of it and at its end. Of
-        clips of about one bit rate, times are earlier at the first place after a start than at the last before it.
+        A small file is read in full. A larger one is sampled at 3/4, 1/2, 3/8, 1/4, 3/16, ... of its size and at its
+        end. If the bit rate is about constant, the first sample after a restart has an earlier time than the last one
+        before it.
 
         Raises:
           av.FFmpegError: the file is damaged.
@@ -279,10 +280,10 @@ class VideoFile:
 
 
 def _continuous(packets: Iterator[av.Packet], before: float, after: float) -> Iterator[av.Packet]:
-    """Packets whose times go on where they start again, as FFmpeg's command has it.
+    """Makes packets' times continue where they restart, as the `ffmpeg` command does.
 
     Args:
-      before, after: by how much the time of a packet may differ from the one expected, in the packets' units.
+      before, after: by how much a packet's time may precede and follow the expected one, in the packets' units.
     """
     shift, expected = 0, None
     for packet in packets:

@@ -45,8 +45,8 @@ class Settings:
       image: settings of the image processor, from `image_file`.
       video: settings of the video processor; where the checkpoint has none of its own, those of images.
       processor: the rest of `processor_config.json`.
-      frames: settings of the image processor that takes frames of clips, where that is not the family's own way.
-      clip_tokens: visual tokens of a frame of a clip and at the clip's end, where they are not the family's own.
+      frames: settings of the image processor for frames of clips, if these are not treated as in the family.
+      clip_tokens: visual tokens of a frame of a clip and at the clip's end, if these are not the family's.
       around: tokens before and after every image and clip in the prompt.
     """
 
@@ -103,7 +103,7 @@ def read_settings(directory: str) -> Settings:
 
 
 def _original_settings(folder: Path, raw: dict[str, Any]) -> Settings:
-    """Of a checkpoint in the layout of the LLaVA repositories, in the terms of the class that it corresponds to."""
+    """Settings of a checkpoint in the LLaVA repositories' layout, in terms of the class that it corresponds to."""
     try:
         from transformers import AutoConfig
     except ImportError as error:
@@ -228,7 +228,7 @@ class SquareRule:
         return self._frames(frames)
 
     def take_frames(self, processor: PixelProcessor) -> None:
-        """Has the frames of clips prepared by this processor."""
+        """Sets the processor for frames of clips."""
         self._frames = processor
 
     def whole(self, images: Sequence[Picture]) -> Frames:

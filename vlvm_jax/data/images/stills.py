@@ -1,4 +1,4 @@
-"""Converts whatever Pillow opens to upright RGB, the one place where that is decided.
+"""Converts any image that Pillow opens to upright RGB. Only this module decides how.
 
 Transparent pictures are put on white, as the image processors of all supported families do. 16-bit values are divided
 by 257. Of an animation the first frame counts; `decoding.animation` reads all of them.
@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from vlvm_jax.data.faults import BadSampleError
 
-_UPRIGHT = {  # EXIF's orientation to what shows the picture upright
+_UPRIGHT = {  # EXIF's orientation to the transposition that shows the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -18,7 +18,7 @@ _UPRIGHT = {  # EXIF's orientation to what shows the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = (5, 6, 7, 8)  # rows are columns
+_LYING = (5, 6, 7, 8)  # rows and columns are exchanged
 
 
 def upright_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -28,7 +28,7 @@ def upright_rgb(image: Image.Image, where: str) -> Image.Image:
       where: the picture's name, for messages.
 
     Raises:
-      BadSampleError: `corrupt`: its values have no range that is known.
+      BadSampleError: `corrupt`: the range of its values is unknown.
       OSError, ValueError, SyntaxError, Image.DecompressionBombError: it does not decode.
     """
     image.load()  # TIFF files turn themselves here
@@ -39,7 +39,7 @@ def upright_rgb(image: Image.Image, where: str) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of `upright_rgb`, for most formats without decoding."""
-    lying = _orientation(image) in _LYING and image.format != "TIFF"  # of these Pillow tells the upright size
+    lying = _orientation(image) in _LYING and image.format != "TIFF"  # Pillow gives a TIFF's upright size
     return (image.width, image.height) if lying else (image.height, image.width)
 
 
@@ -47,7 +47,7 @@ def rgb(image: Image.Image, where: str = "an image") -> Image.Image:
     """A picture in RGB: transparent ones on white, 16 bits a channel by value / 257.
 
     Raises:
-      BadSampleError: `corrupt`: its values have no range that is known.
+      BadSampleError: `corrupt`: the range of its values is unknown.
     """
     if image.mode.startswith("I"):  # 16 bits, and what holds 16 bits in 32
         image = _eight_bits(image, 65535, where)
@@ -63,7 +63,7 @@ def rgb(image: Image.Image, where: str = "an image") -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, most: int, where: str) -> Image.Image:
-    """A picture of one channel with values from 0 to `most`, in 8 bits; where one value is transparent, with alpha."""
+    """A picture of one channel with values from 0 to `most`, in 8 bits; with alpha if one value is transparent."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= most:  # also if one is not a number
@@ -76,7 +76,7 @@ def _eight_bits(image: Image.Image, most: int, where: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where it is missing or broken, as image viewers take it."""
+    """EXIF's orientation; 1 if it is missing or broken, as in image viewers."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises anything from struct.error to SyntaxError here

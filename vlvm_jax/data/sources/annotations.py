@@ -57,8 +57,8 @@ class AnnotationFile(Source):
 def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile:
     """A JSON list or JSON Lines, with its media in a folder.
 
-    A record that cannot be used is a `bad_record` when it is asked for. One record must be right: the first one that is
-    confirms the format, and the records after it are looked at for their kind and types only.
+    A record that cannot be used is a `bad_record` when it is asked for. At least one record must be valid: the first
+    valid one confirms the format, and later ones are checked in full only when they are asked for.
 
     Args:
       name: of the records' format (`formats`); "auto" takes that of the first record that can be used.
@@ -76,7 +76,7 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
         where = entry.where
         try:
             if entry.error:
-                raise InputError(f"{where}: not JSON (line {entry.line}: {entry.error})")
+                raise InputError(f"{where}: {entry.error}")
             if auto and not confirmed:
                 name = formats.detect(entry.value, where)
             found = formats.to_llava(entry.value, name, where, clip_of, notes.unread)
@@ -105,11 +105,11 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
 
 
 class _Notes:
-    """What a file's records have that the user should know of.
+    """What the user should know about a file's records.
 
     Attributes:
-      unread: number of records with a key that looks like media but is not read.
-      renamed: number of clips found by id under another name, and the first of them.
+      unread: for each key that looks like media but is not read, the number of records that have it.
+      renamed: ids of clips that were found under another name, and these names.
     """
 
     def __init__(self, path: str):

@@ -27,7 +27,7 @@ from vlvm_jax.data.sources.messages import from_messages
 from vlvm_jax.data.sources.records import check_object, short
 from vlvm_jax.errors import InputError
 
-# What a record of each format has, in the order in which they are tried.
+# The keys that a record of each format has, in the order in which the formats are tried.
 KEYS = {
     "llava": ("conversations",),
     "messages": ("messages",),
@@ -41,7 +41,7 @@ KEYS = {
 }
 CLIPS_BY_ID = ("video_chatgpt", "vcgbench", "vcgbench_consistency")  # never by a path
 KEPT = ("id", "type", "types")
-_ANSWERS_OPTIONS = ("qa", "query_response", "alpaca")  # in which options would be lost
+_WITHOUT_OPTIONS = ("qa", "query_response", "alpaca")  # options beside the question would be lost
 _SOMETIMES = ("system", "history", "input")  # text that a record may have in any format
 
 
@@ -79,7 +79,7 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
         return raw  # `records.parse` refuses it
     if missing:
         raise InputError(f"{where}: no {missing[0]!r}, which a record of the format {name!r} has")
-    if name in _ANSWERS_OPTIONS and (found := options.keys_in(raw)):
+    if name in _WITHOUT_OPTIONS and (found := options.keys_in(raw)):
         raise InputError(
             f"{where}: {found[0]!r} holds options, which are not shown to the model here; write them into the "
             "question, and the right one into the answer"
@@ -112,12 +112,12 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
 
 
 def _says_the_same(raw: dict[str, Any], read: Mapping[str, Any]) -> bool:
-    """Whether a LLaVA object has these values under its own keys already."""
+    """Whether a LLaVA object already has these values under its own keys."""
     return all(raw.get(key) == read.get(key) for key in ("image", "video", "start", "end"))
 
 
 def _text_keys(raw: Mapping[str, Any], name: str) -> frozenset[str]:
-    """Keys of a format's text, in which a file's name is no medium. A lone name in Alpaca's `input` may be one."""
+    """Keys that hold a format's text, where the name of a file is no medium. A lone word in Alpaca's `input` may be."""
     lone = isinstance(raw.get("input"), str) and len(raw["input"].split()) == 1
     keys = {*KEYS[name], *_SOMETIMES} - {"video_id", "video_name"}
     return frozenset(keys - {"input"} if lone else keys)
@@ -183,7 +183,7 @@ def _exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
 
 
 def _pairs(*keys: str) -> Callable[[Mapping[str, Any], str, Counter], Said]:
-    """Of formats whose exchanges are under these keys, the questions' and last the answer's."""
+    """A reader of formats with these keys: those of the questions, then that of their answer."""
 
     def read(raw: Mapping[str, Any], where: str, _notes: Counter) -> Said:
         said = [turn for key in keys[:-1] for turn in _exchange(raw[key], raw[keys[-1]])]

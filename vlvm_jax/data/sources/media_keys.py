@@ -31,10 +31,10 @@ _TAILS = (
     "", "path", "paths", "file", "files", "filename", "filenames", "filepath", "url", "urls", "uri", "id", "ids",
     "uid", "name", "names", "link", "dir", "folder", "list",
 )  # fmt: skip
-_WORDS = {"movie", "sound", "speech", "medium", "visual", "visuals"}  # alone, as likely of a text's topic
+_WORDS = {"movie", "sound", "speech", "medium", "visual", "visuals"}  # alone, as likely a text's topic
 _KNOWN = {thing + tail for thing in _THINGS for tail in _TAILS} - _WORDS | {"youtubeid", "ytid", "quid"}
 _KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES}
-_IDENTIFIES = re.compile("(id|ids|uid|name|names)$")  # of which a number may be the value
+_IDENTIFIES = re.compile("(id|ids|uid|name|names)$")  # of keys whose value may be a number
 _SOUNDS = ("audio", "audios", "sound", "speech", *(ending.removeprefix(".") for ending in SOUND))
 
 ClipOf = Callable[[str], str | None]
@@ -70,7 +70,7 @@ def as_list(value: Any) -> list:
 
 
 def _plain(value: Any, key: str, where: str) -> Any:
-    """A value with names in the place of objects that hold them."""
+    """A value in which objects that hold a name are replaced by the name."""
     if isinstance(value, list):
         return [_plain(item, key, where) for item in value]
     return name_in(value, key, where) if isinstance(value, dict) else value
@@ -80,7 +80,7 @@ def name_in(value: Mapping[str, Any], key: str, where: str) -> Any:
     """The name in an object such as {"path": ...}.
 
     Raises:
-      InputError: there is none, or not one.
+      InputError: there is none, or several that differ.
     """
     names = {name: value[name] for name in _PATH_KEYS if not is_empty(value.get(name))}
     if not names:
@@ -146,7 +146,7 @@ def check_none(raw: Mapping[str, Any], where: str, text_keys: frozenset[str]) ->
 
 
 def meant(key: str, value: Any = None) -> str:
-    """The media key for which another one stands."""
+    """The media key that is probably meant by another key."""
     folded = _folded(key)
     if close := _close(folded):
         return close
@@ -176,13 +176,13 @@ def _looks_like_media(key: str, value: Any) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _close(key: str) -> str | None:
-    """The media key of which this one is a typo: its letters in another order, or most of them."""
+    """The media key that this one misspells: the same letters in another order, or most of them."""
     swapped = (name for name in READ if sorted(name) == sorted(key))
     return next(swapped, None) or next(iter(difflib.get_close_matches(key, READ, 1, 0.75)), None)
 
 
 def _texts(value: Any, endings: tuple[str, ...]) -> Iterator[str]:
-    """Texts in a value, at any depth, that end so and are like a name: on one line, not longer than a path."""
+    """Texts at any depth of a value that look like names with these endings: on one line, no longer than a path."""
     if isinstance(value, str):
         plain = re.split(r"[?#]", value.strip(), maxsplit=1)[0] if "://" in value else value.strip()
         if len(plain) <= 1024 and "\n" not in plain and plain.lower().endswith(endings):

@@ -1,4 +1,4 @@
-"""Which file an annotation means by the name of a medium, where names and files differ slightly."""
+"""Finds the file that an annotation means by the name of a medium if the two differ slightly."""
 
 import functools
 import unicodedata
@@ -12,8 +12,8 @@ from vlvm_jax import storage
 
 CLIPS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
 _FILE = "file://"
-_PREFIXES = ("", "v_")  # ActivityNet's files have "v_" before the ids of its annotations
-_NUMBERED = ("video", "vid")  # MSR-VTT's and MSVD's files, whose annotations have numbers
+ACTIVITYNET = "v_"  # begins the names of its files, but not the ids in its annotations
+NUMBERED = ("video", "vid")  # begin the names of MSR-VTT's and MSVD's files, whose annotations have numbers
 
 
 def without_scheme(name: str) -> str:
@@ -33,7 +33,7 @@ def join(root: str, name: str) -> str:
 
 
 def other_spellings(path: str) -> list[str]:
-    """The path with `/` for each backslash, and with its percent escapes resolved, where that makes a difference."""
+    """The path with `/` for each backslash, and with its percent escapes resolved too, if that changes it."""
     slashes = path.replace("\\", "/")
     found = dict.fromkeys((slashes, urllib.parse.unquote(slashes)))
     return [one for one in found if one != path and "\0" not in one]
@@ -47,7 +47,7 @@ class Folders:
         self._folded: dict[str, dict[str, list[str]]] = {}
 
     def names(self, folder: str) -> frozenset[str]:
-        """Of what is in a folder; empty if there is no such folder."""
+        """Names in a folder; empty if there is no such folder."""
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(storage.names(folder))
@@ -81,7 +81,7 @@ class Folders:
         return f"{folder}/{found[0]}" if len(found) == 1 else None
 
     def meant(self, path: str) -> str | None:
-        """The file that a path means which does not exist as it is written; None if that cannot be told."""
+        """The file meant by a path that does not exist as it is written; None if that is unclear."""
         spellings = other_spellings(path)
         for one in spellings:
             if self.has(one):
@@ -95,7 +95,7 @@ def _folded(name: str) -> str:
 
 @functools.cache
 def _folders() -> Folders:
-    """Those of this process."""
+    """The folders that this process has listed."""
     return Folders()
 
 
@@ -103,7 +103,7 @@ _meant: dict[str, str] = {}
 
 
 def meant(path: str) -> str | None:
-    """As `Folders.meant`, remembered. The first such path of a process is logged."""
+    """`Folders.meant`, cached. The first such path of a process is logged."""
     if path not in _meant and (found := _folders().meant(path)) is not None:
         logging.log_first_n(
             logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1, path, found
@@ -119,7 +119,7 @@ def known(path: str) -> str | None:
 
 def by_id(clip: str) -> Iterator[str]:
     """File names under which a clip of this id may be stored, the likeliest first."""
-    before = (*_PREFIXES, *_NUMBERED) if clip.isdigit() else _PREFIXES
+    before = ("", ACTIVITYNET, *(NUMBERED if clip.isdigit() else ()))
     for prefix in before:
         yield f"{prefix}{clip}"
         yield from (f"{prefix}{clip}{ending}" for ending in CLIPS)

@@ -52,7 +52,7 @@ class _Parts:
         self.unread: set[str] = set()
 
     def text(self, part: Any) -> str:
-        """Text of a part; a medium's is its placeholder, and its name comes from the part or from beside."""
+        """Text of a part. A medium's is its placeholder; its name is in the part or under the record's media keys."""
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             return part["text"]

@@ -4,8 +4,8 @@ Options: a list or an object under `options`, `candidates`, `choices`, `answer_c
 `a1`, ...; `option_0`, `option_1`, ... (`option 0`, `option0`, also from 1); `option_a`, `option_b`, ... (`optionA`);
 `A`, `B`, ... Letters that all options carry themselves ("A. text") are removed.
 
-The right one: a text, a letter or a number from 0, under one of `ANSWERS`. What a value means that can be read in more
-than one way, such as "1" where options are numbers, is told from the whole list: `letters`.
+The right one: a text, a letter or a number from 0, under one of `ANSWERS` or `NUMBERS`. A value that can be read in
+several ways, such as "1" where options are numbers, is resolved from the whole list: `letters`.
 """
 
 import ast
@@ -49,7 +49,7 @@ class Choice:
       written: their texts as the record has them.
       keys: their keys in an object, or the numbers of keys that begin with 1; empty for a list.
       names: whole keys, where each option has one.
-      given: what the record says of the right one, by its key.
+      given: what the record says about the right one, by key.
     """
 
     where: str
@@ -79,7 +79,7 @@ class Choice:
 
 
 def _letter(text: str) -> str | None:
-    """The letter that "B", "(B)", "B." or "B)" is, in upper case; of a lower-case letter too."""
+    """The letter in "B", "(B)", "B." or "B)", also of lower-case ones, in upper case."""
     match = re.fullmatch(r"\(?([A-Za-z])[.):]?", text)
     return match.group(1).upper() if match else None
 
@@ -124,7 +124,7 @@ def read(raw: Mapping[str, Any], where: str) -> Choice | None:
     """Options of a record, and what it says of the right one; None if it has no options.
 
     Raises:
-      InputError: options are there that cannot be read.
+      InputError: there are options, but they cannot be read.
     """
     lists = [name for name in LISTS if raw.get(name) not in (None, "", [], {})]
     series, from_one = _series(raw)
@@ -172,7 +172,7 @@ def _listed(value: Any, key: str, where: str) -> tuple[tuple[str, ...], tuple[st
 
 
 def _parsed(text: str) -> Any:
-    """The list that a column of a table writes out, in JSON or Python; else the text."""
+    """The list that a table's column holds as JSON or Python; else the text."""
     if not text.strip().startswith(("[", "{", "(")):
         return text
     for load in (json.loads, ast.literal_eval):
@@ -198,8 +198,8 @@ def letters(choices: Sequence[Choice]) -> list[str]:
     """Letter of the right option of each question of a list.
 
     Raises:
-      InputError: a record says nothing of it or what none of the options is, two of its keys disagree, or a value can
-        be read in several ways between which the other records do not decide.
+      InputError: a record does not name the right option or names none of its options, two of its keys disagree, or a
+        value can be read in several ways and the other records do not decide between them.
     """
     possible: dict[str, set[Reading]] = {}  # readings of a key that all records allow
     for choice in choices:

@@ -23,12 +23,12 @@ from vlvm_jax import storage
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources.media_names import join, other_spellings, without_scheme
 from vlvm_jax.errors import InputError
+from vlvm_jax.json_text import LONE_SURROGATE
 
 MediaKind = Literal["image", "video"]
 MEDIA_KINDS: tuple[MediaKind, ...] = ("image", "video")  # in the order in which a record's media are counted
 PLACEHOLDERS = ("<image>", "<video>")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_HALF = re.compile("[\ud800-\udfff]")  # of a character; JSON can hold it, UTF-8 cannot
 _LEADS = re.compile(r"\s*(<image>|<video>)+(\s|\w|$)")  # where LLaVA and others put placeholders
 _ENDS = re.compile(r"\n\s*(<image>|<video>)+\s*$")
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in no name: control characters, half ones
@@ -264,7 +264,7 @@ def _turns(raw: dict, where: str) -> tuple[str, list[Turn]]:
             raise InputError(
                 f"{where}: a turn must be {{'from': 'human'|'gpt', 'value': text}}, found {short(message)}"
             )
-        if _HALF.search(text):
+        if LONE_SURROGATE.search(text):
             raise InputError(f"{where}: a turn holds half a character (a lone surrogate): {short(text)}")
         messages.append((role, text))
     system = messages.pop(0)[1].strip() if messages[0][0] == "system" else ""

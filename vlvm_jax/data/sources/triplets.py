@@ -295,7 +295,7 @@ def read_triplets(path: str, options: TripletOptions) -> TripletFile:
         number, raw, where = entry.index, entry.value, entry.where
         try:
             if entry.error:
-                raise InputError(f"{where}: not JSON (line {entry.line}: {entry.error})")
+                raise InputError(f"{where}: {entry.error}")
             layout = detect(raw, where) if layout is None else layout
             to_triplet(raw, layout, options, where, number)
         except NotUsed as reason:

@@ -252,7 +252,7 @@ def _encoded(
 
 @dataclasses.dataclass(frozen=True)
 class _Renamed:
-    """A tokenizer that has other names for some of its added tokens, so that their usual names are plain text.
+    """A tokenizer in which some added tokens have other names, so that their usual names are plain text.
 
     Attributes:
       names: the other name of each, of the same length.

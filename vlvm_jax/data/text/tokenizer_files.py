@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template in a checkpoint's directory, in every form they are saved in."""
+"""Reads the tokenizer and the chat template of a checkpoint's directory, in every form in which they are saved."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def checkpoint_tokenizer(path: str) -> Any:
 def _named_class(directory: Path) -> Any:
     """The class that `tokenizer_config.json` names. Without `tokenizer.json` it decides how the files are read.
 
-    AutoTokenizer takes another one by the model's type, and warns of the types of original LLaVA checkpoints.
+    AutoTokenizer would choose by the model's type, and warns about the types of original LLaVA checkpoints.
     """
     import transformers
 

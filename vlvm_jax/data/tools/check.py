@@ -49,7 +49,7 @@ class Finding:
       tokens: of the whole sample, with `visual` ones among them; 0 without a config. A sample that is too long has its
         length all the same.
       empty_answers: number of its answers without a text.
-      respelled: (name, file) of media that only a change of spelling found.
+      respelled: (name, file) of media that were found only under another spelling.
     """
 
     index: int

@@ -35,7 +35,7 @@ class Shown:
     Attributes:
       title: which record it is and how many tokens it has.
       frames: of all media, as the image tower gets them.
-      labels: one a frame, its time in a clip.
+      labels: one per frame, its time in a clip.
       parts: the text in order, each piece with what it is.
     """
 
@@ -59,7 +59,7 @@ def choose(findings: Sequence[Finding], count: int = SAMPLES) -> list[int]:
 
 
 def show_samples(records: Sequence[Record], spec: "SampleSpec", indices: Sequence[int]) -> list[Shown]:
-    """The samples of some records, made as training makes them; without those that cannot be used after all."""
+    """The samples of some records, made as in training, without those that turn out to be unusable."""
     from vlvm_jax.data.pipeline import SampleLoader  # with Grain, which takes seconds
 
     loader = SampleLoader(records, spec)
@@ -95,7 +95,7 @@ def _labels(medium: Medium) -> list[str]:
 
 
 def parts(loader: "SampleLoader", sample: Sample) -> tuple[tuple[str, Part], ...]:
-    """The sample's tokens as text, those of a kind that follow one another as one piece, special tokens included."""
+    """The sample's tokens as text, special tokens included; consecutive tokens of one kind are one piece."""
     ids, visual, learned = sample["token_ids"], sample["media_mask"], sample["loss_mask"]
     kinds = np.where(visual, 1, np.where(learned, 2, 0))
     edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1), len(kinds)]
@@ -204,7 +204,7 @@ def _lines(pieces: Sequence[tuple[str, Part]], width: float, renderer: Any) -> l
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, each with the space behind it."""
+    """The words of a text, each with the space after it."""
     words = text.split(" ")
     return [f"{word} " for word in words[:-1]] + ([words[-1]] if words[-1] else [])
 
@@ -218,7 +218,7 @@ def _cut_word(word: str, width: float, renderer: Any) -> list[str]:
 
 
 def _add(line: _Line, text: str, kind: Part, x: float) -> None:
-    """Puts text on a line, with the piece before it where that is of the same kind."""
+    """Appends text to a line, to the last piece if that is of the same kind."""
     if line and line[-1][1] == kind:
         before, _, start = line[-1]
         line[-1] = (before + text, kind, start)
@@ -227,7 +227,7 @@ def _add(line: _Line, text: str, kind: Part, x: float) -> None:
 
 
 def _cut(lines: list[_Line]) -> list[_Line]:
-    """The lines around the first learned token, where there are too many; what is left out is said."""
+    """If there are too many lines, keeps those around the first learned token, and says how many are left out."""
     if len(lines) <= _LINES:
         return lines
     learned = next((number for number, line in enumerate(lines) if any(p[1] == "learned" for p in line)), 0)

@@ -46,7 +46,7 @@ def _as_llava(record: Record, media: Sequence[StoredMedium]) -> dict[str, Any]:
 
 
 def _stored(kind: MediaKind, path: str, target: Target, span: tuple[float, float] | None) -> StoredMedium:
-    """A medium's bytes, from which frames can be had, within the record's span too."""
+    """A medium's bytes, after checking that frames can be decoded, also within the record's span."""
     with reading(path):
         files = containers.frame_names(path) if kind == "video" else None
         if files is not None:

@@ -1,6 +1,6 @@
-"""Media made smaller for training: clips in H.264 with a key frame every few, images scaled. The same bytes every time.
+"""Re-encodes media for training: clips as H.264 with frequent key frames, images scaled down.
 
-One thread encodes; several would do so in another order of decisions on another machine.
+The bytes are the same every time: one thread encodes, since the result of several depends on the machine.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from vlvm_jax.data.images import stills
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
-VERSION = 2  # raised when the same settings come to give other bytes
+VERSION = 2  # increased whenever the same settings give other bytes than before
 PROBED = 8  # frames of a clip that is judged without a config
 _PRESET = "veryfast"
 _JPEG_QUALITY = 92
 _BITEXACT = {"fflags": "+bitexact"}
 _CLOCK = 90_000  # ticks per second of a frame's time
-_APART = 16  # ticks between frames at least; with reordering, as many packets as that are decoded within one's time
+_APART = 16  # minimum ticks between frames; with reordering, up to this many packets are decoded within one's time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _Shown(NamedTuple):
 
 
 def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterator[_Shown]:
-    """Each frame is shown until the next, the last for its duration; the first that decodes from the start."""
+    """Each frame is shown until the next, the last for its duration; the first that decodes is shown from the start."""
     last, start = None, 0.0
     for picture in pictures:
         if last is not None:
@@ -125,7 +125,7 @@ def _timed(pictures: Iterator[Picture], source: VideoFile, grid: Grid) -> Iterat
 
 
 def _end(last: Picture, source: VideoFile, grid: Grid) -> float:
-    """When the clip's last frame is over, in seconds; a header may state more than there is."""
+    """When the clip's last frame ends, in seconds; a header may state a longer clip than there is."""
     start, own = grid.seconds(last.time), 0 if source.numbered else last.frame.duration or 0
     if start < grid.duration <= start + float(1.5 * max(own, grid.step) * grid.unit):
         return grid.duration
@@ -173,10 +173,10 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
 
 
 def _set_decoding_times(packets: Sequence[av.Packet], end: int) -> None:
-    """Has each packet decoded as late as the frames allow, and the last one's duration end with the clip.
+    """Sets decoding times as late as the frames allow, and has the last packet end with the clip.
 
-    MP4 has durations between decoding times only. Those that x264 gives lag behind, by so much that where frames are
-    far apart the durations add up to less than the clip's.
+    In MP4 a duration is the time from one decoding to the next. x264 sets decoding times so far before the times shown
+    that, if frames are far apart, the durations add up to less than the clip's.
     """
     following = end
     for packet in reversed(packets):
@@ -206,7 +206,7 @@ def _scaled(width: int, height: int, short: int | None) -> tuple[int, int]:
 
 
 def _even(width: int, height: int, short: int | None) -> tuple[int, int]:
-    """The same, in even numbers of pixels, as yuv420p has it."""
+    """The same, in even numbers of pixels, which yuv420p needs."""
     width, height = _scaled(width, height, short)
     return max(2, width - width % 2), max(2, height - height % 2)
 
