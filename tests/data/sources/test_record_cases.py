@@ -135,6 +135,8 @@ QA = {"question": "What?", "answer": "It."}
         {"video": "a.mp4", "videos": ["a.mp4"], "image": None, "audios": [], **QA},
         {"video_name": "a", **QA},
         {"video_id": "a.mp4", **QA},
+        {"video": [], "image": "", "video_id": "a", **QA},
+        {"video": "", "images": "", "videos": "a.mp4", **QA},
         {"videos": ["a.mp4"], "query": "What?", "response": "It."},
         {"videos": ["a.mp4"], "query": "<video>What?", "response": "It.", "history": []},
         {"videos": ["a.mp4"], "instruction": "What?", "input": "", "output": "It."},
@@ -168,6 +170,9 @@ def test_history_and_input(write):
         ({"Video": "x", **QA}, "did you mean 'video'?"),
         ({"vedio": "clip 12", **QA}, "did you mean 'video'?"),
         ({"link": "https://x.org/v.mp4?t=3", **QA}, "'link' looks like media"),
+        ({"sources": "a.avif", **QA}, "'sources' looks like media"),
+        ({"sources": ["a.APNG"], **QA}, "'sources' looks like media"),
+        ({"clip": "a.ts", **QA}, "'clip' looks like media"),
         ({"image_id": 12, **QA}, "'image_id' looks like media"),
         ({"frames": ["1", "2"], **QA}, "'frames' looks like media"),
         ({"mp4": "x", **QA}, "'mp4' looks like media"),
@@ -181,6 +186,14 @@ def test_history_and_input(write):
         ({"history": "x", "query": "q", "response": "r"}, "'history' must be a list of [question, answer]"),
         ({"candidates": ["x", "y"], "video": "a.mp4", **QA}, "'candidates' holds options"),
         ({"a0": "x", "a1": "y", "video": "a.mp4", **QA}, "'a0' holds options"),
+        ({"candidates": ["x", "y"], "video_id": "a", "q": "q", "a": "r"}, "'candidates' holds options"),
+        ({"a0": "x", "a1": "y", "video_name": "a", "Q": "q", "A": "r"}, "'a0' holds options"),
+        ({"a0": "x", "a1": "y", "video_name": "a", "Q1": "q", "Q2": "s", "A": "r"}, "'a0' holds options"),
+        ({"options": ["x", "y"], "video": "a.mp4", "QA": [{"q": "q", "a": "r"}]}, "'options' holds options"),
+        ({"options": ["x", "y"], "video": "a.mp4", "conversations": [
+            {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "'options' holds options"),
+        ({"choices": ["x", "y"], "video": "a.mp4", "messages": [
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "'choices' holds options"),
         ({"images": ["a.png"], "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}, "query": "the <ref-object>?",
           "response": "<bbox>"}, "'objects' is not read, and the text has <bbox>"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}]},
@@ -197,7 +210,9 @@ def test_what_is_not_read_is_refused_by_name(write, raw, expected):
 
 
 @pytest.mark.parametrize("extra", [{"id": "x1"}, {"source": "web"}, {"frames": 8}, {"video": None}, {"videos": []},
-                                   {"has_video": False}, {"images": None}, {"image_count": 0}])  # fmt: skip
+                                   {"has_video": False}, {"images": None}, {"image_count": 0}, {"video": []}, {"image": ""},
+                                   {"ts": "2024-01-01"}, {"mov": "eax, 1"}, {"file": "main.ts"}, {"answers": 3},
+                                   {"choice": "B"}, {"a": "x"}, {"candidate_answers": ["x"]}])  # fmt: skip
 def test_records_of_text_with_other_keys_stay_text(write, extra):
     assert only("notes.json", write({**extra, **QA})).turns == (Turn("What?", "It."),)
 
