@@ -18,6 +18,7 @@ from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.data.tools import record_bytes
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation.clip_files import ClipFiles
 
 CASES = ROOT / "tests" / "data" / "cases" / "records"
 CLIP = ("video", f"{CASES}/a.mp4")
@@ -118,6 +119,26 @@ def test_msrvtt_finds_the_clip_of_a_number(tmp_path):
     assert record.turns == (Turn("<image>\nwhat are three people sitting on?", "couch"),)
     (note,) = source("msrvtt_qa.json", tmp_path).notes
     assert note.endswith("clips are found by id, such as video6513.mp4 for 6513 (1 in all)")
+
+
+@pytest.mark.parametrize(("clip", "file"), [
+    ("a", "a.MP4"), ("A", "a.mp4"), ("a", "a.webp"), ("a", "a.AVIF"), ("a", "a.apng"), ("7", "Video7.mp4"),
+    ("sub/a", "sub/a.mp4"), ("a.mp4", "v_a.avi"), ("x.y", "x.y.mkv"),
+])  # fmt: skip
+def test_a_clip_is_found_by_id_as_in_lists_of_questions(tmp_path, clip, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    shutil.copy(CASES / "a.mp4", tmp_path / file)
+    for raw in ({"video_id": clip, **QA}, {"video_id": clip, "q": "What?", "a": "It."}):
+        (tmp_path / "notes.json").write_text(json.dumps([raw]))
+        assert only("notes.json", tmp_path).media == (("video", f"{tmp_path}/{file}"),)
+    assert ClipFiles(str(tmp_path)).path(clip) == f"{tmp_path}/{file}"
+
+
+def test_an_id_is_no_guess_and_leads_out_of_no_folder(write):
+    folder = write({"video_id": "A", **QA})
+    shutil.copy(CASES / "a.mp4", folder / "a.MP4")
+    assert "'video_id' 'A': no clip of this id" in refusal("notes.json", folder)
+    assert "no clip of this id" in refusal("notes.json", write({"video_id": "../a", **QA}))
 
 
 # --- the kinds behind them ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any
 
 from vlvm_jax.data.sources import media_keys, options
 from vlvm_jax.data.sources.media_keys import ClipOf
-from vlvm_jax.data.sources.media_names import CLIPS
+from vlvm_jax.data.sources.media_names import ENDINGS
 from vlvm_jax.data.sources.messages import from_messages
 from vlvm_jax.data.sources.records import check_object, short
 from vlvm_jax.errors import InputError
@@ -128,7 +128,7 @@ def _by_id(raw: Mapping[str, Any], name: str, where: str, clip_of: ClipOf) -> di
         found = media_keys.clip_by_id(raw, where, clip_of)
         return {} if found is None else {"video": found}
     clip = str(raw[KEYS[name][0]])
-    return {"video": clip_of(clip) or (clip if clip.lower().endswith(CLIPS) else f"{clip}.mp4")}
+    return {"video": clip_of(clip) or (clip if clip.lower().endswith(ENDINGS) else f"{clip}.mp4")}
 
 
 def _span(raw: Mapping[str, Any], media: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vlvm_jax.data.sources.media_names import CLIPS
+from vlvm_jax.data.sources.media_names import ENDINGS
 from vlvm_jax.data.sources.records import STILLS, MediaKind, short
 from vlvm_jax.errors import InputError
 
@@ -20,7 +20,7 @@ IDS = ("video_name", "video_id")  # in the order in which they are looked up
 SPAN_KEYS = (("start", "video_start"), ("end", "video_end"))
 SOUND = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac")
 # Endings of media, whatever the key. Without ".ts", which source files have too: it says so under a media key alone.
-_PICTURES = (*(set(CLIPS) - {".ts"}), *STILLS, ".tif", ".tiff", ".heic", ".avif", ".apng", ".ogv", ".vob")
+_PICTURES = (*(set(ENDINGS) - {".ts"}), *STILLS, ".tif", ".tiff", ".heic", ".ogv", ".vob")
 _SUFFIXES = (*_PICTURES, *SOUND)
 _PATH_KEYS = ("path", "url", "file", "file_name", "filename")  # of a name that is an object
 _THINGS = (
