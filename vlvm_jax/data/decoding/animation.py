@@ -17,7 +17,7 @@ from vlvm_jax.data.decoding.pixels import MAX_PIXELS
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.images import stills
 
-# Pixels of all frames together: 35 s of 640 x 480 at 25 a second. The clip made of them takes some 3 bytes each at most.
+# Pixels of all frames together: 35 s of 640 x 480 at 25 a second. Each takes up to 3 bytes of the clip in memory.
 MAX_ANIMATION = 2**28
 _CLOCK = 1000  # ticks per second: these formats state milliseconds
 _AVIF_SEQUENCE = b"ftypavis"
@@ -52,8 +52,8 @@ def as_clip(file: BinaryIO, name: str) -> BinaryIO:
         if image.width * image.height * count > MAX_ANIMATION:
             raise BadSampleError(
                 "too_large",
-                f"{name} is an animation of {count} frames of {image.width} x {image.height}, more than {MAX_ANIMATION} "
-                "pixels in all; make it a video file",
+                f"{name} is an animation of {count} frames of {image.width} x {image.height}, more than "
+                f"{MAX_ANIMATION} pixels in all; make it a video file",
             )
         return _lossless(image, name)
 
