@@ -232,7 +232,7 @@ def test_what_is_not_read_is_refused_by_name(write, raw, expected):
 
 @pytest.mark.parametrize("extra", [{"id": "x1"}, {"source": "web"}, {"frames": 8}, {"video": None}, {"videos": []},
                                    {"has_video": False}, {"images": None}, {"image_count": 0}, {"video": []},
-                                   {"image": ""}, {"ts": "2024-01-01"}, {"mov": "eax, 1"}, {"file": "main.ts"}, {"answers": 3},
+                                   {"image": ""}, {"ts": "2024-01-01"}, {"mov": "eax, 1"}, {"file": "main.ts"},
                                    {"choice": "B"}, {"a": "x"}, {"candidate_answers": ["x"]}])  # fmt: skip
 def test_records_of_text_with_other_keys_stay_text(write, extra):
     assert only("notes.json", write({**extra, **QA})).turns == (Turn("What?", "It."),)

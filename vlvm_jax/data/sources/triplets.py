@@ -39,9 +39,9 @@ class TripletOptions(Settings):
     """What of a file of texts is taken.
 
     `layout` is one of this module's; "auto" is that of the first record that has one. `rewrite_long_answer` has
-    answers with a long part (Natural Questions, LongQLoRA) become the short one and the number of its document, and the question ask
-    for that, as released. `min_words`, counted between single spaces, is by default 3000 for BookSum and Natural
-    Questions and 0 for the others.
+    answers with a long part (Natural Questions, LongQLoRA) become the short one and the number of its document, and the
+    question ask for that, as released. `min_words`, counted between single spaces, is by default 3000 for BookSum and
+    Natural Questions and 0 for the others.
     """
 
     layout: Literal["auto", "triplets", "long_alpaca", "long_qlora", "booksum", "natural_questions"] = "auto"
