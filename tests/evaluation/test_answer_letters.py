@@ -116,6 +116,21 @@ OPTIONS = ("red car", "a man walks", "blue", "a dog")
         ("The wrong answer is B.", None),
         ("If the answer is B, he walks.", None),
         ("不选A\uff0c选B", "B"),
+        ("B: no", None),
+        ("(B) No.", None),
+        ("B - no", None),
+        ("B. a man walks: no", None),
+        ("The answer is A: no", None),
+        ("A: no, B: yes", "B"),
+        ("A: yes, B: no", "A"),
+        ("(A) no, (B) yes", "B"),
+        ("A: no\nB: no\nC: yes", "C"),
+        ("A: no, B: no, C: no, D: no", None),
+        ("A: yes, B: yes", None),
+        ("A: no. (B) a man walks: yes.", "B"),
+        ("B\nNo, he does not run.", "B"),
+        ("B. No man runs.", "B"),  # "no" that denies something else
+        ("The answer is B, no doubt.", "B"),
         # Words, not letters.
         ("I'm not sure", None),
         ("T-shirt", None),
@@ -125,6 +140,24 @@ OPTIONS = ("red car", "a man walks", "blue", "a dog")
 )
 def test_examples(reply, letter):
     assert parse_strict(reply, OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        ("B: no", ("yes", "no"), "B"),
+        ("B: no", ("no", "yes"), None),  # the text of the other option
+        ("A: yes", ("yes", "no"), "A"),
+        ("A: yes", ("no", "yes"), None),
+        ("(B) No.", ("Yes, he does.", "No, he does not."), "B"),
+        ("A: No, B: Yes", ("no", "yes"), None),  # a list of the options
+        ("A: no, B: yes", ("yes", "no"), None),
+        ("A: no", ("no cars", "cars"), "A"),
+        ("B: no", ("no cars", "cars"), None),
+    ],
+)
+def test_yes_and_no_that_are_options(reply, options, letter):
+    assert parse_strict(reply, options) == letter
 
 
 def test_symbols_and_other_scripts_are_texts_too():
@@ -137,6 +170,7 @@ def test_symbols_and_other_scripts_are_texts_too():
 TEXTS = (
     "red car",
     "yes",
+    "no",
     "walks to the left",
     "a dog",
     "3.5",
@@ -149,7 +183,8 @@ TEXTS = (
 LETTERS = "ABCDEFGHIJ"
 WORDS = (
     "the answer is", "The final answer is", "Answer:", "option", "is wrong", "is correct", "not", "because", "and",
-    "or", "it's", "so", "he walks", "答案是", "<answer>", "</answer>", "\\boxed{", "}", "<think>", "</think>",
+    "or", "it's", "so", "no", "yes", "he walks", "答案是", "<answer>", "</answer>", "\\boxed{", "}",
+    "<think>", "</think>",
 )  # fmt: skip
 MARKS = ("", ".", ":", ")", ",", "!", ";", "\n", "**", "?")
 

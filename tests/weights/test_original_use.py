@@ -240,6 +240,30 @@ def test_what_is_not_computed_is_refused_by_key_and_value(folder, tmp_path, name
         assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "canvases",
+    ["axb", "x", "", "1x1", "(1x1),...", "(0x1),(2x2)", "(2x2),(1x1)", "(1x1),...,(99999x99999)", "[336", "336, 672",
+     "[[336, 672], [672]]", [], [[]], [336, 672], [[336, 672, 3]], [[336, -672]], [[0, 336]], [["336", "672"]],
+     [[336.5, 672]], [[True, True]], {"a": 1}, 7, [[20, 20]] * 2000],
+)  # fmt: skip
+def test_canvases_of_other_forms_are_refused_by_the_key(canvases):
+    raw = {"mm_vision_tower": "openai/clip-vit-large-patch14", "mm_patch_merge_type": "spatial_unpad"}
+    with pytest.raises(InputError, match=r"^config\.json: image_grid_pinpoints .*") as caught:
+        llava_layout.check({**raw, "image_aspect_ratio": "anyres", "image_grid_pinpoints": canvases}, "config.json")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 450
+
+
+@pytest.mark.parametrize(
+    "canvases",
+    [[[20, 40], [40, 20]], [(20, 40), (40, 20)], "[[20, 40], [40, 20]]", "[(20, 40), (40, 20)]", "(20,40), (40,20)"],
+)
+def test_canvases_as_a_list_or_as_text(canvases):
+    raw = {"mm_vision_tower": "openai/clip-vit-large-patch14", "mm_patch_merge_type": "spatial_unpad"}
+    raw |= {"image_aspect_ratio": "anyres", "image_grid_pinpoints": canvases}
+    llava_layout.check(raw, "config.json")
+    assert llava_layout.tiling(raw, 20) == {"image_grid_pinpoints": [[40, 20], [20, 40]]}
+
+
 def test_every_key_that_their_code_writes_is_in_the_table():
     """`model.config.* =` of llava/train/train.py and the builders; others are refused if they begin with mm_."""
     idle = {"mm_use_im_patch_token", "mm_projector_lr", "mm_vision_tower_lr", "mm_perceiver_depth", "mm_qformer_depth"}

@@ -5,6 +5,7 @@ prepares the images. The meaning of each key is taken from haotian-liu/LLaVA and
 `llava/mm_utils.py`, `llava/model/llava_arch.py` and the builders below `llava/model`.
 """
 
+import ast
 import itertools
 import re
 from pathlib import Path
@@ -73,6 +74,9 @@ KEYS: dict[str, Literal["computed", "no effect"] | tuple[Any, ...]] = {
     "mm_qformer_latents": NO_EFFECT,
     "mm_qformer_pretrained": NO_EFFECT,
 }
+_TILES = re.compile(r"\(\s*(\d{1,6})\s*x\s*(\d{1,6})\s*\)")
+_TILE_RANGE = re.compile(rf"\s*{_TILES.pattern}(?:\s*,\s*(?:\.\.\.\s*,\s*)?{_TILES.pattern})*\s*")
+_MOST_CANVASES = 1024  # an image is compared with each of them
 _CLIP_KEYS = ("mm_spatial_pool_mode", "mm_spatial_pool_stride", "mm_newline_position")
 _ARCHITECTURE = re.compile(r"^Llava(Llama|Qwen|Mistral)ForCausalLM$")
 
@@ -124,6 +128,12 @@ def _check_together(raw: dict[str, Any], where: str) -> None:
         )
     if tiled and not raw.get("image_grid_pinpoints"):
         raise InputError(f"{where}: image_grid_pinpoints are missing, which image_aspect_ratio {ratio!r} needs")
+    if tiled and _canvases(raw["image_grid_pinpoints"], 1) is None:
+        raise InputError(
+            f"{where}: image_grid_pinpoints {raw['image_grid_pinpoints']!r:.200}: expected 1 to {_MOST_CANVASES} "
+            "pairs of width and height in pixels, such as [[336, 672], [672, 336]], or numbers of tiles such as "
+            "'(1x1),...,(6x6)'"
+        )
     stride = raw.get("mm_spatial_pool_stride")
     if stride is not None and (not isinstance(stride, int) or stride < 1):
         raise InputError(f"{where}: mm_spatial_pool_stride {stride!r}: expected a whole number from 1 on")
@@ -178,26 +188,47 @@ def tuned_tower(raw: dict[str, Any]) -> str | None:
 def tiling(raw: dict[str, Any], size: int) -> dict[str, Any]:
     """What the config says about images in tiles, in the keys of transformers' classes.
 
-    Canvases are width first here, height first there. They may be text: a list, or lmms-lab's `(1x1),...,(6x6)`, which
-    counts tiles and means all from the first to the last.
+    Canvases are width first here, height first there.
 
     Args:
+      raw: a config that `check` accepts.
       size: pixels of a tile's side.
     """
     keys = {}
-    canvases = raw.get("image_grid_pinpoints")
-    if isinstance(canvases, str):
-        pairs = [(int(wide), int(tall)) for wide, tall in re.findall(r"(\d+)\s*[x,]\s*(\d+)", canvases)]
-        if "x" in canvases:
-            (first, top), (last, bottom) = pairs[0], pairs[-1]
-            tiles = itertools.product(range(first, last + 1), range(top, bottom + 1))
-            pairs = [(size * wide, size * tall) for wide, tall in tiles]
-        canvases = pairs
-    if canvases and "unpad" in _merge_type(raw):
+    if "unpad" in _merge_type(raw) and (canvases := _canvases(raw.get("image_grid_pinpoints"), size)) is not None:
         keys["image_grid_pinpoints"] = [[tall, wide] for wide, tall in canvases]
     if str(raw.get("image_aspect_ratio")).startswith("anyres_max_"):
         keys["vision_aspect_ratio"] = raw["image_aspect_ratio"]
     return keys
+
+
+def _canvases(value: Any, size: int) -> list[tuple[int, int]] | None:
+    """Widths and heights that `image_grid_pinpoints` lists, in pixels; None if it lists none, or anything else.
+
+    They may be text: a list, or lmms-lab's `(1x1),...,(6x6)`, which counts tiles and means all from the first to the
+    last.
+
+    Args:
+      size: pixels of a tile's side.
+    """
+    if isinstance(value, str) and _TILE_RANGE.fullmatch(value):
+        tiles = [(int(wide), int(tall)) for wide, tall in _TILES.findall(value)]
+        (first, top), (last, bottom) = tiles[0], tiles[-1]
+        if max(last - first, bottom - top) >= _MOST_CANVASES:
+            return None
+        tiles = itertools.product(range(first, last + 1), range(top, bottom + 1))
+        value = [(size * wide, size * tall) for wide, tall in tiles]
+    elif isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            return None
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MOST_CANVASES:
+        return None
+    pairs = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    if not pairs or not all(type(side) is int and side > 0 for pair in value for side in pair):
+        return None
+    return [(wide, tall) for wide, tall in value]
 
 
 def tower_directory(directory: Path, name: str) -> Path | None:

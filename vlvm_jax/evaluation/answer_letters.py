@@ -49,6 +49,14 @@ _RIGHT = re.compile(
     r"|(?:选项|選項|项)?\s*是?(?:正确|正確|对的|對的))",
     re.IGNORECASE,
 )
+# "no" and "yes" after a letter, as in "A: no, B: yes": alone, not as the first word of a text ("no cars").
+_ALONE = (
+    r"\b(?=\s*(?:[.,;:!)\]}\n。、]|\Z)|\s+[\-\u2013\u2014]|\s+(?:because|since|as|and|but)\b"
+    r"|\s+[(\[]?[A-Z][.:)\]])"
+)
+_YES_OR_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_NO = re.compile(rf"[ \t.:;)\-\u2013\u2014]*\bno{_ALONE}", re.IGNORECASE)
+_YES = re.compile(rf"[ \t.:;)\-\u2013\u2014]*\byes{_ALONE}", re.IGNORECASE)
 _SENTENCE = re.compile(
     r"(?:\A|[.!?;:,。]\s*|\n\s*|\b(?:so|but|thus|hence|therefore|that|think|believe|only)\s*,?\s+)"
     r"(?:(?:the\s+)?(?:options?|choice|answer|letter)\s+)?",
@@ -73,19 +81,22 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     r"""The letter that a reply states beyond doubt, None for any other.
 
     What follows `</think>` is read. The first of these that states an option decides; if it states two, the reply has
-    no letter. Denied letters ("(A) is wrong", "not B") are never stated.
+    no letter. Denied letters ("(A) is wrong", "not B", "A: no") are never stated.
 
     1. What is in `<answer>...</answer>` or `\boxed{...}`, read by the rules below. If there is such a mark, nothing
        else is read.
     2. The whole reply: a letter alone, or the text of exactly one option.
     3. What follows "final answer is", "final answer:" and the like.
-    4. What follows "answer is", "option:", "I choose", "答案是" and the like; the letter in "B is correct".
+    4. What follows "answer is", "option:", "I choose", "答案是" and the like; the letter in "B is correct" and in
+       "B: yes".
     5. The letter at the beginning of the reply, or after "it is", "so" or "therefore". After a letter at the beginning,
        one that begins a later sentence is stated too, and so are the letters of a list of the options.
 
     After a phrase, and at the beginning, a letter counts in brackets, quotes or bold, and before a full stop, colon,
     bracket or line end. A bare letter before words counts only if these are its option's text or begin with "because"
-    or the like. A letter with another option's text states both. Letters beyond the last option are no answer.
+    or the like. A letter with another option's text states both. Letters beyond the last option are no answer. "no"
+    and "yes" after a letter may be an option's text: "no" denies no letter whose option begins with it, and "yes"
+    states a letter only if no option begins with either.
 
     Args:
       options: texts, A's first; without them the letters are A to E and no text is compared.
@@ -110,6 +121,11 @@ class _Reply:
     def __init__(self, text: str, options: Sequence[str], letters: str):
         self.text, self.letters = text, letters
         self.keys = {letter: _option_keys(option) for letter, option in zip(letters, options, strict=False)}
+        self.yes_or_no = {
+            letter: found[0].casefold()
+            for letter, option in zip(letters, options, strict=False)
+            if (found := _YES_OR_NO.match(option))
+        }
 
     def stated(self) -> set[str]:
         rules = (self._whole, lambda: self._after(FINAL_PHRASE), self._answers, self._weakly)
@@ -136,7 +152,8 @@ class _Reply:
             letter = _LETTER.match(self.text, start.end())
             if letter and _of(letter) in self.letters:
                 end = self._own_text(_of(letter), letter.end()) or letter.end()
-                found |= {_of(letter)} if _RIGHT.match(self.text, end) else set()
+                right = _RIGHT.match(self.text, end) or (not self.yes_or_no and _YES.match(self.text, end))
+                found |= {_of(letter)} if right else set()
         return found
 
     def _weakly(self) -> set[str]:
@@ -168,13 +185,19 @@ class _Reply:
             return set()
         found, end = _of(letter), letter.end()
         own = self._own_text(found, end)
-        if _DENIED.match(self.text, own or end):
+        if self._denied(found, own or end):
             return set()
         joined = self._joined(end)
         ended = _CLOSED.match(self.text, end) or _BECAUSE.match(self.text, end)
         if not (letter[1] or ended or own or joined or (comma and _COMMA.match(self.text, end))):
             return set() if sure or found not in self.letters else self._contradicted(found, end)
         return {found, *joined} | (set() if own else self._contradicted(found, end))
+
+    def _denied(self, letter: str, end: int) -> bool:
+        """Whether the words at a place deny the letter before it."""
+        if _DENIED.match(self.text, end):
+            return True
+        return self.yes_or_no.get(letter) != "no" and _NO.match(self.text, end) is not None
 
     def _contradicted(self, letter: str, end: int) -> set[str]:
         """A letter and the option whose text follows it, where that is another one's."""
@@ -186,7 +209,7 @@ class _Reply:
         other = _OTHER.match(self.text, place) if most else None
         name = _NAME.match(self.text, other.end()) if other else None
         letter = _LETTER.match(self.text, (name or other).end()) if other else None  # type: ignore[union-attr]
-        if letter is None or _of(letter) not in self.letters or _DENIED.match(self.text, letter.end()):
+        if letter is None or _of(letter) not in self.letters or self._denied(_of(letter), letter.end()):
             return set()
         more = self._joined(letter.end(), most - 1)
         ended = any(end.match(self.text, letter.end()) for end in (_CLOSED, _COMMA, _BECAUSE))

@@ -138,14 +138,15 @@ def test_of_a_cut_animation_what_is_there_is_right(tmp_path, name, share):
             np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("limit", "cause"), [("MAX_PIXELS", "too_large"), ("MAX_WORK", "too_slow")])
+@pytest.mark.parametrize(("limit", "most"), [("MAX_PIXELS", 40 * 30 - 1), ("MAX_ANIMATION", 4 * 40 * 30 - 1)])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_worth_a_sample_is_refused_by_its_header(tmp_path, monkeypatch, name, limit, cause):
+def test_what_is_not_worth_a_sample_is_refused_by_its_header(tmp_path, monkeypatch, name, limit, most):
     path = coloured(tmp_path / name)
-    monkeypatch.setattr(animation, limit, 40 * 30 - 1)
+    monkeypatch.setattr(animation, limit, most)
+    monkeypatch.setattr(animation, "_lossless", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(BadSampleError) as caught:
         video.decode_frames(path, 8)
-    assert caught.value.cause == cause and path in caught.value.detail
+    assert caught.value.cause == "too_large" and path in caught.value.detail
 
 
 def test_an_avif_that_pillow_does_not_read_is_named(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.data.tools import record_bytes
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation.clip_files import ClipFiles
 
 CASES = ROOT / "tests" / "data" / "cases" / "records"
 CLIP = ("video", f"{CASES}/a.mp4")
@@ -120,6 +121,26 @@ def test_msrvtt_finds_the_clip_of_a_number(tmp_path):
     assert note.endswith("clips are found by id, such as video6513.mp4 for 6513 (1 in all)")
 
 
+@pytest.mark.parametrize(("clip", "file"), [
+    ("a", "a.MP4"), ("A", "a.mp4"), ("a", "a.webp"), ("a", "a.AVIF"), ("a", "a.apng"), ("7", "Video7.mp4"),
+    ("sub/a", "sub/a.mp4"), ("a.mp4", "v_a.avi"), ("x.y", "x.y.mkv"),
+])  # fmt: skip
+def test_a_clip_is_found_by_id_as_in_lists_of_questions(tmp_path, clip, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    shutil.copy(CASES / "a.mp4", tmp_path / file)
+    for raw in ({"video_id": clip, **QA}, {"video_id": clip, "q": "What?", "a": "It."}):
+        (tmp_path / "notes.json").write_text(json.dumps([raw]))
+        assert only("notes.json", tmp_path).media == (("video", f"{tmp_path}/{file}"),)
+    assert ClipFiles(str(tmp_path)).path(clip) == f"{tmp_path}/{file}"
+
+
+def test_an_id_is_no_guess_and_leads_out_of_no_folder(write):
+    folder = write({"video_id": "A", **QA})
+    shutil.copy(CASES / "a.mp4", folder / "a.MP4")
+    assert "'video_id' 'A': no clip of this id" in refusal("notes.json", folder)
+    assert "no clip of this id" in refusal("notes.json", write({"video_id": "../a", **QA}))
+
+
 # --- the kinds behind them ---------------------------------------------------------------------------------------
 
 QA = {"question": "What?", "answer": "It."}
@@ -135,6 +156,8 @@ QA = {"question": "What?", "answer": "It."}
         {"video": "a.mp4", "videos": ["a.mp4"], "image": None, "audios": [], **QA},
         {"video_name": "a", **QA},
         {"video_id": "a.mp4", **QA},
+        {"video": [], "image": "", "video_id": "a", **QA},
+        {"video": "", "images": "", "videos": "a.mp4", **QA},
         {"videos": ["a.mp4"], "query": "What?", "response": "It."},
         {"videos": ["a.mp4"], "query": "<video>What?", "response": "It.", "history": []},
         {"videos": ["a.mp4"], "instruction": "What?", "input": "", "output": "It."},
@@ -168,6 +191,9 @@ def test_history_and_input(write):
         ({"Video": "x", **QA}, "did you mean 'video'?"),
         ({"vedio": "clip 12", **QA}, "did you mean 'video'?"),
         ({"link": "https://x.org/v.mp4?t=3", **QA}, "'link' looks like media"),
+        ({"sources": "a.avif", **QA}, "'sources' looks like media"),
+        ({"sources": ["a.APNG"], **QA}, "'sources' looks like media"),
+        ({"clip": "a.ts", **QA}, "'clip' looks like media"),
         ({"image_id": 12, **QA}, "'image_id' looks like media"),
         ({"frames": ["1", "2"], **QA}, "'frames' looks like media"),
         ({"mp4": "x", **QA}, "'mp4' looks like media"),
@@ -181,6 +207,14 @@ def test_history_and_input(write):
         ({"history": "x", "query": "q", "response": "r"}, "'history' must be a list of [question, answer]"),
         ({"candidates": ["x", "y"], "video": "a.mp4", **QA}, "'candidates' holds options"),
         ({"a0": "x", "a1": "y", "video": "a.mp4", **QA}, "'a0' holds options"),
+        ({"candidates": ["x", "y"], "video_id": "a", "q": "q", "a": "r"}, "'candidates' holds options"),
+        ({"a0": "x", "a1": "y", "video_name": "a", "Q": "q", "A": "r"}, "'a0' holds options"),
+        ({"a0": "x", "a1": "y", "video_name": "a", "Q1": "q", "Q2": "s", "A": "r"}, "'a0' holds options"),
+        ({"options": ["x", "y"], "video": "a.mp4", "QA": [{"q": "q", "a": "r"}]}, "'options' holds options"),
+        ({"options": ["x", "y"], "video": "a.mp4", "conversations": [
+            {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "'options' holds options"),
+        ({"choices": ["x", "y"], "video": "a.mp4", "messages": [
+            {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "'choices' holds options"),
         ({"images": ["a.png"], "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}, "query": "the <ref-object>?",
           "response": "<bbox>"}, "'objects' is not read, and the text has <bbox>"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}]},
@@ -197,7 +231,9 @@ def test_what_is_not_read_is_refused_by_name(write, raw, expected):
 
 
 @pytest.mark.parametrize("extra", [{"id": "x1"}, {"source": "web"}, {"frames": 8}, {"video": None}, {"videos": []},
-                                   {"has_video": False}, {"images": None}, {"image_count": 0}])  # fmt: skip
+                                   {"has_video": False}, {"images": None}, {"image_count": 0}, {"video": []},
+                                   {"image": ""}, {"ts": "2024-01-01"}, {"mov": "eax, 1"}, {"file": "main.ts"},
+                                   {"choice": "B"}, {"a": "x"}, {"candidate_answers": ["x"]}])  # fmt: skip
 def test_records_of_text_with_other_keys_stay_text(write, extra):
     assert only("notes.json", write({**extra, **QA})).turns == (Turn("What?", "It."),)
 

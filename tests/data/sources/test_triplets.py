@@ -148,6 +148,30 @@ def test_records_are_found_by_their_bytes(tmp_path, name):
     assert found.where(1) == f"{tmp_path}/{name}: record 2"
 
 
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("{oops", "record 0: not JSON"),
+        ('{"body": 1}', "record 0: expected 'context'"),
+        ("3", "record 0: "),
+        ('{"instruction": 1, "output": 2}', "record 0: 'instruction' must be a text"),  # of another layout
+    ],
+)
+@pytest.mark.parametrize("layout", ["auto", "triplets"])
+def test_a_bad_first_record_is_one_bad_record(tmp_path, first, said, layout):
+    file = tmp_path / "t.jsonl"
+    options = TripletOptions(layout=layout)
+    file.write_text(f"{first}\n{json.dumps(RECORDS[0])}\n{json.dumps(RECORDS[1])}\n")
+    found = triplets.read_triplets(str(file), options)
+    assert (len(found), found.layout, list(found.faults)) == (3, "triplets", [0])
+    assert found.triplet(2).context == RECORDS[1]["context"]
+    with pytest.raises(InputError, match=said if layout == "auto" else "record 0: "):
+        found.triplet(0)
+    file.write_text(f"{first}\n{first}\n")
+    with pytest.raises(InputError, match="record 0: "):
+        triplets.read_triplets(str(file), options)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     file = tmp_path / "t.jsonl"
     file.write_text(json.dumps(RECORDS[0]) + "\n{oops\n" + json.dumps({"context": "x"}) + "\n")

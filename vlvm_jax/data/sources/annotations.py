@@ -134,7 +134,7 @@ def _clip_finder(root: str, notes: _Notes) -> formats.ClipOf:
     def find(clip: str) -> str | None:
         try:
             name = clips(clip)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise InputError(f"{root}: no such folder of clips; give media_root") from None
         if name is not None and name != clip and name.rpartition(".")[0] != clip:
             notes.renamed[clip] = name

@@ -22,7 +22,7 @@ from typing import Any
 
 from vlvm_jax.data.sources import media_keys, options
 from vlvm_jax.data.sources.media_keys import ClipOf
-from vlvm_jax.data.sources.media_names import CLIPS
+from vlvm_jax.data.sources.media_names import ENDINGS
 from vlvm_jax.data.sources.messages import from_messages
 from vlvm_jax.data.sources.records import check_object, short
 from vlvm_jax.errors import InputError
@@ -41,7 +41,6 @@ KEYS = {
 }
 CLIPS_BY_ID = ("video_chatgpt", "vcgbench", "vcgbench_consistency")  # never by a path
 KEPT = ("id", "type", "types")
-_WITHOUT_OPTIONS = ("qa", "query_response", "alpaca")  # options beside the question would be lost
 _SOMETIMES = ("system", "history", "input")  # text that a record may have in any format
 
 
@@ -71,7 +70,8 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
       notes: counts keys that look like media, or say how to sample them, but are not read.
 
     Raises:
-      InputError: it is not of the format, or no medium was found but some key looks like one.
+      InputError: it is not of the format, it has options beside its questions, or no medium was found but some key
+        looks like one.
     """
     check_object(raw, where)
     missing = [key for key in KEYS[name] if key not in raw]
@@ -79,10 +79,10 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
         return raw  # `records.parse` refuses it
     if missing:
         raise InputError(f"{where}: no {missing[0]!r}, which a record of the format {name!r} has")
-    if name in _WITHOUT_OPTIONS and (found := options.keys_in(raw)):
+    if found := options.keys_in(raw):
         raise InputError(
             f"{where}: {found[0]!r} holds options, which are not shown to the model here; write them into the "
-            "question, and the right one into the answer"
+            f"question, and the right one into the answer, and leave {found[0]!r} out"
         )
     notes = Counter() if notes is None else notes
     text_keys = _text_keys(raw, name)
@@ -128,7 +128,7 @@ def _by_id(raw: Mapping[str, Any], name: str, where: str, clip_of: ClipOf) -> di
         found = media_keys.clip_by_id(raw, where, clip_of)
         return {} if found is None else {"video": found}
     clip = str(raw[KEYS[name][0]])
-    return {"video": clip_of(clip) or (clip if clip.lower().endswith(CLIPS) else f"{clip}.mp4")}
+    return {"video": clip_of(clip) or (clip if clip.lower().endswith(ENDINGS) else f"{clip}.mp4")}
 
 
 def _span(raw: Mapping[str, Any], media: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vlvm_jax.data.sources.media_names import CLIPS
+from vlvm_jax.data.sources.media_names import ENDINGS
 from vlvm_jax.data.sources.records import STILLS, MediaKind, short
 from vlvm_jax.errors import InputError
 
@@ -19,7 +19,8 @@ READ: dict[str, MediaKind] = {"image": "image", "images": "image", "video": "vid
 IDS = ("video_name", "video_id")  # in the order in which they are looked up
 SPAN_KEYS = (("start", "video_start"), ("end", "video_end"))
 SOUND = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac")
-_PICTURES = (*CLIPS, *STILLS, ".tif", ".tiff", ".heic", ".ogv", ".vob")
+# Endings of media, whatever the key. Without ".ts", which source files have too: it says so under a media key alone.
+_PICTURES = (*(set(ENDINGS) - {".ts"}), *STILLS, ".tif", ".tiff", ".heic", ".ogv", ".vob")
 _SUFFIXES = (*_PICTURES, *SOUND)
 _PATH_KEYS = ("path", "url", "file", "file_name", "filename")  # of a name that is an object
 _THINGS = (
@@ -33,7 +34,7 @@ _TAILS = (
 )  # fmt: skip
 _WORDS = {"movie", "sound", "speech", "medium", "visual", "visuals"}  # alone, as likely a text's topic
 _KNOWN = {thing + tail for thing in _THINGS for tail in _TAILS} - _WORDS | {"youtubeid", "ytid", "quid"}
-_KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES}
+_KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES} - {"mov"}  # as likely a word or a number
 _IDENTIFIES = re.compile("(id|ids|uid|name|names)$")  # of keys whose value may be a number
 _SOUNDS = ("audio", "audios", "sound", "speech", *(ending.removeprefix(".") for ending in SOUND))
 
@@ -54,7 +55,7 @@ def read(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, kind in READ.items():
         value = raw.get(key)
-        if value is None or (key.endswith("s") and is_empty(value)):  # tables fill absent lists with empty ones
+        if is_empty(value):  # tables fill what is absent with empty values
             continue
         value = _plain(value, key, where)
         if kind in found and as_list(found[kind]) != as_list(value):

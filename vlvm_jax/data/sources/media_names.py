@@ -1,16 +1,18 @@
 """Finds the file that an annotation means by the name of a medium if the two differ slightly."""
 
+import contextlib
 import functools
 import unicodedata
 import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from absl import logging
 
 from vlvm_jax import storage
 
-CLIPS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
+CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
+ENDINGS = (*CLIPS, ".webp", ".avif", ".apng")  # in the order in which they are tried; the last may be stills too
 _FILE = "file://"
 ACTIVITYNET = "v_"  # begins the names of its files, but not the ids in its annotations
 NUMBERED = ("video", "vid")  # begin the names of MSR-VTT's and MSVD's files, whose annotations have numbers
@@ -117,33 +119,82 @@ def known(path: str) -> str | None:
     return _meant.get(path)
 
 
-def by_id(clip: str) -> Iterator[str]:
-    """File names under which a clip of this id may be stored, the likeliest first."""
-    before = ("", ACTIVITYNET, *(NUMBERED if clip.isdigit() else ()))
-    for prefix in before:
-        yield f"{prefix}{clip}"
-        yield from (f"{prefix}{clip}{ending}" for ending in CLIPS)
+class ClipFinder:
+    """Finds the clips in one folder by the names or ids that annotations and lists of questions give them.
 
-
-class ClipsById:
-    """Finds clips by id among a folder's files. The folder is listed when the first one is looked for.
+    A name is tried as it is (a file, or a folder of frames), then with each ending of clips in the place of its own,
+    then both again with ActivityNet's "v_" before it, a number also with MSR-VTT's "video" and MSVD's "vid". After that
+    backslashes count as `/`, percent escapes as what they stand for, and letter case does not count. Each folder is
+    listed once.
 
     Attributes:
-      root: the media folder.
+      root: the folder, local or gs://.
     """
 
     def __init__(self, root: str):
-        self.root = root
+        self.root = root.rstrip("/")
+        self._folders = Folders()
 
-    @functools.cached_property
-    def _known(self) -> frozenset[str]:
-        """Raises FileNotFoundError if there is no such folder."""
-        return frozenset(storage.names(self.root))
+    def exists(self) -> bool:
+        return bool(self._folders.names(self.root)) or storage.is_dir(self.root)
 
-    def __call__(self, clip: str) -> str | None:
-        """Name of the file with a clip of this id; None if there is none.
+    def first(self, name: str) -> str:
+        """The path that is tried first.
 
         Raises:
-          FileNotFoundError, NotADirectoryError: there is no such folder.
+          ValueError: the name leaves the folder.
         """
-        return next((name for name in by_id(clip) if name in self._known), None)
+        return join(self.root, without_scheme(name))
+
+    def find(self, name: str) -> tuple[str | None, bool]:
+        """The path of the clip, None if there is none, and whether only another spelling of the name found it.
+
+        Raises:
+          ValueError: the name leaves the folder.
+        """
+        plain = without_scheme(name)
+        paths = [join(self.root, one) for one in _file_names(plain)]
+        if (found := next(filter(self._folders.has, paths), None)) is not None:
+            return found, False
+        others = [path for one in other_spellings(plain) for path in self._inside(one)]
+        if (found := next(filter(self._folders.has, others), None)) is not None:
+            return found, True
+        alike = (found for path in (*paths, *others) if (found := self._folders.alike(path)) is not None)
+        found = next(alike, None)
+        return found, found is not None
+
+    def _inside(self, name: str) -> Iterator[str]:
+        for one in _file_names(name):
+            with contextlib.suppress(ValueError):
+                yield join(self.root, one)
+
+
+def _file_names(name: str) -> list[str]:
+    """Names under which the clip of this name or id may be stored, the likeliest first."""
+    folder, slash, last = name.rpartition("/")
+    known = PurePosixPath(last).suffix.lower() in ENDINGS
+    stem = last[: -len(PurePosixPath(last).suffix)] if known else last
+    endings = dict.fromkeys((last, *(stem + ending for ending in ENDINGS)))
+    before = ("", ACTIVITYNET, *(NUMBERED if stem.isdigit() else ()))
+    return [f"{folder}{slash}{one}{ending}" for one in before for ending in endings]
+
+
+class ClipsById:
+    """Finds clips by id for annotations; see `ClipFinder`. The folder is listed when the first one is looked for."""
+
+    def __init__(self, root: str):
+        self._clips = ClipFinder(root)
+
+    def __call__(self, clip: str) -> str | None:
+        """Name, in the folder, of the file with a clip of this id; None if there is none.
+
+        Raises:
+          FileNotFoundError: there is no such folder.
+        """
+        if not self._clips.exists():
+            raise FileNotFoundError(self._clips.root)
+        try:
+            found, _ = self._clips.find(clip)
+        except ValueError:  # no id, but a path out of the folder
+            return None
+        return None if found is None else found.removeprefix(f"{self._clips.root}/")

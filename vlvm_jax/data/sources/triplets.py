@@ -38,10 +38,10 @@ DOCUMENT_REQUEST = "Give a short answer and then the number of its document."  #
 class TripletOptions(Settings):
     """What of a file of texts is taken.
 
-    `layout` is one of this module's; "auto" is what the first record says. `rewrite_long_answer` has answers with a
-    long part (Natural Questions, LongQLoRA) become the short one and the number of its document, and the question ask
-    for that, as released. `min_words`, counted between single spaces, is by default 3000 for BookSum and Natural
-    Questions and 0 for the others.
+    `layout` is one of this module's; "auto" is that of the first record that has one. `rewrite_long_answer` has
+    answers with a long part (Natural Questions, LongQLoRA) become the short one and the number of its document, and the
+    question ask for that, as released. `min_words`, counted between single spaces, is by default 3000 for BookSum and
+    Natural Questions and 0 for the others.
     """
 
     layout: Literal["auto", "triplets", "long_alpaca", "long_qlora", "booksum", "natural_questions"] = "auto"
@@ -84,7 +84,7 @@ _LABEL = re.compile(r"^(?:Question|Q):\s*")
 
 
 def detect(raw: Any, where: str) -> Layout:
-    """The layout of a file whose first record this is.
+    """The layout of a record.
 
     Raises:
       InputError: it is of none.
@@ -278,12 +278,20 @@ def read_span(
         raise InputError(f"{where or path}: the file has changed since it was opened ({error})") from None
 
 
+def _not_used(raw: Any, layout: Layout, options: TripletOptions, where: str, number: int) -> str | None:
+    """The cause for which a record of the layout is left out; None if it is of use."""
+    try:
+        to_triplet(raw, layout, options, where, number)
+    except NotUsed as reason:
+        return reason.cause
+    return None
+
+
 def read_triplets(path: str, options: TripletOptions) -> TripletFile:
     """A JSON list, or with the ending `.jsonl` an object per line; every record is looked at once.
 
     Raises:
-      InputError: there is no such file, it is not JSON, its first record is in no layout that is known, or no record
-        is of use.
+      InputError: there is no such file, it is not JSON, or no record is of use.
     """
     try:
         data = storage.read_bytes(path)
@@ -296,18 +304,19 @@ def read_triplets(path: str, options: TripletOptions) -> TripletFile:
         try:
             if entry.error:
                 raise InputError(f"{where}: {entry.error}")
-            layout = detect(raw, where) if layout is None else layout
-            to_triplet(raw, layout, options, where, number)
-        except NotUsed as reason:
-            dropped[reason.cause] += 1
-            continue
+            tried = detect(raw, where) if layout is None else layout
+            cause = _not_used(raw, tried, options, where, number)
+            layout = tried  # not that of a record that is not of the layout whose keys it has
+            if cause is not None:
+                dropped[cause] += 1
+                continue
         except InputError as error:
-            if number == 0:
-                raise
             faults[number] = str(error)
         spans.append(entry.span)
         numbers.append(number)
-    if layout is None or not spans:
+    if layout is None or len(spans) == len(faults):
+        if faults:
+            raise InputError(next(iter(faults.values())))
         causes = ", ".join(f"{count} {cause}" for cause, count in sorted(dropped.items())) or "it is empty"
         raise InputError(f"{path}: no long text with a question in it ({causes})")
     return TripletFile(
