@@ -72,23 +72,17 @@ class _Passed:
 
 
 @contextlib.contextmanager
-def shielded() -> Iterator[None]:
-    """Processes that are started within ignore what is `LEFT_TO_PARENT` from their first instruction on.
-
-    The signals are blocked, which a new process inherits, until `follow_parent` ignores them. Python's own handlers
-    run afterwards, so that none of them raises between a process's start and the moment its parent knows of it.
-    """
+def postponed() -> Iterator[None]:
+    """Signals that are `LEFT_TO_PARENT` are handled after what is within; processes started within inherit that."""
     noted: list[int] = []
     handlers = {}
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():  # where Python's handlers run, whatever thread is blocked
         found = {number: signal.getsignal(number) for number in LEFT_TO_PARENT}
         handlers = {number: handler for number, handler in found.items() if callable(handler)}
         for number in handlers:
             signal.signal(number, lambda number, _frame: noted.append(number))
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
     try:
-        resource_tracker.ensure_running()  # now: starting a process would start it and unblock SIGINT and SIGTERM
-        signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
@@ -96,6 +90,18 @@ def shielded() -> Iterator[None]:
             signal.signal(number, handler)
         for number in noted:
             signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are started within get none of the signals until `follow_parent` ignores them.
+
+    Nor does a handler raise here between a process's start and the moment its parent knows of it.
+    """
+    with postponed():
+        resource_tracker.ensure_running()  # now: starting a process would start it and unblock SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+        yield
 
 
 class _Pool(concurrent.futures.ProcessPoolExecutor):
