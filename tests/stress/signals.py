@@ -221,9 +221,7 @@ def main() -> None:
 
     shapes.ensure(shapes.ShapesOptions(**DATA), folder / "data")
     try:
-        stress(
-            folder, folder / "data", options.rounds, options.seed, options.limit, lambda line: print(line, flush=True)
-        )
+        stress(folder, folder / "data", options.rounds, options.seed, options.limit)
     except Failed as failure:
         sys.exit(f"{failure}\nthe runs are in {folder}")
     if options.folder is None:

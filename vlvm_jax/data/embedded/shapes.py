@@ -241,13 +241,18 @@ def _sweep(root: Path) -> None:
     """Removes what killed processes had begun to make; to be called with the lock held."""
     for left in root.glob(f"shapes-*{_BUILDING}*"):
         host, _, _ = left.name.rpartition(_BUILDING)[2].rpartition("-")
-        if host in ("", _host()):  # the lock is held: no process of this machine is making it
-            dead = True
-        else:  # of another machine that shares the folder, and perhaps not the lock
-            changed = max(path.stat().st_mtime for path in (left, *left.glob("*"), *left.glob("media/*")))
-            dead = time.time() - changed > _ABANDONED
-        if dead:
+        # The lock is held, so no process of this machine makes it. Another that shares the folder may not share the lock.
+        if host in ("", _host()) or _unchanged(left) > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _unchanged(building: Path) -> float:
+    """Seconds since a file was made in it."""
+    try:
+        times = [path.stat().st_mtime for path in (building, *building.glob("*"), *building.glob("media/*"))]
+    except FileNotFoundError:  # it was just completed and renamed
+        return 0.0
+    return time.time() - max(times)
 
 
 def _make(options: ShapesOptions, target: Path, workers: int, progress: Callable[[int, int], None]) -> None:
