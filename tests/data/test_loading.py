@@ -1,10 +1,8 @@
 """How samples come from threads and from workers."""
 
 import multiprocessing
-import multiprocessing.spawn
 import os
 import signal
-from multiprocessing import resource_tracker
 
 import grain
 import pytest
@@ -68,22 +66,6 @@ class Kill:
             if first or self.always:
                 os.kill(os.getpid(), signal.SIGKILL)
         return square(number)
-
-
-@pytest.fixture
-def starting(tmp_path):
-    """Workers start with these lines of a shell."""
-    resource_tracker.ensure_running()
-    executable = os.fsdecode(multiprocessing.spawn.get_executable())
-
-    def set_lines(lines: str) -> None:
-        script = tmp_path / "python"
-        script.write_text(f'#!/bin/sh\n{lines}\nexec "{executable}" "$@"\n')
-        script.chmod(0o755)
-        multiprocessing.set_executable(str(script))
-
-    yield set_lines
-    multiprocessing.set_executable(executable)
 
 
 def test_another_worker_continues_where_one_was_killed(tmp_path):

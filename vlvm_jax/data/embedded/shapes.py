@@ -241,7 +241,7 @@ def _sweep(root: Path) -> None:
     """Removes what killed processes had begun to make; to be called with the lock held."""
     for left in root.glob(f"shapes-*{_BUILDING}*"):
         host, _, _ = left.name.rpartition(_BUILDING)[2].rpartition("-")
-        # The lock is held, so no process of this machine makes it. Another that shares the folder may not share the lock.
+        # Nobody on this machine makes it, as the lock is held. Another machine may share the folder and not the lock.
         if host in ("", _host()) or _unchanged(left) > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
 
