@@ -3,9 +3,10 @@
     python tests/stress/signals.py [--rounds=50] [--seed=0] [--limit=30] [--folder=DIR]
 
 Each round starts the same command on the same workdir and sends SIGINT, SIGTERM or SIGKILL to the process group, the
-run or a loader worker. The run has to end within `limit` seconds, after SIGINT and SIGTERM with exit code 75. Where a
-worker was killed the run has to go on; SIGTERM ends it a little later. No process may be left alive. When a run is
-done, its losses have to be those of a run that nobody disturbed.
+run or a loader worker. The run has to end within `limit` seconds (on a busy machine one that takes up to four times as
+long does not end the script), after SIGINT and SIGTERM with exit code 75. Where a worker was killed the run has to go
+on; SIGTERM ends it a little later. No process may be left alive. When a run is done, its losses have to be those of a
+run that nobody disturbed.
 """
 
 import argparse
@@ -72,13 +73,13 @@ class Run:
                 continue
         return found
 
-    def wait(self, limit: float) -> int:
+    def wait(self, seconds: float) -> int:
         try:
-            code = self.process.wait(limit)
+            code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            stacks = [f"{pid}: {_command_line(pid)!r}" for pid in (self.process.pid, *self.workers())]
+            workers = self.workers()
             os.killpg(self.process.pid, signal.SIGKILL)
-            raise Failed(f"still alive after {limit:.0f} s; {stacks}") from None
+            raise Failed(f"still alive after {seconds:.0f} s, with workers {workers}:\n{self.text}") from None
         self.reader.join(5)
         if self.reader.is_alive():  # a worker holds the output open
             raise Failed("a process of the run is left alive")
@@ -149,7 +150,7 @@ def attack(kind: str, workdir: Path, data: Path, rng: random.Random, limit: floa
         number = signal.SIGTERM
     attacked = time.monotonic()
     run.send(number, None if kind.endswith(("group", "all")) else run.process.pid)
-    code = run.wait(limit)
+    code = run.wait(4 * limit)
     took = time.monotonic() - attacked
     expected = {-signal.SIGKILL} if kind == "SIGKILL to all" else {75}
     if code == 0:  # it was about to end
@@ -183,7 +184,7 @@ def stress(folder: Path, data: Path, rounds: int, seed: int, limit: float) -> Co
     if run.wait(600) != 0:
         raise Failed(f"undisturbed:\n{run.text}")
     expected = losses(undisturbed)
-    kinds, workdir, runs, slowest = Counter(), folder / "run-0", 1, 0.0
+    kinds, workdir, runs, times = Counter(), folder / "run-0", 1, []
     for number in range(rounds):
         kind = ATTACKS[number % len(ATTACKS)]
         try:
@@ -193,13 +194,17 @@ def stress(folder: Path, data: Path, rounds: int, seed: int, limit: float) -> Co
         except Failed as failure:
             raise Failed(f"round {number}, {kind}: {failure}") from None
         kinds[f"{kind}{' (done before)' if done else ''}"] += 1
-        slowest = max(slowest, took)
+        times.append(took)
         stand = {stage: len(curve) for stage, curve in losses(workdir).items()}
         _say(f"{number:3}  {kind:22} {took:5.1f} s  load {os.getloadavg()[0]:.1f}  {stand}{' done' if done else ''}")
         if done:
             workdir, runs = folder / f"run-{runs}", runs + 1
     finish(workdir, data, expected)
-    _say(f"{rounds} rounds over {runs} runs, each to equal losses; the slowest end took {slowest:.1f} s; {dict(kinds)}")
+    slow = sum(took > limit for took in times)
+    _say(f"{rounds} rounds over {runs} runs to equal losses: {dict(kinds)}")
+    _say(f"the slowest took {max(times):.1f} s to end")
+    if slow:
+        raise Failed(f"{slow} took more than {limit:.0f} s")
     return kinds
 
 

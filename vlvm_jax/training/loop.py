@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import StageConfig
+from vlvm_jax.data.stream import Batches
 from vlvm_jax.errors import Interrupted
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Params
@@ -39,7 +40,7 @@ class StageRun:
     functions: StepFunctions
     state: TrainState
     frozen: Params
-    data: Iterator[Mapping[str, np.ndarray]]
+    data: Batches
     checkpoints: StageCheckpoints
     save_every: int
     config: Mapping[str, Any]
@@ -79,6 +80,12 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
     log = _Log(run, watch, first)
     with jax.set_mesh(mesh), log.meter, log.waits:
         while step < run.num_steps:
+            if (
+                step == first and not stop.reached()
+            ):  # compiling cannot be stopped: look before it
+                log.waits.now(f"{name}: loading the first batch")
+                with log.waiting():
+                    run.data.load_next()
             if stop.reached():
                 log.flush()
                 save(run, step)
@@ -90,8 +97,6 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
                 log.resume()
             watch.logs.check()
             watch.profiler.before(name, step, run.state)
-            if step == first:
-                log.waits.now(f"{name}: loading the first batch")
             with log.waiting():
                 batch = to_device(next(run.data), mesh)
             if step == first:
