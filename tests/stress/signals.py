@@ -5,7 +5,7 @@
 Each round starts the same command on the same workdir and sends SIGINT, SIGTERM or SIGKILL to the process group, the
 run or a loader worker. The run has to end within `limit` seconds (on a busy machine one that takes up to four times as
 long does not end the script), after SIGINT and SIGTERM with exit code 75. Where a worker was killed the run has to go
-on; SIGTERM ends it a little later. No process may be left alive. When a run is done, its losses have to be those of a
+on to the next checkpoint; SIGTERM ends it a little later. No process may be left alive. When a run is done, its losses have to be those of a
 run that nobody disturbed.
 """
 
@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,17 @@ class Run:
             raise Failed("a process of the run is left alive")
         return code
 
+    def wait_for(self, condition: Callable[[], bool], otherwise: str, seconds: float = 300) -> None:
+        """Waits until it holds or the run is done."""
+        deadline = time.monotonic() + seconds
+        while not condition() and self.process.poll() is None:
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+                raise Failed(f"{otherwise} within {seconds:.0f} s:\n{self.text}")
+            time.sleep(0.02)
+        if self.process.poll() not in (None, 0):
+            raise Failed(f"{otherwise}; ended with {self.process.returncode}:\n{self.text}")
+
     def send(self, number: int, pid: int | None = None) -> None:
         with contextlib.suppress(ProcessLookupError):
             if pid is None:
@@ -110,6 +122,11 @@ def losses(workdir: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
+def saved(workdir: Path) -> set[str]:
+    """Checkpoints that are whole, of any stage."""
+    return {str(path) for path in workdir.glob("*/checkpoints/*") if path.name.isdigit()}
+
+
 def begun(run: Run, workdir: Path, before: set[str]) -> bool:
     """Whether a stage has started in this run."""
     started = {path.parent.name for path in workdir.glob("*/checkpoints")} - before
@@ -127,16 +144,10 @@ def attack(kind: str, workdir: Path, data: Path, rng: random.Random, limit: floa
     """
     before = {path.parent.name for path in workdir.glob("*/checkpoints")}
     run = Run(workdir, data)
-    deadline = time.monotonic() + 300
-    while not begun(run, workdir, before):
-        if run.process.poll() is not None:
-            if run.wait(limit) == 0:
-                return 0.0, True
-            raise Failed(f"ended with {run.process.returncode} before the attack:\n{run.text}")
-        if time.monotonic() > deadline:
-            run.send(signal.SIGKILL)
-            raise Failed(f"no stage began within 300 s:\n{run.text}")
-        time.sleep(0.02)
+    run.wait_for(lambda: begun(run, workdir, before), "no stage began")
+    if run.process.poll() == 0:
+        return 0.0, True
+    known = saved(workdir)
     time.sleep(rng.uniform(0, SECONDS))
     number = getattr(signal, kind.split()[0])
     if kind == "SIGKILL to a worker":
@@ -144,9 +155,8 @@ def attack(kind: str, workdir: Path, data: Path, rng: random.Random, limit: floa
             time.sleep(0.01)
         if workers:
             run.send(signal.SIGKILL, rng.choice(workers))
-        time.sleep(rng.uniform(0, 2 * SECONDS))
-        if run.process.poll() not in (None, 0):
-            raise Failed(f"ended with {run.process.returncode} as a worker was killed:\n{run.text}")
+        run.wait_for(lambda: len(saved(workdir) - known) > 0, "no checkpoint as a worker was killed")
+        time.sleep(rng.uniform(0, SECONDS))
         number = signal.SIGTERM
     attacked = time.monotonic()
     run.send(number, None if kind.endswith(("group", "all")) else run.process.pid)

@@ -80,9 +80,7 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
     log = _Log(run, watch, first)
     with jax.set_mesh(mesh), log.meter, log.waits:
         while step < run.num_steps:
-            if (
-                step == first and not stop.reached()
-            ):  # compiling cannot be stopped: look before it
+            if step == first and not stop.reached():  # compiling cannot be stopped: look before it
                 log.waits.now(f"{name}: loading the first batch")
                 with log.waiting():
                     run.data.load_next()
