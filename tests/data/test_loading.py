@@ -98,6 +98,7 @@ def test_workers_leave_signals_to_their_parent_from_the_first_instruction(starti
     iterator = iter(loaded(samples(), Loading(workers=1, threads=1, samples=4, batches=1), rows=4))
     assert next(iterator) == square(0)
     (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
     for number in LEFT_TO_PARENT:
         os.kill(worker.pid, number)
     assert list(iterator) == [square(number) for number in range(1, 40)]

@@ -5,8 +5,8 @@
 Each round starts the same command on the same workdir and sends SIGINT, SIGTERM or SIGKILL to the process group, the
 run or a loader worker. The run has to end within `limit` seconds (on a busy machine one that takes up to four times as
 long does not end the script), after SIGINT and SIGTERM with exit code 75. Where a worker was killed the run has to go
-on to the next checkpoint; SIGTERM ends it a little later. No process may be left alive. When a run is done, its losses have to be those of a
-run that nobody disturbed.
+on to the next checkpoint; SIGTERM ends it a little later. No process may be left alive. When a run is done, its losses
+have to be those of a run that nobody disturbed.
 """
 
 import argparse
@@ -234,7 +234,7 @@ def main() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     from vlvm_jax.data.embedded import shapes
 
-    shapes.ensure(shapes.ShapesOptions(**DATA), folder / "data")
+    shapes.ensure(shapes.ShapesOptions.model_validate(DATA), folder / "data")
     try:
         stress(folder, folder / "data", options.rounds, options.seed, options.limit)
     except Failed as failure:

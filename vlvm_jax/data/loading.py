@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 from multiprocessing import util
-from multiprocessing.pool import ExceptionWithTraceback
+from multiprocessing.pool import ExceptionWithTraceback  # pyright: ignore[reportAttributeAccessIssue]
 from multiprocessing.process import BaseProcess
 from typing import IO, Any
 
