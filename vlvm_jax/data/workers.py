@@ -52,8 +52,8 @@ class Aside(Generic[ValueT]):
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"{tempfile.tempdir or 'TMPDIR'}: no room for what worker processes are to read ({error.strerror}); set "
-                "TMPDIR to a folder with more, or config.data.workers to 0"
+                f"{tempfile.tempdir or 'TMPDIR'}: no room for what worker processes are to read ({error.strerror}); "
+                "set TMPDIR to a folder with more, or config.data.workers to 0"
             ) from None
 
     def __reduce__(self):
