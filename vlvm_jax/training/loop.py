@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import StageConfig
-from vlvm_jax.data.stream import Batches
 from vlvm_jax.errors import Interrupted
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Params
@@ -32,6 +31,7 @@ class StageRun:
     Attributes:
       flops: model FLOPs of a step, or None (see `throughput.Throughput`).
       config: as JSON, saved in every checkpoint.
+      load_first: waits until the first batch is there, which stays the next one, also for a checkpoint.
       seconds: spent so far in this process, compilation included.
     """
 
@@ -40,12 +40,13 @@ class StageRun:
     functions: StepFunctions
     state: TrainState
     frozen: Params
-    data: Batches
+    data: Iterator[Mapping[str, np.ndarray]]
     checkpoints: StageCheckpoints
     save_every: int
     config: Mapping[str, Any]
     flops: float | None = None
     seconds: float = 0.0
+    load_first: Callable[[], None] = lambda: None
 
 
 def to_device(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
@@ -83,7 +84,7 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
             if step == first and not stop.reached():  # compiling cannot be stopped: look before it
                 log.waits.now(f"{name}: loading the first batch")
                 with log.waiting():
-                    run.data.load_next()
+                    run.load_first()
             if stop.reached():
                 log.flush()
                 save(run, step)
