@@ -34,6 +34,20 @@ def test_ending_at_once_says_one_line_and_leaves_nothing_behind():
     assert "FileNotFoundError" in gone.stderr
 
 
+INTERRUPT = """
+import os, signal, sys
+from vlvm_jax import cli
+
+sys.exit(cli.run(lambda: os.kill(os.getpid(), signal.SIGINT), "", ["command"]))
+"""
+
+
+def test_control_c_says_one_line():
+    done = subprocess.run([sys.executable, "-c", INTERRUPT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+
+
 READ_AND_WRITE = """
 import sys
 from vlvm_jax import cli

@@ -37,6 +37,9 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
             sys.stdout.flush()
             os._exit(error.exit_code)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

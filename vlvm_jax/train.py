@@ -29,13 +29,16 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 
 
 def main() -> None:
-    from etils import epath
-
-    from vlvm_jax.config import command_line
+    from vlvm_jax.data.workers import postponed, stoppable
     from vlvm_jax.errors import InputError
-    from vlvm_jax.parallel import processes
-    from vlvm_jax.training import stages
-    from vlvm_jax.training.interrupt import StopSignal
+
+    with stoppable("nothing had begun"), postponed():  # an import may swallow what a handler raises
+        from etils import epath
+
+        from vlvm_jax.config import command_line
+        from vlvm_jax.parallel import processes
+        from vlvm_jax.training import stages
+        from vlvm_jax.training.interrupt import StopSignal
 
     if _CONFIG.value is None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")

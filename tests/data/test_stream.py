@@ -108,3 +108,16 @@ def test_what_is_saved_in_files_is_what_is_loaded(tmp_path, before, after):
     loaded, expected = readers(after), readers(after, states)
     asyncio.run(run(one.load(epath.Path(tmp_path)) for one in loaded))
     assert [one.state() for one in loaded] == [one.state() for one in expected]
+
+
+def test_what_is_loaded_beforehand_is_still_to_come():
+    batches, other = (Batches(numbers) for _ in range(2))
+    for one in (batches, other):
+        positions(one, 3)
+    batches.load_next()
+    batches.load_next()
+    assert batches.state() == other.state()
+    assert positions(batches, 3) == positions(other, 3)
+    batches.load_next()
+    batches.restore([other.state()])
+    assert positions(batches, 3) == positions(other, 3)

@@ -91,16 +91,25 @@ class Batches(Iterator[Mapping[str, np.ndarray]]):
         self.part = Part(reader=reader, readers=readers)
         self._make = make
         self._batches: Any = None
+        self._loaded: Mapping[str, np.ndarray] | None = None
 
-    def __next__(self) -> Mapping[str, np.ndarray]:
+    def load_next(self) -> None:
+        """Waits until the next batch is there. It stays the next one, also for what is saved."""
         if self._batches is None:
             self._batches = iter(self._make(self.part))
-        batch = next(self._batches)
+        if self._loaded is None:
+            self._loaded = next(self._batches)
+
+    def __next__(self) -> Mapping[str, np.ndarray]:
+        self.load_next()
+        assert self._loaded is not None
+        batch, self._loaded = self._loaded, None
         self.part = dataclasses.replace(self.part, taken=int(batch["last"].max()) + 1)
         return batch
 
     def close(self) -> None:
         """Ends workers and threads; the next batch opens new ones."""
+        self._loaded = None
         if self._batches is not None:
             self._batches.close()
             self._batches = None

@@ -7,7 +7,6 @@ decides here is how long they take.
 import dataclasses
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +85,6 @@ def plan(
             threads = _between(1, round(cost.wall / cost.core), MAX_THREADS)
     else:
         threads = 1 if workers else 2
-    # Grain keeps as many again of each worker in this process.
     samples = _between(1, memory // (4 * sample_bytes * max(workers, 1)), (4 if workers else 2) * rows)
     return Loading(
         workers,
@@ -128,8 +126,8 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take, also in the shared memory through which workers hand over samples."""
-    places = [shutil.disk_usage("/dev/shm").free] if Path("/dev/shm").is_dir() else []
+    """Bytes that this process and its workers may still take."""
+    places = []
     fields = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
     if "MemAvailable" in fields:
         places.append(int(fields["MemAvailable"].split()[0]) << 10)

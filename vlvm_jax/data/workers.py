@@ -3,20 +3,26 @@
 import concurrent.futures
 import contextlib
 import itertools
+import mmap
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from multiprocessing import reduction, resource_tracker
+from typing import Any, Generic, TypeVar
 
 from vlvm_jax import memory
-from vlvm_jax.errors import Interrupted
+from vlvm_jax.errors import InputError, Interrupted
 
 SPAWN = multiprocessing.get_context("spawn")  # forking a process in which jax runs threads can deadlock
+# Left to the parent. Schedulers and terminals send them to the whole process group; workers end when the parent does.
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 MadeT = TypeVar("MadeT")
+ValueT = TypeVar("ValueT")
 _CLIPS = itertools.count(1)
 
 
@@ -29,6 +35,83 @@ def release_memory(every: int = 16) -> None:
         memory.give_back()
 
 
+class Aside(Generic[ValueT]):
+    """A value that worker processes read from a file without a name, which is gone when its last process is.
+
+    What a new process is started with goes through a pipe of 64 KiB whose other end the parent holds too: if the
+    process dies before it has read more than that, the parent waits for ever.
+
+    Raises:
+      InputError: the folder for temporary files has no room.
+    """
+
+    def __init__(self, value: ValueT):
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as workers may start
+            pickle.dump(value, self._file, pickle.HIGHEST_PROTOCOL)
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{tempfile.tempdir or 'TMPDIR'}: no room for what worker processes are to read ({error.strerror}); "
+                "set TMPDIR to a folder with more, or config.data.workers to 0"
+            ) from None
+
+    def __reduce__(self):
+        return _Passed, (reduction.DupFd(self._file.fileno()),)
+
+
+class _Passed:
+    """An `Aside` in a worker."""
+
+    def __init__(self, descriptor: Any):
+        self._descriptor = descriptor.detach()
+
+    def load(self) -> Any:
+        with os.fdopen(self._descriptor, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return pickle.loads(content)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Signals that are `LEFT_TO_PARENT` are handled after what is within; processes started within inherit that."""
+    noted: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # where Python's handlers run, whatever thread is blocked
+        found = {number: signal.getsignal(number) for number in LEFT_TO_PARENT}
+        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+        for number in handlers:
+            signal.signal(number, lambda number, _frame: noted.append(number))
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in noted:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are started within get none of the signals until `follow_parent` ignores them.
+
+    Nor does a handler raise here between a process's start and the moment its parent knows of it.
+    """
+    with postponed():
+        resource_tracker.ensure_running()  # now: starting a process would start it and unblock SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+        yield
+
+
+class _Pool(concurrent.futures.ProcessPoolExecutor):
+    """A pool whose processes, which it starts as work is submitted, are shielded."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        with shielded():
+            return super().submit(fn, *args, **kwargs)
+
+
 @contextlib.contextmanager
 def pool(
     workers: int, begin: Callable[..., None] | None = None, arguments: tuple = ()
@@ -36,12 +119,12 @@ def pool(
     """Processes that follow this one. Whoever leaves early drops the work that has not begun.
 
     Args:
-      begin, arguments: called in each first.
+      begin, arguments: called in each first. What may be large, goes as `Aside`.
 
     Raises:
       Interrupted: one of them died.
     """
-    with concurrent.futures.ProcessPoolExecutor(workers, SPAWN, _begin, (begin, arguments)) as executor:
+    with _Pool(workers, SPAWN, _begin, (begin, arguments)) as executor:
         try:
             yield executor
         except BrokenProcessPool:
@@ -77,35 +160,36 @@ def made(
         for index in todo:
             yield make(index, lambda: progress(next(ticks)))
         return
-    count, stop = SPAWN.Value("q", 0), SPAWN.Event()
-    with pool(min(workers, len(todo)), _share, (count, stop)) as processes:
+    # Without locks, which a worker that is killed would keep: each part counts for itself.
+    counts, stop = SPAWN.RawArray("q", len(todo)), SPAWN.RawValue("b", 0)
+    with pool(min(workers, len(todo)), _share, (Aside(make), counts, stop)) as processes:
         try:
-            left = {processes.submit(_work, make, index) for index in todo}
+            left = {processes.submit(_work, slot, index) for slot, index in enumerate(todo)}
             while left:
                 finished, left = concurrent.futures.wait(left, 0.2, concurrent.futures.FIRST_COMPLETED)
-                progress(count.value)
+                progress(sum(counts))
                 for future in finished:
                     yield future.result()
         finally:
-            stop.set()
+            stop.value = 1
 
 
-_shared: tuple[Any, Any] | None = None  # in a worker: how many records are done, and whether to stop
+_shared: tuple[Callable[[int, Callable[[], None]], Any], Any, Any] | None = None  # in a worker
 
 
-def _share(count: Any, stop: Any) -> None:
+def _share(make: _Passed, counts: Any, stop: Any) -> None:
+    """Keeps what makes parts, how many records of each are done, and whether to stop."""
     global _shared
-    _shared = count, stop
+    _shared = make.load(), counts, stop
 
 
-def _work(make: Callable[[int, Callable[[], None]], MadeT], index: int) -> MadeT:
+def _work(slot: int, index: int) -> Any:
     assert _shared is not None
-    count, stop = _shared
+    make, counts, stop = _shared
 
     def tick() -> None:
-        with count.get_lock():
-            count.value += 1
-        if stop.is_set():
+        counts[slot] += 1
+        if stop.value:
             raise Interrupted("stopped")
 
     return make(index, tick)
@@ -116,13 +200,14 @@ def follow_parent() -> None:
 
     A signal to the whole process group must not take workers away from under a parent that is about to save.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    for number in LEFT_TO_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

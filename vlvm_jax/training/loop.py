@@ -8,7 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class StageRun:
     Attributes:
       flops: model FLOPs of a step, or None (see `throughput.Throughput`).
       config: as JSON, saved in every checkpoint.
+      load_first: waits until the first batch is there, which stays the next one, also for a checkpoint.
       seconds: spent so far in this process, compilation included.
     """
 
@@ -52,6 +53,7 @@ class StageRun:
     config: Mapping[str, Any]
     flops: float | None = None
     seconds: float = 0.0
+    load_first: Callable[[], None] = lambda: None
 
 
 def to_device(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
@@ -89,6 +91,10 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
         while step < run.num_steps:
             while len(in_flight) >= IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
+            if step == first and not stop.reached():  # compiling cannot be stopped: look before it
+                log.waits.now(f"{name}: loading the first batch")
+                with log.waiting():
+                    run.load_first()
             if stop.reached():
                 log.flush()
                 save(run, step)
@@ -100,8 +106,6 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
                 log.resume()
             watch.logs.check()
             watch.profiler.before(name, step, run.state)
-            if step == first:
-                log.waits.now(f"{name}: loading the first batch")
             with log.waiting():
                 batch = to_device(next(run.data), mesh)
             if step == first:

@@ -291,6 +291,7 @@ def start_stage(
         state=state,
         frozen=frozen,
         data=data,
+        load_first=data.load_next,
         checkpoints=checkpoints,
         save_every=stage.save_every or config.checkpoint.save_every,
         flops=model_flops(config, stage),

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,17 @@ def test_every_file_is_the_same_again_with_other_workers(made, tmp_path):
     again = shapes.ensure(OPTIONS, tmp_path, workers=2)
     assert again.name == made.name
     assert_same_files(again, made)
+
+
+def test_what_killed_processes_had_begun_is_swept(tmp_path):
+    host = re.sub(r"\W", "_", socket.gethostname())
+    for name in (f"0.building-{host}-1", "1.building-2", "2.building-elsewhere-3", "3.building-elsewhere-4"):
+        (tmp_path / f"shapes-{name}" / "media" / "train_images").mkdir(parents=True)
+    old = tmp_path / "shapes-3.building-elsewhere-4"
+    for folder in (old / "media" / "train_images", old / "media", old):
+        os.utime(folder, (0, 0))
+    made = shapes.ensure(TINY, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {made.name, "shapes-2.building-elsewhere-3"}
 
 
 def test_another_seed_gives_other_scenes(tmp_path):

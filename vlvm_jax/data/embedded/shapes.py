@@ -10,7 +10,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -31,6 +33,8 @@ from vlvm_jax.data.workers import pool
 
 _INFO = "dataset.json"  # the last file that is written
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
+_BUILDING = ".building-"  # in the name of a folder that is not complete, before the host and the process
+_ABANDONED = 24 * 3600  # seconds without a change after which nobody is making it any more
 _PARTS = {"conversations": "", "caption": "_captions", "pair": "_pairs"}  # of a record, and the files they go to
 _SINGLES = 6  # number of the split of which sheets are made
 _SINGLES_A_SHEET = 8  # singles there have to be for each image of a sheet, so that none need be in it twice
@@ -206,6 +210,7 @@ def ensure(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target.parent, lambda: progress(0, sum(split.count for split in splits(options)))):
+        _sweep(Path(target.parent))
         if not target.exists():
             _make(options, Path(target), workers, progress)
     return target
@@ -228,9 +233,30 @@ def _locked(root: epath.Path, waiting: Callable[[], None]) -> Generator[None, No
         os.close(descriptor)
 
 
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
+
+
+def _sweep(root: Path) -> None:
+    """Removes what killed processes had begun to make; to be called with the lock held."""
+    for left in root.glob(f"shapes-*{_BUILDING}*"):
+        host, _, _ = left.name.rpartition(_BUILDING)[2].rpartition("-")
+        # Nobody on this machine makes it, as the lock is held. Another machine may share the folder and not the lock.
+        if host in ("", _host()) or _unchanged(left) > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _unchanged(building: Path) -> float:
+    """Seconds since a file was made in it."""
+    try:
+        times = [path.stat().st_mtime for path in (building, *building.glob("*"), *building.glob("media/*"))]
+    except FileNotFoundError:  # it was just completed and renamed
+        return 0.0
+    return time.time() - max(times)
+
+
 def _make(options: ShapesOptions, target: Path, workers: int, progress: Callable[[int, int], None]) -> None:
-    building = target.with_name(f"{target.name}.building-{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
+    building = target.with_name(f"{target.name}{_BUILDING}{_host()}-{os.getpid()}")
     try:
         _build(options, building, workers, progress)
         building.rename(target)

@@ -13,7 +13,7 @@ from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.sources import containers, media_names
 from vlvm_jax.data.sources.records import LISTED, MediaKind, Record
 from vlvm_jax.data.tools.reencode import PROBED
-from vlvm_jax.data.workers import pool
+from vlvm_jax.data.workers import Aside, pool
 
 if TYPE_CHECKING:
     from vlvm_jax.data.pipeline import SampleSpec
@@ -167,16 +167,16 @@ def _in_parts(checker: Checker, indices: Sequence[int], workers: int) -> Iterato
     if workers < 2:
         yield from ([checker(index) for index in part] for part in parts)
         return
-    with pool(workers, _start_worker, (checker,)) as processes:
+    with pool(workers, _start_worker, (Aside(checker),)) as processes:
         yield from processes.map(_work, parts)
 
 
 _checker: Checker | None = None  # in a worker
 
 
-def _start_worker(checker: Checker) -> None:
+def _start_worker(checker: Any) -> None:
     global _checker
-    _checker = checker
+    _checker = checker.load()
 
 
 def _work(part: Sequence[int]) -> list[Finding]:
