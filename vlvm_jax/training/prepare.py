@@ -112,7 +112,7 @@ def check_workdir(config: Config, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     mine = config_lib.to_json(config)
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = json_text.loads(path.read_text())
         for old, new, key, name in (
             (theirs, mine, "mesh", "config.mesh"),
             (theirs["data"], mine["data"], "workers", "config.data.workers"),

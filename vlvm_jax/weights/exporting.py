@@ -368,7 +368,7 @@ class Export:
 def _base_config(source: Source) -> dict[str, Any] | None:
     if source.hf_files is None or not (source.hf_files / "config.json").exists():
         return None
-    return json.loads((source.hf_files / "config.json").read_text())
+    return read_json(source.hf_files / "config.json")
 
 
 def _tokenizer(source: Source) -> epath.Path | None:

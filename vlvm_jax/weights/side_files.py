@@ -1,6 +1,5 @@
 """The files that stand beside weights in a Hugging Face directory: config, tokenizer, processors, templates."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from safetensors.numpy import save
 
 from vlvm_jax import storage
 from vlvm_jax.data import llava_layout
+from vlvm_jax.data.files import read_json
 from vlvm_jax.weights.hf_source import HFSource
 from vlvm_jax.weights.safetensors_files import DTYPES
 
@@ -99,7 +99,7 @@ def _keep_named_tower(files: epath.Path, folder: epath.Path) -> None:
     """Keeps the config and processor of the tower that an original LLaVA checkpoint names by a directory or hub id, so
     that the copy can be read where neither is."""
     config = files / "config.json"
-    raw = json.loads(config.read_text()) if config.exists() else {}
+    raw = read_json(config)
     if llava_layout.language(raw) is None:
         return
     place: epath.PathLike | None = files / _NAMED_TOWER

@@ -222,6 +222,23 @@ def test_what_is_wrong_with_parquet(table, tmp_path):
         source_of(bad)[1]
 
 
+def test_parquet_with_values_nested_too_deep_is_a_bad_record(table):
+    """As JSON in a text column, and as lists of lists, whose depth the file's own schema states."""
+    good = json.dumps(said("what ?", "that"))
+    source = source_of(table({"conversations": ["[" * 100_000, "[" * 500 + "]" * 500, good]}))
+    for index in (0, 1):
+        with pytest.raises(BadSampleError, match="nested more than 100 levels deep"):
+            source[index]
+    assert source[2].turns == (Turn("what ?", "that"),)
+    deep = "text"
+    for _ in range(300):
+        deep = [deep]
+    source = source_of(table({"conversations": [deep]}))
+    with pytest.raises(BadSampleError) as caught:
+        source[0]
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_column_that_looks_like_media_is_not_left_out(table, tmp_path):
     asked = {"query": ["what?"], "response": ["it"], "system": ["Be brief."]}
     path = table({"video_path": ["v.mp4"], **asked})
