@@ -103,7 +103,7 @@ def test_questions_in_every_script(ask, tmp_path):
 def test_a_questions_file_that_is_not_utf_8_is_refused(ask, tmp_path):
     (tmp_path / "latin.txt").write_bytes("où ?".encode("latin-1"))
     code, _, err = ask(*CLIP, f"--questions={tmp_path}/latin.txt")
-    assert code == 2 and "latin.txt: cannot be read (UnicodeDecodeError); expected a text file in UTF-8" in err
+    assert code == 2 and "latin.txt: line 1, byte 2: 0xf9 is not UTF-8; convert the file" in err
 
 
 def test_images(ask):

@@ -83,5 +83,5 @@ def test_tensors_that_were_not_announced(tmp_path):
 
 def test_an_index_that_is_nested_too_deep(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ' * 50_000)
-    with pytest.raises(InputError, match="not a safetensors index .*nested more than 100 levels deep"):
+    with pytest.raises(InputError, match=r"not a safetensors index .*nested more than 100 levels deep"):
         SafetensorsReader(tmp_path)
