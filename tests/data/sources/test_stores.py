@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -363,3 +364,25 @@ def test_what_is_wrong_with_tfds(dataset, tmp_path):
     assert "no 'conversations' list" in refusal(f"{dataset}@train", fields={"image": "picture"})
     assert "fields: no column 'absent'" in refusal(f"{dataset}@train", fields={"image": "absent"})
     assert "not a TFDS data set" in refusal(f"{tmp_path}@train", format="tfds")
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+@pytest.mark.parametrize("place", ["top", "feature", "legacy"])
+def test_code_that_a_tfds_data_set_names_is_not_imported(dataset, tmp_path, monkeypatch, key, place):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "tfds_tripwire.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    folder = shutil.copytree(dataset, tmp_path / "set" / "1.0.0")
+    features = json.loads((folder / "features.json").read_text())
+    trap = {key: "tfds_tripwire.Feature", "text": {}}
+    if place == "legacy":
+        inner = {"type": "tfds_tripwire.Feature", "content": {}}
+        features = {"type": features["pythonClassName"], "content": json.dumps({"name": inner})}
+    elif place == "top":
+        features = {"featuresDict": features["featuresDict"]} | trap
+    else:
+        features["featuresDict"]["features"]["name"] = trap
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(InputError, match=r"features.json: .*'tfds_tripwire.Feature' is no feature of TFDS"):
+        source_of(f"{folder}@train")
+    assert not (tmp_path / "sprung").exists()

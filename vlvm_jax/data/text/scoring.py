@@ -71,7 +71,7 @@ def _open(path: str) -> tuple[Tokenizer, str]:
     elif all((Path(path) / part).is_file() for part in ("vocab.json", "merges.txt")):
         from transformers import CLIPTokenizer
 
-        backend = CLIPTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
+        backend = CLIPTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False).backend_tokenizer
     else:
         raise InputError(f"{_KEY}: {path} holds neither tokenizer.json nor vocab.json and merges.txt")
     said = (_beside(folder, name).get("pad_token") for name in ("tokenizer_config.json", "special_tokens_map.json"))
