@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 from ml_collections import config_flags
 
-from vlvm_jax import cli, json_text
+from vlvm_jax import cli, json_text, printing
 from vlvm_jax.data import json_lines
 from vlvm_jax.errors import InputError
 
@@ -219,9 +219,9 @@ def _stream(answering: "Answering", request: "Request", decoding: "Decoding") ->
     pieces = answering.stream(request, decoding)
     while True:
         try:
-            print(next(pieces), end="", flush=True)
+            printing.write(next(pieces), end="")
         except StopIteration as end:
-            print(flush=True)
+            printing.write("")
             return end.value
 
 
@@ -231,9 +231,9 @@ def _answer_all(answering: "Answering", requests: list["Request"], decoding: "De
         answers.append(answer)
         if _JSON.value:
             values = {"question": request.question, **dataclasses.asdict(answer)}
-            print(json_text.readable(values), flush=True)
+            printing.write(json_text.readable(values))
         else:
-            print(f"{request.question}\n  {answer.text}", flush=True)
+            printing.write(f"{request.question}\n  {answer.text}")
     return answers
 
 
@@ -246,7 +246,7 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
         try:
             question = cli.typed(line, "the question")
         except InputError as error:
-            print(error, flush=True)
+            printing.write(str(error))
             continue
         if question.strip() == "/quit":
             return
@@ -257,7 +257,7 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
         try:
             answer = _stream(answering, request, decoding)
         except InputError as error:
-            print(f"{error} (/clear forgets what was said)", flush=True)
+            printing.write(f"{error} (/clear forgets what was said)")
             continue
         prefix = answering.prompts.answers.prefix if _PREFIX.value is None else _PREFIX.value
         earlier = (*earlier, Turn(question, f"{prefix} {answer.text}".strip()))

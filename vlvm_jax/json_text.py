@@ -7,7 +7,8 @@ from typing import Any
 MAX_DEPTH = 100  # of objects and lists inside one another; docs/security.md states it
 TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
-_HALF = re.compile("[\ud800-\udfff]")  # of a character, as a file's name may hold; UTF-8 cannot
+# Halves of characters, as a file's name may hold but UTF-8 cannot, and control characters that JSON allows.
+_ESCAPED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
 def loads(text: str | bytes) -> Any:
@@ -44,6 +45,7 @@ def check_depth(value: Any, text: str | bytes) -> Any:
 
 
 def readable(value: Any, *, indent: int | None = None) -> str:
-    """JSON text that UTF-8 can encode: characters stand for themselves, halves of characters as escapes."""
+    """JSON text that UTF-8 can encode: characters stand for themselves, halves of characters and control
+    characters as escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import logging
 
 from vlvm_jax import storage
+from vlvm_jax.printing import one_line
 
 CLIPS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
 _FILE = "file://"
@@ -106,8 +107,9 @@ def meant(path: str) -> str | None:
     """As `Folders.meant`, remembered. The first such path of a process is logged."""
     if path not in _meant and (found := _folders().meant(path)) is not None:
         logging.log_first_n(
-            logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1, path, found
-        )
+            logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1,
+            one_line(path), one_line(found),
+        )  # fmt: skip
         _meant[path] = found
     return _meant.get(path)
 
