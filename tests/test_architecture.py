@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "vlvm_jax"
-LOWER = ("printing", "json_text", "jsonl", "weights", "models", "data", "parallel", "storage", "config", "errors")
+LOWER = (
+    "memory",
+    "printing",
+    "json_text",
+    "jsonl",
+    "weights",
+    "models",
+    "data",
+    "parallel",
+    "storage",
+    "config",
+    "errors",
+)
 # A package may import itself and what stands to its right.
 ALLOWED = {
     "models": {"models", "parallel", "config", "errors"},

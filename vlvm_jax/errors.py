@@ -16,7 +16,7 @@ class Interrupted(Exception):
     at_once = False  # whether the process ends without waiting for its threads
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 from ml_collections import config_flags
 
-from vlvm_jax import cli, json_text, printing
+from vlvm_jax import cli, json_text, printing, storage
 from vlvm_jax.data import json_lines
 from vlvm_jax.errors import InputError
 
@@ -52,7 +52,7 @@ _IMAGE = flags.DEFINE_multi_string("image", [], "An image.")
 _PROMPT = flags.DEFINE_string("prompt", None, "A question.")
 _QUESTIONS = flags.DEFINE_string("questions", None, "A file of questions.")
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "A conversation.")
-_FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1)
+_FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1, upper_bound=10_000)
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
 _PREFIX = flags.DEFINE_string("prefix", None, "How answers begin.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.")
@@ -139,6 +139,8 @@ def _check_flags() -> None:
         raise InputError("--prompt is empty; ask something")
     if _SHOW.value is not None and not _SHOW.value.lower().endswith(".png"):
         raise InputError(f"--show={_SHOW.value}: expected a file name that ends in .png")
+    if _SHOW.value is not None:
+        storage.check_output(_SHOW.value, "--show", folder=False)
 
 
 def _decoding() -> "Decoding":

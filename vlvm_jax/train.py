@@ -31,6 +31,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 def main() -> None:
     from etils import epath
 
+    from vlvm_jax import storage
     from vlvm_jax.config import command_line
     from vlvm_jax.errors import InputError
     from vlvm_jax.parallel import processes
@@ -40,7 +41,9 @@ def main() -> None:
     if _CONFIG.value is None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")
     config = command_line.read()
-    workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
+    named = f"runs/{config.name}" if _WORKDIR.value is None else _WORKDIR.value
+    storage.check_output(named, "--workdir")
+    workdir = epath.Path(named)
     with processes.connected(), StopSignal() as stop:
         stages.run(config, workdir, stop, _PROFILE.value)
 
