@@ -1,12 +1,17 @@
-"""Runs a command line in a fork of this process: fast, as all is imported, and alone, as its flags are its own."""
+"""Runs command lines fast and apart: each in a fork of one process that has imported everything and runs nothing.
+
+Run as a script it is that process: it reads one request a line from stdin and writes one result a line to stdout.
+"""
 
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +47,42 @@ class Result:
         if self.code == 2 and (len(errors) != 1 or not self.err.rstrip("\n").splitlines()[-1].startswith("error: ")):
             return f"not one line that says what is wrong: {self.err[-1500:]}"
         return ""
+
+
+class Commands:
+    """The process that forks, started by the first command."""
+
+    def __init__(self):
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, module: str, arguments: Sequence[str], folder: Path, limit: float = 30.0) -> Result:
+        """Runs `python -m module arguments` in a folder, for at most `limit` seconds."""
+        if self._process is None:
+            environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._process = subprocess.Popen(
+                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = {"module": module, "arguments": list(arguments), "folder": str(folder), "limit": limit}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Result(**json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
+
+
+def _serve() -> None:
+    warm()
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        result = run(request["module"], request["arguments"], Path(request["folder"]), request["limit"])
+        answers.write(json.dumps(dataclasses.asdict(result)) + "\n")
+        answers.flush()
 
 
 def warm() -> None:
@@ -104,3 +145,7 @@ def _wait(child: int, until: float) -> int | None:
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
+
+
+if __name__ == "__main__":
+    _serve()
