@@ -30,6 +30,13 @@ def parse_arg(arg: str | None, presets: Collection[str], **options) -> tuple[str
             values[key] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         except ValueError:
             raise InputError(f"--config: {key}={text!r} is not a {kind.__name__}") from None
+    for key, value in values.items():
+        if key == "scale" and not 0 < value < 1e6:
+            raise InputError(f"--config: scale={value} is not above 0 and below a million")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--config: {key}={value} is not a finite number")
+        if key == "seed" and not 0 <= value < 2**32:
+            raise InputError(f"--config: seed={value} is not in [0, 2**32)")
     return preset, ConfigDict(values)
 
 

@@ -30,6 +30,8 @@ def folder(tmp_path_factory):
     (root / "empty.txt").write_text("\n\n")
     (root / "list.json").write_text(json.dumps(["what is it ?", {"id": "b", "question": "how many ?"}]))
     (root / "bad.json").write_text('[{"text": "what ?"}]')
+    (root / "deep.json").write_text("[" * 100_000)
+    (root / "deep.jsonl").write_text('{"question": ' + "[" * 500 + "]" * 500 + "}")
     (root / "lines.txt").write_text("what is it ?\n\nhow many ?\n")
     return root
 
@@ -102,7 +104,7 @@ def test_questions_in_every_script(ask, tmp_path):
 def test_a_questions_file_that_is_not_utf_8_is_refused(ask, tmp_path):
     (tmp_path / "latin.txt").write_bytes("où ?".encode("latin-1"))
     code, _, err = ask(*CLIP, f"--questions={tmp_path}/latin.txt")
-    assert code == 2 and "latin.txt: line 1, byte 2: 0xf9 is not UTF-8" in err
+    assert code == 2 and "latin.txt: line 1, byte 2: 0xf9 is not UTF-8; convert the file" in err
 
 
 def test_images(ask):
@@ -170,6 +172,8 @@ def test_a_conversation_that_fills_the_context_says_so(ask, monkeypatch):
         ((*CLIP, "--questions={}/none.txt"), "none.txt: cannot be read (FileNotFoundError)"),
         ((*CLIP, "--questions={}/empty.txt"), "empty.txt: no question in it"),
         ((*CLIP, "--questions={}/bad.json"), "entry 1 is neither a string nor"),
+        ((*CLIP, "--questions={}/deep.json"), "deep.json: not JSON (nested more than 100 levels deep)"),
+        ((*CLIP, "--questions={}/deep.jsonl"), "line 1: not JSON (nested more than 100 levels deep)"),
         ((*CLIP, "--prompt=a", "--temperature=-1"), "--temperature: -1.0; expected 0"),
         ((*CLIP, "--prompt=a", "--top_p=0.5"), "--top_p: 0.5 does nothing at temperature 0"),
         ((*CLIP, "--prompt=a", "--frames=0"), "frames"),

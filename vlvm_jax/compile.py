@@ -40,6 +40,7 @@ def main() -> None:
     import json
     from pathlib import Path
 
+    from vlvm_jax import storage
     from vlvm_jax.config import command_line, require_stages
     from vlvm_jax.parallel import libtpu_log
     from vlvm_jax.parallel import topology as topology_lib
@@ -50,6 +51,8 @@ def main() -> None:
 
     if _CONFIG.value is None or _TOPOLOGY.value is None:
         raise InputError("--config and --topology are required; see --help")
+    if _JSON.value is not None:
+        storage.check_output(_JSON.value, "--json", folder=False)
     config = command_line.read()
     require_stages(config)
     topology = topology_lib.parse(_TOPOLOGY.value)
@@ -73,7 +76,7 @@ def main() -> None:
             raise InputError(f"--search: {name}: not even one row for each part of the mesh fits {topology.name}")
         reports.append(report)
     compile_report.show(reports, topology)
-    if _JSON.value:
+    if _JSON.value is not None:
         Path(_JSON.value).write_text(json.dumps(compile_report.to_json(config, reports, topology), indent=2))
         say(f"written: {_JSON.value}")
     if misfits := [report for report in reports if not report.fits]:

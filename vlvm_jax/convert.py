@@ -22,6 +22,7 @@ Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
 """
 
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
@@ -41,6 +42,13 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 3 or arguments[0] not in ("import", "export"):
         raise InputError("expected `import SRC DST` or `export SRC DST`; see --help")
     command, source, destination = arguments
+    from vlvm_jax import storage
+
+    if command == "export" and storage.is_remote(destination):
+        raise InputError(f"DST: {destination}: an export is written to a local folder; copy it to the bucket then")
+    if not storage.is_remote(destination) and Path(destination).expanduser().exists():
+        raise InputError(f"DST: {destination}: exists already; remove it, or name another destination")
+    storage.check_output(destination, "DST")
     memory.give_back_large()  # parameters and the pieces in which they are written; or some would be held twice
     (_import if command == "import" else _export)(source, destination)
 
@@ -61,8 +69,6 @@ def _import(source: str, destination: str) -> None:
 
 
 def _export(source: str, destination: str) -> None:
-    from pathlib import Path
-
     from vlvm_jax.training.progress import Meter, say
     from vlvm_jax.weights import exporting, sources
 

@@ -16,13 +16,16 @@ class Interrupted(Exception):
     at_once = False  # whether the process ends without waiting for its threads
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def tell(error: InputError | Interrupted) -> None:
-    """Says what happened, on stderr."""
-    print(f"{'error' if error.exit_code == 2 else 'interrupted'}: {error}", file=sys.stderr, flush=True)
+    """Says what happened in one line on stderr."""
+    from vlvm_jax.printing import one_line
+
+    kind = "error" if error.exit_code == 2 else "interrupted"
+    print(f"{kind}: {one_line(str(error))}", file=sys.stderr, flush=True)
     if error.exit_code == 75:
         print("run the same command again to continue", file=sys.stderr, flush=True)

@@ -55,7 +55,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 _FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
 _FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
-_FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1)
+_FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1, upper_bound=10_000)
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions.", lower_bound=1)
@@ -89,13 +89,14 @@ def _required(flag: flags.FlagHolder) -> str:
 
 def main() -> None:
     checkpoint, questions, output = map(_required, (_CHECKPOINT, _QUESTIONS, _OUTPUT))
-    from vlvm_jax import memory
+    from vlvm_jax import memory, storage
     from vlvm_jax.config import command_line
     from vlvm_jax.evaluation import benchmark
     from vlvm_jax.evaluation.results import Rules
     from vlvm_jax.training.interrupt import StopSignal
     from vlvm_jax.weights.sources import set_aside_damaged
 
+    storage.check_output(output, "--output")
     config = None if _CONFIG.value is None else command_line.read()
     options = benchmark.Options(
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=_MEDIA.value, output=output,

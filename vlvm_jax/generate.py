@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 from ml_collections import config_flags
 
-from vlvm_jax import cli, json_text
+from vlvm_jax import cli, json_text, printing, storage
 from vlvm_jax.data import json_lines
 from vlvm_jax.errors import InputError
 
@@ -54,7 +54,7 @@ _IMAGE = flags.DEFINE_multi_string("image", [], "An image.")
 _PROMPT = flags.DEFINE_string("prompt", None, "A question.")
 _QUESTIONS = flags.DEFINE_string("questions", None, "A file of questions.")
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "A conversation.")
-_FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1)
+_FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1, upper_bound=10_000)
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
 _PREFIX = flags.DEFINE_string("prefix", None, "How answers begin.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.")
@@ -144,6 +144,8 @@ def _check_flags() -> None:
         raise InputError("--prompt is empty; ask something")
     if _SHOW.value is not None and not _SHOW.value.lower().endswith(".png"):
         raise InputError(f"--show={_SHOW.value}: expected a file name that ends in .png")
+    if _SHOW.value is not None:
+        storage.check_output(_SHOW.value, "--show", folder=False)
 
 
 def _decoding() -> "Decoding":
@@ -224,9 +226,9 @@ def _stream(answering: "Answering", request: "Request", decoding: "Decoding") ->
     pieces = answering.stream(request, decoding)
     while True:
         try:
-            print(next(pieces), end="", flush=True)
+            printing.write(next(pieces), end="")
         except StopIteration as end:
-            print(flush=True)
+            printing.write("")
             return end.value
 
 
@@ -236,9 +238,9 @@ def _answer_all(answering: "Answering", requests: list["Request"], decoding: "De
         answers.append(answer)
         if _JSON.value:
             values = {"question": request.question, **dataclasses.asdict(answer)}
-            print(json_text.readable(values), flush=True)
+            printing.write(json_text.readable(values))
         else:
-            print(f"{request.question}\n  {answer.text}", flush=True)
+            printing.write(f"{request.question}\n  {answer.text}")
     return answers
 
 
@@ -251,7 +253,7 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
         try:
             question = cli.typed(line, "the question")
         except InputError as error:
-            print(error, flush=True)
+            printing.write(str(error))
             continue
         if question.strip() == "/quit":
             return
@@ -262,7 +264,7 @@ def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
         try:
             answer = _stream(answering, request, decoding)
         except InputError as error:
-            print(f"{error} (/clear forgets what was said)", flush=True)
+            printing.write(f"{error} (/clear forgets what was said)")
             continue
         prefix = answering.prompts.answers.prefix if _PREFIX.value is None else _PREFIX.value
         earlier = (*earlier, Turn(question, f"{prefix} {answer.text}".strip()))

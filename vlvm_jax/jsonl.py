@@ -1,6 +1,5 @@
 """JSON Lines files that processes append to. A crash may leave a partial line, which is removed before the next one."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +36,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            entries.append(json.loads(line))
+            entries.append(json_text.loads(line))
         except ValueError:
             continue
     return entries

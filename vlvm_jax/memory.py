@@ -8,6 +8,14 @@ _C: Any = ctypes.CDLL(None) if os.name == "posix" else None
 _M_MMAP_THRESHOLD = -3
 
 
+def total() -> int:
+    """Bytes of this machine's memory; a great many where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 60
+
+
 def give_back() -> None:
     """Returns what was freed so far."""
     if hasattr(_C, "malloc_trim"):

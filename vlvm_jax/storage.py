@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from vlvm_jax.errors import Interrupted
+from vlvm_jax.errors import InputError, Interrupted
 
 REMOTE = "gs://"
 failing = threading.Event()  # since a `StorageError`, until storage works again: what asks meanwhile asks once
@@ -77,6 +77,45 @@ def is_dir(path: str) -> bool:
 def has_bucket(path: str) -> bool:
     """Whether there is the bucket of a `gs://` URI."""
     return _filesystem(path).has_bucket(path)
+
+
+def check_output(path: str, where: str, *, folder: bool = True) -> None:
+    """Raises `InputError` if nothing can be written at a path: before hours of work, not after them.
+
+    Args:
+      where: the flag that named the path, for messages.
+      folder: whether a folder will be written there, which may exist already, or a file.
+    """
+    kind = "folder" if folder else "file"
+    if not path.strip():
+        raise InputError(f"{where} is empty; name a {kind}")
+    if is_remote(path):
+        if not path.removeprefix(REMOTE).strip("/"):
+            raise InputError(f"{where}={path}: names no bucket")
+        return
+    if "://" in path:
+        raise InputError(f"{where}={path}: expected a local {kind} or {REMOTE}...")
+    try:
+        place = Path(path).expanduser()
+        if place.exists() and place.is_dir() != folder:
+            raise InputError(f"{where}={path}: there is a {'file' if folder else 'folder'} of this name; name another")
+        if not folder and place.exists():
+            with place.open("ab"):
+                return
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise InputError(f"{where}={path}: {place} is a file; name another {kind}")
+        # Made and removed at once, in the longest folder that there is: permissions alone do not tell (/proc).
+        with tempfile.TemporaryDirectory(dir=place) as made:
+            for part in Path(path).expanduser().parts[len(place.parts) :]:
+                made = Path(made) / part
+                made.mkdir()
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{where}={path}: nothing can be written there ({reason})") from None
 
 
 def names(folder: str) -> list[str]:

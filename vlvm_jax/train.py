@@ -35,6 +35,7 @@ def main() -> None:
     with stoppable("nothing had begun"), postponed():  # an import may swallow what a handler raises
         from etils import epath
 
+        from vlvm_jax import storage
         from vlvm_jax.config import command_line
         from vlvm_jax.parallel import processes
         from vlvm_jax.training import stages
@@ -43,7 +44,9 @@ def main() -> None:
     if _CONFIG.value is None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")
     config = command_line.read()
-    workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
+    named = f"runs/{config.name}" if _WORKDIR.value is None else _WORKDIR.value
+    storage.check_output(named, "--workdir")
+    workdir = epath.Path(named)
     with processes.connected(), StopSignal() as stop:
         stages.run(config, workdir, stop, _PROFILE.value)
 

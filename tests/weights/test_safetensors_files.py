@@ -10,6 +10,7 @@ from families import read_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlvm_jax.errors import InputError
 from vlvm_jax.weights.safetensors_files import DTYPES, INDEX, SafetensorsReader, SafetensorsWriter
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
@@ -78,3 +79,9 @@ def test_tensors_that_were_not_announced(tmp_path):
         writer.add(f"tensor {number}", np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="not announced, among them tensor 8"):
         writer.close()
+
+
+def test_an_index_that_is_nested_too_deep(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ' * 50_000)
+    with pytest.raises(InputError, match=r"not a safetensors index .*nested more than 100 levels deep"):
+        SafetensorsReader(tmp_path)

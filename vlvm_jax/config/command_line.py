@@ -29,7 +29,10 @@ def read(name: str = "config") -> Config:
     for path, value in config_flags.get_override_values(flag).items():
         if not (found := _LENGTH.fullmatch(path)) or value is None:
             continue
-        key, number = found["key"], int(found["stage"]) % len(stages)
+        key, number = found["key"], int(found["stage"])
+        if not -len(stages) <= number < len(stages):
+            raise InputError(f"--{name}.{path}: the config has {len(stages)} stages, counted from 0")
+        number %= len(stages)
         if given.setdefault(number, key) != key:
             where = f"--{name}.stages[{found['stage']}]"
             raise InputError(f"{where}.steps and {where}.epochs both say how long the stage is; give one of them")

@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vlvm_jax.config.settings import FrozenDict, Settings
 
+MAX_WORKERS = 1024  # processes that load samples
+
 
 class MixtureEntry(Settings):
     """A file of annotations, shards, a table or a mixture file (see `data.sources.mixture`) and how much of it to take.
@@ -125,6 +127,8 @@ class DataConfig(Settings):
     def _workers(cls, value):
         if value != "auto" and not str(value).isdigit():
             raise ValueError("give a number of processes, 0 or more, or 'auto'")
+        if value != "auto" and int(value) > MAX_WORKERS:
+            raise ValueError(f"more than {MAX_WORKERS} processes")
         return value
 
     @pydantic.field_validator("embedded", mode="after")

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from vlvm_jax.config.data import AnswerConfig, DataConfig, MixtureEntry, all_weighted
 from vlvm_jax.config.model import ModelConfig
-from vlvm_jax.config.settings import DType, Settings
+from vlvm_jax.config.settings import DType, FolderName, Seed, Settings, Steps
 from vlvm_jax.errors import InputError
 
 
@@ -28,9 +28,9 @@ class StageConfig(Settings):
     decoder has a part in it (`LearnsByItself.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
     """
 
-    name: str
+    name: FolderName
     data: tuple[MixtureEntry, ...]
-    steps: PositiveInt | None = None
+    steps: Steps | None = None
     epochs: PositiveFloat | None = None
     batch_size: PositiveInt
     accumulate: PositiveInt = 1
@@ -52,7 +52,7 @@ class StageConfig(Settings):
     loss_on: Literal["answer", "all_text"] = "answer"
     objective: Literal["text", "adapter"] = "text"
     frozen_dtype: DType = "float32"
-    seed: int = 0
+    seed: Seed = 0
     save_every: PositiveInt | None = None
     log_every: PositiveInt = 10
 
@@ -84,7 +84,7 @@ class EvalConfig(Settings):
     """Held-out questions asked after the last stage, with the controls to hold the answers against: grey clips, frames
     in another order, and, for adapters that look at the question, another record's question to look at."""
 
-    name: str
+    name: FolderName
     data: tuple[MixtureEntry, ...]
     batch_size: PositiveInt
     frames: PositiveInt
@@ -96,7 +96,7 @@ class EvalConfig(Settings):
         "shuffled_frames",
     )
     limit: PositiveInt | None = None
-    seed: int = 0
+    seed: Seed = 0
     loss_on: Literal["answer"] = "answer"
 
     _weights = pydantic.field_validator("data", mode="after")(all_weighted)
@@ -127,7 +127,7 @@ class CheckpointConfig(Settings):
 
 
 class Config(Settings):
-    name: str
+    name: FolderName
     model: ModelConfig
     data: DataConfig
     stages: tuple[StageConfig, ...] = ()
@@ -137,7 +137,7 @@ class Config(Settings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tensorboard: bool = True
     wandb_project: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     notes: tuple[str, ...] = ()
 
     @pydantic.model_validator(mode="after")

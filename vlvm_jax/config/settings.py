@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
@@ -16,8 +16,18 @@ DType = Literal["float32", "bfloat16"]
 class Settings(pydantic.BaseModel):
     """Base of all settings: immutable, hashable, unknown keys are errors."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+
+def _one_name(name: str) -> str:
+    if not name.strip() or "/" in name or name in (".", "..") or not name.isprintable() or len(name) > 200:
+        raise ValueError("expected the name of a folder, without others around it")
+    return name
+
+
+FolderName = Annotated[str, pydantic.AfterValidator(_one_name)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+Steps = Annotated[int, pydantic.Field(gt=0, lt=2**31)]  # counted in int32
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

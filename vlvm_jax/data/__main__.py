@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from vlvm_jax import cli, json_text
+from vlvm_jax import cli, json_text, storage
 from vlvm_jax.errors import InputError
 
 CHECK = """Look at data before training on it: every record is read, its media are opened and frames of them decoded.
@@ -141,7 +141,7 @@ def _unknown(command: str) -> None:
 def _define_shared() -> None:
     flags.DEFINE_string("media_root", None, "Folder of the media.")
     flags.DEFINE_string("format", "auto", "Of the sources.")
-    flags.DEFINE_integer("workers", None, "Processes.", lower_bound=0)
+    flags.DEFINE_integer("workers", None, "Processes.", lower_bound=0, upper_bound=1024)
 
 
 def _define_check() -> None:
@@ -182,6 +182,10 @@ def _check(files: list[str]) -> None:
 
     from vlvm_jax.data.sources import mixture
     from vlvm_jax.data.sources.records import evenly
+
+    for name in ("json", "picture"):
+        if f[name].value is not None:
+            storage.check_output(f[name].value, f"--{name}", folder=False)
     from vlvm_jax.data.tools import check, check_report, check_samples, prepare
     from vlvm_jax.data.workers import stoppable
     from vlvm_jax.training.progress import Meter, console, say
@@ -243,6 +247,12 @@ def _stage() -> tuple[Any, Any, float]:
     return stage, prepare.sample_spec(config, stage), config.data.max_bad_share
 
 
+def _check_name(name: str | None) -> None:
+    """Raises `InputError` for a name that shards cannot begin with."""
+    if name is not None and (not name.strip() or "/" in name or not name.isprintable() or len(name) > 100):
+        raise InputError(f"--name={name}: expected the beginning of a file's name, without a folder")
+
+
 def _written(name: str) -> Path:
     path = Path(name).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,6 +267,8 @@ def _prepare(arguments: list[str]) -> None:
         raise InputError("expected `prepare SOURCE... --output=DIR`; see --help")
     if runner_flags and not f.runner:
         raise InputError(f"{runner_flags[0]} is a flag of a Beam runner; name one with --runner")
+    storage.check_output(f.output, "--output")
+    _check_name(f.name)
     from vlvm_jax.data.tools import prepare, prepare_beam
     from vlvm_jax.data.tools.reencode import Target
     from vlvm_jax.data.workers import stoppable
@@ -338,7 +350,7 @@ def _define_synthesize() -> None:
         flags.DEFINE_integer(name, None, "Filter.", lower_bound=1)
     flags.DEFINE_integer("limit", None, "Texts.", lower_bound=1)
     flags.DEFINE_integer("per_part", None, "Texts.", lower_bound=1)
-    flags.DEFINE_integer("workers", None, "Processes.", lower_bound=0)
+    flags.DEFINE_integer("workers", None, "Processes.", lower_bound=0, upper_bound=1024)
     for name in TextPages.model_fields.keys() - {"max_pages"}:
         flags.DEFINE_string(name, None, "Of the pages or texts.")
 
@@ -360,6 +372,8 @@ def _synthesize(arguments: list[str]) -> None:
     from vlvm_jax.data.workers import stoppable
     from vlvm_jax.training.progress import Meter
 
+    storage.check_output(f.out, "--out")
+    _check_name(f.name)
     if f.format not in synthesize.FORMATS:
         raise InputError(f"--format={f.format}: there are {', '.join(synthesize.FORMATS)}")
     given = {name: f[name].value for name in TextPages.model_fields.keys() - {"max_pages"}}
@@ -423,6 +437,7 @@ def _diversity(arguments: list[str]) -> None:
     f = flags.FLAGS
     if arguments or not f.data or not f.out:
         raise InputError("expected `diversity --data=SOURCE --out=FILE.png`; see --help")
+    storage.check_output(f.out, "--out", folder=False)
     from vlvm_jax.data.tools import diversity, prepare
     from vlvm_jax.training.progress import say
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -109,8 +109,8 @@ def _not_utf8(byte: int, column: int) -> str:
 def loads(text: str | bytes) -> tuple[Any, str]:
     """The value of a JSON text, and the error if it does not parse."""
     try:
-        return json.loads(text), ""
-    except (ValueError, RecursionError) as error:
+        return json_text.loads(text), ""
+    except ValueError as error:
         return None, " ".join(str(error).split())
 
 
@@ -147,7 +147,7 @@ def _lines(data: bytes, path: str) -> Iterator[Entry]:
 def _list(text: str, start: int, path: str) -> Iterator[Entry]:
     try:
         if not re.match(r"[ \t\n\r]*\[", text):
-            found = type(json.loads(text)).__name__
+            found = type(json_text.loads(text)).__name__
             raise InputError(f"{path}: expected a JSON list of records, found {found}")
         done = 0
         for index, (first, last, value) in enumerate(_items(text)):
@@ -156,7 +156,7 @@ def _list(text: str, start: int, path: str) -> Iterator[Entry]:
             yield Entry(index, text[first:last], value, f"{path}: record {index}", (start, stop))
             start, done = stop, last
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = json_text.TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise InputError(f"{path}: not JSON ({reason}); one object per line needs the ending .jsonl") from None
 
 
@@ -171,7 +171,7 @@ def _items(text: str) -> Iterator[tuple[int, int, Any]]:
     at = after(text.index("[") + 1)
     while not text.startswith("]", at):
         value, end = decoder.raw_decode(text, at)
-        yield at, end, value
+        yield at, end, json_text.check_depth(value, text[at:end])
         at = after(end)
         if text.startswith(",", at):
             at = after(at + 1)

@@ -12,6 +12,7 @@ from vlvm_jax import jsonl
 from vlvm_jax.data.media import Sample
 from vlvm_jax.data.sources.records import Record
 from vlvm_jax.errors import InputError
+from vlvm_jax.printing import one_line
 from vlvm_jax.storage import StorageError
 
 
@@ -77,7 +78,7 @@ class SkipLog:
         if not self.cut_prompts:
             logging.warning(
                 "%s: prompt over CLIP's length of %d tokens: truncated (others are counted)",
-                self.records[record].source, len(sample["prompt_ids"]),
+                one_line(self.records[record].source), len(sample["prompt_ids"]),
             )  # fmt: skip
         self.cut_prompts.add(record)
 

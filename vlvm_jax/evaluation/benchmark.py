@@ -183,7 +183,7 @@ def _claim(options: Options, listed: QuestionList, config: Config | None) -> Non
     path = storage.join(options.output, CARD)
     if storage.is_file(path):
         try:
-            there = json.loads(storage.read_text(path))["asked"]
+            there = json_text.loads(storage.read_text(path))["asked"]
             differs = [key for key in asked if there[key] != asked[key]]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: no run card of an evaluation; give another --output") from None

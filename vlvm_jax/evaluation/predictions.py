@@ -1,6 +1,5 @@
 """Predictions as JSON lines that outlive their process: written as they come, and continued where they end."""
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ class Predictions:
         self._file.flush()
         for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
             try:
-                found = json.loads(line)
+                found = json_text.loads(line)
                 self.by_id[found["id"]] = found
                 _ = found["pred"]
             except (ValueError, TypeError, KeyError):

@@ -14,6 +14,7 @@ import numpy as np
 from vlvm_jax import storage
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import Medium, Sample
+from vlvm_jax.errors import InputError
 from vlvm_jax.inference.engine import Engine, length_bucket, power_bucket
 from vlvm_jax.inference.prompts import Prompts, padded
 from vlvm_jax.inference.requests import Answer, Decoding, Request
@@ -230,6 +231,11 @@ class Answering:
         texts = [AnswerText(self.prompts.decode, self.prompts.end_ids, decoding.stop) for _ in rows]
         count = power_bucket(len(rows))
         most = decoding.max_new_tokens or self.prompts.answers.max_new_tokens
+        if decoding.max_new_tokens is not None and most > self.prompts.longest:
+            raise InputError(
+                f"max_new_tokens: {most}, but the model's context (max_position_embeddings) has {self.prompts.longest} "
+                "tokens"
+            )
         limits, sampling = self._limits(rows, count, most), self._sampling(rows, count, decoding)
         seen = [row.seen.features for row in rows]
         features = self.engine.beside(seen + seen[:1] * (count - len(rows)))

@@ -6,11 +6,11 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
 from vlvm_jax.config import Config
 from vlvm_jax.parallel.topology import GIB, Topology
+from vlvm_jax.printing import PlainConsole
 from vlvm_jax.training.ahead_of_time import Report
 from vlvm_jax.training.progress import console
 
@@ -57,14 +57,14 @@ def show(reports: Sequence[Report], topology: Topology) -> None:
             least = "≥ " if report.collectives.at_least else ""
             cells = [f"{least}{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in _KINDS]
             moved.add_row(report.name, *cells)
-    wide = Console(highlight=False, width=max(console.width, _WIDTH))  # figures cut short are of no use in a log
+    wide = PlainConsole(width=max(console.width, _WIDTH))  # figures cut short are of no use in a log
     wide.print(memory)
     console.print(_DONATED)
     for table in (speed, moved):
         wide.print(table)
     for report in reports:
         if report.message:
-            console.print(f"{report.name}: {report.message}", markup=False)
+            console.print(f"{report.name}: {report.message}")
 
 
 _DONATED = (

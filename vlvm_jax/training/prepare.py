@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, manifest, storage
+from vlvm_jax import json_text, manifest, memory, storage
 from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
 from vlvm_jax.data import packing, pipeline
 from vlvm_jax.data.embedded import shapes
@@ -117,7 +117,7 @@ def check_workdir(config: Config, workdir: epath.Path) -> None:
     if path.exists():
         integrity.check_beside_stages(workdir, _ANEW)
         try:
-            theirs = json.loads(path.read_text())
+            theirs = json_text.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); remove it, if the run there is this config's") from None
         for old, new, key, name in (
@@ -218,10 +218,25 @@ def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | N
     return spec_of(config.model, config.data, part, control)
 
 
+def _check_room(model: ModelConfig, part: StageConfig | EvalConfig) -> None:
+    """Raises `InputError` if the frames of a row alone are more than this machine's memory."""
+    _check_bytes(model, part, 1)
+
+
+def _check_bytes(model: ModelConfig, part: StageConfig | EvalConfig, rows: int) -> None:
+    asked, there = rows * part.frames * model.vision.image_size**2 * 3, memory.total()
+    if asked > there:
+        raise InputError(
+            f"frames of {part.name}: {f'{rows:,} rows of ' * (rows > 1)}{part.frames:,} take {asked / 2**30:,.0f} GiB, "
+            f"but this machine has {there / 2**30:,.0f} GiB of memory; take fewer"
+        )
+
+
 def spec_of(
     model: ModelConfig, data: DataConfig, part: StageConfig | EvalConfig, control: str | None = None
 ) -> SampleSpec:
     """How records become samples for a model."""
+    _check_room(model, part)
     unbound = Model(model)
     adapter = unbound.bind(unbound.abstract()).adapter
     return SampleSpec(
@@ -257,6 +272,7 @@ def spec_of(
 def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     """Reads the stage's records and checks that they fit; needs no device."""
     where = f"config.stages.{stage.name}"
+    _check_bytes(config.model, stage, max(1, stage.batch_size // jax.process_count()))
     found = mixture.read_mixture(stage.data, stage.seed)
     for note in found.notes:
         say(note)

@@ -5,13 +5,20 @@ import threading
 import time
 from collections.abc import Iterator
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, markup=False, soft_wrap=True)  # no markup: brackets in patterns and paths stay
+from vlvm_jax import printing
+from vlvm_jax.printing import PlainConsole
+
+console = PlainConsole(soft_wrap=True)
 
 _GRACE = 2.0  # seconds; work that is done by then is not worth a line
 _TABLE_WIDTH = 120  # characters, at least, of a table that is not on a terminal
+
+
+def _column(text: str) -> TextColumn:
+    return TextColumn(text, markup=False)
 
 
 class Meter:
@@ -26,7 +33,7 @@ class Meter:
     def __init__(
         self, title: str, total: int, *, done: int = 0, every: float = 5.0, unit: str = "", grace: float = 0.0
     ):
-        self.title, self.total, self.every, self.unit, self.grace = title, total, every, unit, grace
+        self.title, self.total, self.every, self.unit, self.grace = printing.printable(title), total, every, unit, grace
         self._start, self._first, self._last_line = time.monotonic(), done, 0.0
         self._bar = None
         if not grace:
@@ -35,9 +42,8 @@ class Meter:
     def _show_bar(self, done: int) -> None:
         if console.is_terminal and not console.quiet and self._bar is None:
             columns = (
-                TextColumn("{task.description:<12}", markup=False), BarColumn(bar_width=30),
-                TextColumn("{task.fields[count]}", markup=False), TextColumn("{task.fields[note]}", markup=False),
-                TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+                _column("{task.description:<12}"), BarColumn(bar_width=30), _column("{task.fields[count]}"),
+                _column("{task.fields[note]}"), TimeElapsedColumn(), _column("eta"), TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Progress(*columns, console=console)
             count = self._count(done)
@@ -57,7 +63,7 @@ class Meter:
             return
         self._show_bar(done)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note, count=self._count(done))
+            self._bar.update(self._task, completed=done, note=printing.printable(note), count=self._count(done))
             return
         if now - self._last_line < self.every and done < self.total:
             return
@@ -114,7 +120,8 @@ class Waiting:
         if self._thread is None and not console.quiet:
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
-        self._changed.set()
+        else:
+            self._changed.set()
 
     def close(self) -> None:
         """Ends the messages; does nothing the second time."""
@@ -137,7 +144,8 @@ class Waiting:
 
 
 def say(message: str) -> None:
-    console.print(message, markup=False)
+    """Prints a message; names in it stay as they are, without their control characters."""
+    console.print(message)
     console.file.flush()
 
 
@@ -147,7 +155,7 @@ def show_table(table: RenderableType) -> None:
         console.print(table, soft_wrap=False)
     elif not console.quiet:
         width = max(console.width, _TABLE_WIDTH)
-        Console(file=console.file, highlight=False, markup=False, width=width).print(table)
+        PlainConsole(file=console.file, width=width).print(table)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The model card (README.md) of an export: what it is, how it was made, how it was checked, how to run it."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from vlvm_jax import __version__, json_text
@@ -139,4 +138,4 @@ def _run_file(export: "Export", name: str) -> Any:
     path = None if root is None else root / name
     if path is None or not export.source.stages or not path.exists():
         return None
-    return json.loads(path.read_bytes())
+    return json_text.loads(path.read_bytes())

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from vlvm_jax.config import DecoderConfig, LoraConfig, ModelConfig, VisionConfig
 from vlvm_jax.data import llava_layout
-from vlvm_jax.data.files import read_json
+from vlvm_jax.data.files import read_json, without_code
 from vlvm_jax.data.text.templates import TEMPLATES
 from vlvm_jax.data.text.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
@@ -367,7 +367,7 @@ class Export:
 def _base_config(source: Source) -> dict[str, Any] | None:
     if source.hf_files is None or not (source.hf_files / "config.json").exists():
         return None
-    return json.loads((source.hf_files / "config.json").read_text())
+    return without_code(read_json(source.hf_files / "config.json"))
 
 
 def _tokenizer(source: Source) -> epath.Path | None:

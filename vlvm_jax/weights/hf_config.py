@@ -11,9 +11,9 @@ from typing import Any
 import pydantic
 
 from vlvm_jax.config import ClipConfig, ConnectorConfig, DecoderConfig, RopeScaling, TextConfig, VisionConfig
-from vlvm_jax.data import llava_layout
+from vlvm_jax.data import files, llava_layout
 from vlvm_jax.data.files import read_json
-from vlvm_jax.errors import InputError, brief
+from vlvm_jax.errors import InputError
 
 VLM_FAMILIES = ("llava", "llava_next", "llava_next_video", "llava_onevision", "smolvlm", "idefics3")
 TOWERS = {
@@ -39,7 +39,7 @@ class HFModel:
       frames_options: options of the `frames` adapter with which it computes what the HF class does.
       has_newline: whether `image_newline` is among the tensors.
       tower_source: for `original` checkpoints that leave the tower in its own repository, its id.
-      raw: `config.json` as it stands.
+      raw: `config.json`, but for what names code.
     """
 
     directory: Path
@@ -62,13 +62,13 @@ def read(directory: Path) -> HFModel:
     """
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json here; expected a directory in the Hugging Face format")
-    raw = read_json(directory / "config.json")
+    raw = files.without_code(read_json(directory / "config.json"))
     if (language := llava_layout.language(raw)) is not None:
         from vlvm_jax.weights import original_llava
 
         return original_llava.read(directory, raw, language)
     family = raw.get("model_type")
-    config = _class_config(directory)
+    config = files.transformers_config(directory)
     where = f"{directory / 'config.json'}"
     if family in VLM_FAMILIES:
         return _vlm(directory, family, config, raw, where)
@@ -101,7 +101,7 @@ def read_clip(directory: Path, where: str) -> ClipConfig:
             f"{where}: {directory} is not a whole CLIP (model_type 'clip', text side and projections too); its "
             f"config.json says {family!r}"
         )
-    config = _class_config(directory)
+    config = files.transformers_config(directory)
     text = config.text_config
     settings = _settings(
         TextConfig, f"{path}: text_config", **{name: getattr(text, name) for name in TextConfig.model_fields}
@@ -277,16 +277,3 @@ def _settings(cls, where: str, **values):
         raise InputError(
             f"{where}: {key}{found} cannot be run exactly: {message}" if key else f"{where}: {message}"
         ) from None
-
-
-def _class_config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(directory)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{directory / 'config.json'}: transformers cannot read it: {brief(error)}") from None
-    except Exception as error:  # huggingface_hub's strict dataclasses have their own errors
-        if "Strict" not in type(error).__name__:
-            raise
-        raise InputError(f"{directory / 'config.json'}: transformers refuses it: {brief(error)}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from vlvm_jax.data.files import read_json
 from vlvm_jax.weights.class_config import MediaTokens
 from vlvm_jax.weights.hf_config import VLM_FAMILIES
 
@@ -49,7 +50,7 @@ def _of_config(base: Mapping[str, Any] | None, kind: str) -> int | None:
 def _added_tokens(tokenizer: epath.Path | None) -> dict[str, int]:
     if tokenizer is None:
         return {}
-    added = json.loads(tokenizer.read_text()).get("added_tokens") or []
+    added = read_json(tokenizer).get("added_tokens") or []
     return {token["content"]: token["id"] for token in added}
 
 

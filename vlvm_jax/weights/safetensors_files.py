@@ -9,6 +9,7 @@ import ml_dtypes  # with it numpy knows bfloat16, in which safetensors then hand
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from vlvm_jax import json_text
 from vlvm_jax.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -88,7 +89,7 @@ def _files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json_text.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: not a safetensors index ({type(error).__name__}: {error})") from None
         if (directory / "model.safetensors").is_file() and "model.safetensors" not in names:

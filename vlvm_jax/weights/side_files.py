@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from vlvm_jax import storage
 from vlvm_jax.data import llava_layout
+from vlvm_jax.data.files import read_json, without_code
 from vlvm_jax.weights.hf_source import HFSource
 from vlvm_jax.weights.safetensors_files import DTYPES
 
@@ -38,6 +39,7 @@ NAMES = (
     "chat_template.json",
     *PROCESSORS,
 )
+_MAY_NAME_CODE = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSORS)
 
 
 def of_tower(files: epath.Path) -> epath.Path:
@@ -51,10 +53,16 @@ def of_clip(files: epath.Path) -> epath.Path:
 
 
 def copy_into(files: epath.Path, folder: epath.PathLike, names: Iterable[str] = NAMES) -> None:
-    """Copies those files that there are."""
+    """Copies those files that there are, without what in them names code: that is not the copy's to name."""
     for name in names:
-        if (files / name).exists():
-            (files / name).copy(epath.Path(folder) / name, overwrite=True)
+        if not (files / name).exists():
+            continue
+        target = epath.Path(folder) / name
+        values = read_json(files / name) if name in _MAY_NAME_CODE else {}
+        if (clean := without_code(values)) != values:
+            target.write_text(json.dumps(clean, indent=2) + "\n")
+        else:
+            (files / name).copy(target, overwrite=True)
 
 
 def copy_flat(files: epath.Path, folder: epath.PathLike) -> None:
@@ -99,7 +107,7 @@ def _keep_named_tower(files: epath.Path, folder: epath.Path) -> None:
     """Keeps the config and processor of the tower that an original LLaVA checkpoint names by a directory or hub id, so
     that the copy can be read where neither is."""
     config = files / "config.json"
-    raw = json.loads(config.read_text()) if config.exists() else {}
+    raw = read_json(config)
     if llava_layout.language(raw) is None:
         return
     place: epath.PathLike | None = files / _NAMED_TOWER

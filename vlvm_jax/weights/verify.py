@@ -8,6 +8,8 @@ torch is imported here and nowhere else in the package, and only when an export 
 
 import dataclasses
 import importlib.util
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from flax import nnx
 
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.data.images import anyres
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.decoder import Decoder
@@ -27,6 +29,8 @@ from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.weights import lora
+from vlvm_jax.weights.ladder import OWN_CLASS
+from vlvm_jax.weights.torch_model import names as own_names
 
 if TYPE_CHECKING:
     from vlvm_jax.weights.exporting import Export
@@ -89,7 +93,9 @@ def _compare(export: "Export", folder: Path) -> Report:
         return _compare_bare(export, folder, versions)
     assert export.model is not None and export.source_model is not None
     sample = _sample(export)
-    theirs = _load(folder, "AutoModelForImageTextToText")
+    own = export.rung.family == OWN_CLASS
+    theirs = _load(folder, "AutoModelForImageTextToText", export.model.adapter.name if own else None)
+    theirs.generation_config = transformers.GenerationConfig()  # greedy, whatever the checkpoint's own says
     if export.options.lora == "peft":
         from peft import PeftModel
 
@@ -172,12 +178,42 @@ def _difference(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / max(np.abs(reference).max(), 1e-30))
 
 
-def _load(folder: Path, auto_class: str) -> Any:
+def _load(folder: Path, auto_class: str, adapter: str | None = None) -> Any:
+    """The exported model in fp32. Of code that is no part of transformers only our own runs: `adapter` names it."""
     import torch
     import transformers
 
-    loader = getattr(transformers, auto_class)
-    return loader.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+    loader = own_class(folder, adapter) if adapter is not None else getattr(transformers, auto_class)
+    try:
+        return loader.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        ).eval()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: transformers cannot load the exported model ({brief(error)})") from None
+
+
+def own_class(folder: Path, adapter: str) -> Any:
+    """Our own PyTorch class, of the code in an export.
+
+    The code is this package's, with which the export's files are compared byte by byte; `auto_map` is not asked.
+
+    Raises:
+      InputError: a file in the export is another.
+    """
+    sources = own_names.source_files(adapter)
+    for name, ours in sources.items():
+        if (folder / name).read_bytes() != ours.read_bytes():
+            raise InputError(f"{folder / name}: not the file that this version exports; export again")
+    package = f"vlvm_jax_export_{adapter}"
+    if f"{package}.modeling_vlvm" not in sys.modules:
+        sys.modules[package] = types.ModuleType(package)
+        for name in own_names.IMPORT_ORDER:
+            full = f"{package}.{Path(name).stem}"
+            spec = importlib.util.spec_from_file_location(full, sources[name])
+            assert spec is not None and spec.loader is not None
+            module = sys.modules[full] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+    return sys.modules[f"{package}.modeling_vlvm"].VlvmForConditionalGeneration
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -222,6 +223,23 @@ def test_what_is_wrong_with_parquet(table, tmp_path):
         source_of(bad)[1]
 
 
+def test_parquet_with_values_nested_too_deep_is_a_bad_record(table):
+    """As JSON in a text column, and as lists of lists, whose depth the file's own schema states."""
+    good = json.dumps(said("what ?", "that"))
+    source = source_of(table({"conversations": ["[" * 100_000, "[" * 500 + "]" * 500, good]}))
+    for index in (0, 1):
+        with pytest.raises(BadSampleError, match="nested more than 100 levels deep"):
+            source[index]
+    assert source[2].turns == (Turn("what ?", "that"),)
+    deep = "text"
+    for _ in range(300):
+        deep = [deep]
+    source = source_of(table({"conversations": [deep]}))
+    with pytest.raises(BadSampleError) as caught:
+        source[0]
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_column_that_looks_like_media_is_not_left_out(table, tmp_path):
     asked = {"query": ["what?"], "response": ["it"], "system": ["Be brief."]}
     path = table({"video_path": ["v.mp4"], **asked})
@@ -346,3 +364,25 @@ def test_what_is_wrong_with_tfds(dataset, tmp_path):
     assert "no 'conversations' list" in refusal(f"{dataset}@train", fields={"image": "picture"})
     assert "fields: no column 'absent'" in refusal(f"{dataset}@train", fields={"image": "absent"})
     assert "not a TFDS data set" in refusal(f"{tmp_path}@train", format="tfds")
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+@pytest.mark.parametrize("place", ["top", "feature", "legacy"])
+def test_code_that_a_tfds_data_set_names_is_not_imported(dataset, tmp_path, monkeypatch, key, place):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "tfds_tripwire.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    folder = shutil.copytree(dataset, tmp_path / "set" / "1.0.0")
+    features = json.loads((folder / "features.json").read_text())
+    trap = {key: "tfds_tripwire.Feature", "text": {}}
+    if place == "legacy":
+        inner = {"type": "tfds_tripwire.Feature", "content": {}}
+        features = {"type": features["pythonClassName"], "content": json.dumps({"name": inner})}
+    elif place == "top":
+        features = {"featuresDict": features["featuresDict"]} | trap
+    else:
+        features["featuresDict"]["features"]["name"] = trap
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(InputError, match=r"features.json: .*'tfds_tripwire.Feature' is no feature of TFDS"):
+        source_of(f"{folder}@train")
+    assert not (tmp_path / "sprung").exists()

@@ -54,6 +54,23 @@ def test_help():
         assert done.returncode == 0 and said in done.stdout and not done.stderr
 
 
+def test_names_that_look_like_markup_or_hold_escape_sequences(tmp_path):
+    source = user_folder.good(tmp_path / "[/x] \x1b[2J")
+    folder = f"{tmp_path}/o[/x] \x1b]0;owned\x07"
+    for arguments in (
+        ["prepare", str(source), f"--output={folder}", "--workers=0"],
+        ["prepare", str(source), f"--output={folder}", "--workers=0"],
+        ["verify", folder],
+        ["check", str(source), folder, "--workers=0", f"--json={folder}/[/y].json"],
+        ["check", f"{source} \x1b"],
+        ["check", f"{folder}/*\x1b"],
+    ):
+        done = data(tmp_path, *arguments)
+        assert done.returncode == (2 if arguments[-1].endswith("\x1b") else 0), done.stderr
+        assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout
+        assert "Traceback" not in done.stderr
+
+
 def test_prepare_then_verify_then_check(tmp_path):
     source = user_folder.bad(tmp_path / "mine", fill=20)
     flags = [f"--output={tmp_path}/out", "--size=24", "--workers=2", "--name=mine"]

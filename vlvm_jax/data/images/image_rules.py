@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vlvm_jax.data import llava_layout
-from vlvm_jax.data.files import read_json
+from vlvm_jax.data.files import read_json, transformers_config
 from vlvm_jax.data.images import anyres, stills
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.errors import InputError, brief
@@ -85,13 +85,9 @@ def read_settings(directory: str) -> Settings:
     if llava_layout.language(raw) is not None:
         return _original_settings(folder, raw)
     try:
-        from transformers import AutoConfig
+        config = transformers_config(folder)
     except ImportError as error:
         raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
-        raise InputError(f"{folder}/config.json: transformers cannot read it ({brief(error)})") from None
     processor = read_json(folder / "processor_config.json")
     image, file = processor.get("image_processor"), "processor_config.json"
     if image is None:

@@ -12,6 +12,7 @@ A path of a medium is one string:
 Readers are opened once per process, when they are first needed.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.data.extras import need
 from vlvm_jax.data.sources import media_names, shards, text_pages
 from vlvm_jax.data.sources.records import LISTED, STILLS
@@ -262,6 +263,7 @@ def tfds_source(path: str) -> tuple[Any, Any, Any]:
     """
     _share_emulator()
     folder, _, split = path.rpartition("@")
+    _check_features(folder)
     tfds = need("tensorflow_datasets", "tfds")
     parsers = need("tensorflow_datasets.core.example_parser", "tfds")
     try:
@@ -274,6 +276,33 @@ def tfds_source(path: str) -> tuple[Any, Any, Any]:
         raise InputError(
             f"{path}: not a TFDS data set in the ArrayRecord format that can be read ({brief(error)})"
         ) from None
+
+
+_FEATURES = re.compile(r"tensorflow_datasets\.(core\.)?features\.[\w.]+")
+
+
+def _check_features(folder: str) -> None:
+    """Raises `InputError` if `features.json` names a class that is not TFDS' own: TFDS would import its module."""
+    file = storage.join(folder, "features.json")
+    try:
+        values = json_text.loads(storage.read_text(file))
+    except FileNotFoundError:
+        return  # TFDS says what is missing
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({brief(error)})") from None
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):  # files of old versions have JSON in JSON
+            with contextlib.suppress(ValueError):
+                waiting.append(json_text.loads(value))
+        if not isinstance(value, dict | list):
+            continue
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = value.get(key) if isinstance(value, dict) else None
+            if isinstance(name, str) and not _FEATURES.fullmatch(name):
+                raise InputError(f"{file}: {key} {name!r} is no feature of TFDS; code that data name is never run")
+        waiting += value.values() if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

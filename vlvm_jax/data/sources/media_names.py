@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from absl import logging
 
 from vlvm_jax import storage
+from vlvm_jax.printing import one_line
 
 CLIPS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".gif")
 ENDINGS = (*CLIPS, ".webp", ".avif", ".apng")  # in the order in which they are tried; the last may be stills too
@@ -108,8 +109,9 @@ def meant(path: str) -> str | None:
     """`Folders.meant`, cached. The first such path of a process is logged."""
     if path not in _meant and (found := _folders().meant(path)) is not None:
         logging.log_first_n(
-            logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1, path, found
-        )
+            logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1,
+            one_line(path), one_line(found),
+        )  # fmt: skip
         _meant[path] = found
     return _meant.get(path)
 

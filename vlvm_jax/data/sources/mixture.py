@@ -6,17 +6,17 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import yaml
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data import json_lines
+from vlvm_jax.data import json_lines, yaml_text
 from vlvm_jax.data.sources import formats, shards
 from vlvm_jax.data.sources.annotations import read_annotations
 from vlvm_jax.data.sources.records import KINDS, Record, Source, short
@@ -25,6 +25,8 @@ from vlvm_jax.data.sources.text_pages import TextPagesFile
 from vlvm_jax.errors import InputError, brief
 
 Kind = Literal["array_record", "parquet", "tfds", "mixture", "annotations"]
+MAX_NESTED = 4  # mixture files in mixture files
+MAX_LISTED = 10_000  # data sets of a mixture file and those in it
 MOST = 2**31 - 1  # records an epoch may have: batches number them with int32
 
 
@@ -169,16 +171,44 @@ def _weighted(parts: Sequence[Part], weights: Sequence[float], seed: int) -> lis
     ]
 
 
-def open_source(entry: MixtureEntry, seed: Sequence[int] = (0,)) -> Source:
+class _Opened(NamedTuple):
+    """What has been opened for one entry: the mixture files around what is opened next, and how many files in all."""
+
+    within: tuple[str, ...]
+    files: Counter[str]
+
+    def inside(self, path: str) -> "_Opened":
+        """For what a mixture file lists.
+
+        Raises:
+          InputError: the file lists itself, or mixtures are nested too deep.
+        """
+        if path in self.within:
+            raise InputError(f"{path}: a mixture of itself, through {self.within[-1]}")
+        if len(self.within) >= MAX_NESTED:
+            raise InputError(f"{path}: mixtures in mixtures more than {MAX_NESTED} levels deep")
+        return _Opened((*self.within, path), self.files if self.within else Counter())
+
+    def count(self, path: str) -> None:
+        self.files[path] += 1
+        if self.within and self.files.total() > MAX_LISTED:
+            raise InputError(f"{self.within[0]}: lists more than {MAX_LISTED:,} data sets, with those of its mixtures")
+
+
+_OUTERMOST = _Opened((), Counter())
+
+
+def open_source(entry: MixtureEntry, seed: Sequence[int] = (0,), opened: _Opened = _OUTERMOST) -> Source:
     """The records of an entry's path, whatever of them it takes.
 
     Args:
       seed: draws what a mixture file takes at random.
+      opened: of the mixture file that lists the entry.
 
     Raises:
       InputError: a file is missing or in no format that is known.
     """
-    sources = [_open(file, entry, (*seed, number)) for number, file in enumerate(_files(entry.path))]
+    sources = [_open(file, entry, (*seed, number), opened) for number, file in enumerate(_files(entry.path))]
     return sources[0] if len(sources) == 1 else _all_of(sources, entry.path)
 
 
@@ -201,7 +231,9 @@ def _files(path: str) -> list[str]:
     return found
 
 
-def _open(path: str, entry: MixtureEntry, seed: Sequence[int]) -> Source:
+def _open(path: str, entry: MixtureEntry, seed: Sequence[int], opened: _Opened) -> Source:
+    if opened.within:
+        opened.count(path)
     if entry.format == "text_pages":
         return TextPagesFile.open(path, entry.pages)
     root = entry.media_root or storage.parent(path)
@@ -220,7 +252,7 @@ def _open(path: str, entry: MixtureEntry, seed: Sequence[int]) -> Source:
     if kind == "tfds":
         return TfdsSplit.open(path, columns)
     if kind == "mixture":
-        return _read_yaml(path, entry, seed)
+        return _read_yaml(path, entry, seed, opened.inside(path))
     return read_annotations(path, root, records_are)
 
 
@@ -248,16 +280,16 @@ def _kind(path: str, format: str) -> Kind:
 # --- mixture files -----------------------------------------------------------------------------------------------
 
 
-def _read_yaml(path: str, entry: MixtureEntry, seed: Sequence[int]) -> Mixture:
+def _read_yaml(path: str, entry: MixtureEntry, seed: Sequence[int], opened: _Opened) -> Mixture:
     """A mixture file of LLaVA-NeXT: `datasets`, each a `json_path` and a `sampling_strategy`.
 
     Paths are relative to the file's folder, media to `media_root` or else to the folder of each annotation file.
     """
     try:
-        found = yaml.safe_load(json_lines.decode(storage.read_bytes(path), path)[0])
+        found = yaml_text.loads(json_lines.decode(storage.read_bytes(path), path)[0])
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such mixture file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not YAML ({brief(error)})") from None
     listed = found.get("datasets") if isinstance(found, dict) else None
     if not isinstance(listed, list) or not listed:
@@ -273,7 +305,7 @@ def _read_yaml(path: str, entry: MixtureEntry, seed: Sequence[int]) -> Mixture:
         whole = storage.is_remote(name) or Path(name).expanduser().is_absolute()
         place = (*seed, number)
         file = name if whole else f"{storage.parent(path)}/{name}"
-        source = open_source(MixtureEntry(path=file, media_root=entry.media_root), place)
+        source = open_source(MixtureEntry(path=file, media_root=entry.media_root), place, opened)
         chosen = sample(str(dataset.get("sampling_strategy", "all")), len(source), place, where)
         parts.append(Part(source, chosen, len(chosen)))
     return Mixture(parts, path)

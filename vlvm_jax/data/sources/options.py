@@ -10,12 +10,12 @@ several ways, such as "1" where options are numbers, is resolved from the whole 
 
 import ast
 import dataclasses
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from vlvm_jax import json_text
 from vlvm_jax.data.sources.records import short
 from vlvm_jax.errors import InputError
 
@@ -175,7 +175,7 @@ def _parsed(text: str) -> Any:
     """The list that a table's column holds as JSON or Python; else the text."""
     if not text.strip().startswith(("[", "{", "(")):
         return text
-    for load in (json.loads, ast.literal_eval):
+    for load in (json_text.loads, ast.literal_eval):
         try:
             found = load(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):

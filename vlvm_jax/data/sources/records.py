@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.sources.media_names import join, other_spellings, without_scheme
 from vlvm_jax.errors import InputError
@@ -130,6 +130,8 @@ class Source(Sequence[Record]):
             detail = f"{where}: there is no file {error}"
         except ValueError as error:
             detail = f"{where}: {' '.join(str(error).split())}"
+        except RecursionError:
+            detail = f"{where}: {json_text.TOO_DEEP}"
         raise BadSampleError("bad_record", detail)
 
 
@@ -240,7 +242,10 @@ def _is_name(name: Any) -> bool:
 
 def short(value: Any) -> str:
     """What was found, for a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # of a table or a shard, whose readers allow more levels than JSON's
+        return json_text.TOO_DEEP
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

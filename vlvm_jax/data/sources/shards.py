@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import msgpack
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.data.sources.records import MediaKind
 from vlvm_jax.errors import InputError, brief
 
@@ -169,7 +169,7 @@ InfoT = TypeVar("InfoT", ShardInfo, Manifest)
 
 def _read(path: str, cls: type[InfoT]) -> InfoT:
     try:
-        values = json.loads(storage.read_text(path))
+        values = json_text.loads(storage.read_text(path))
         if values["version"] != VERSION:
             raise InputError(f"{path}: of version {values['version']!r}; this program reads version {VERSION}")
         return cls(**{key: value if key == "settings" else _tuples(value) for key, value in values.items()})

@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from vlvm_jax import json_text
 from vlvm_jax.data.extras import need
 from vlvm_jax.data.sources import containers, formats, media_keys, records, shards
 from vlvm_jax.data.sources.records import KINDS, MEDIA_KINDS, Name, Record, Source
@@ -125,7 +125,7 @@ class Columns:
         raw = {key: value for key, value in raw.items() if value is not None}
         for key in _JSON:
             if isinstance(raw.get(key), str):
-                raw[key] = json.loads(raw[key])
+                raw[key] = json_text.loads(raw[key])
             if isinstance(raw.get(key), dict):  # TFDS turns a list of objects inside out
                 raw[key] = [dict(zip(raw[key], item, strict=True)) for item in zip(*raw[key].values(), strict=True)]
         below = records.below(self.root)

@@ -14,7 +14,6 @@ counts. Labels (`Question:`, `Answer:`) before a question or an answer are dropp
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import NonNegativeInt
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.config import Settings
 from vlvm_jax.data import json_lines
 from vlvm_jax.data.sources.records import check_object, short
@@ -273,7 +272,7 @@ def read_span(
         file.seek(start)
         data = file.read(end - start)
     try:
-        return to_triplet(json.loads(data), layout, options, where or path, number)
+        return to_triplet(json_text.loads(data), layout, options, where or path, number)
     except (ValueError, NotUsed) as error:
         raise InputError(f"{where or path}: the file has changed since it was opened ({error})") from None
 

@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template, rendered by transformers (jinja, no torch)."""
+"""A checkpoint's own chat template, rendered as transformers does it, but with bounds (`sandbox`)."""
 
 import itertools
 import re
@@ -21,6 +21,10 @@ from vlvm_jax.data.text.conversation import (
 from vlvm_jax.errors import InputError, brief
 
 _PROBE = "PROBE"
+
+
+class RefusedTemplateError(InputError):
+    """A template is too long, or takes too many steps or too much room: it is not tried again."""
 
 
 class HFTemplate:
@@ -50,6 +54,7 @@ class HFTemplate:
             self.tokens["video"] = video_token
         self.video_template = video_template
         self._known_traits: dict[str, tuple[bool, str]] = {}
+        self._refused: dict[str, RefusedTemplateError] = {}
 
     def conversation(self, turns: Sequence[Turn], kinds: Sequence[MediaKind], *, system: str = "") -> Prompt:
         """Every answer follows the generation prompt, which is what stands before it when it is generated.
@@ -186,6 +191,8 @@ class HFTemplate:
         try:
             shown = self._render(template, probe, False)
             takes_lists = _PROBE in shown and "'text'" not in shown
+        except RefusedTemplateError:
+            raise
         except InputError:
             takes_lists = False
         exchange = [{"role": role, "content": _said(_PROBE, takes_lists)} for role in ("user", "assistant")]
@@ -196,11 +203,26 @@ class HFTemplate:
 
     def _render(self, template: str, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+            from vlvm_jax.data.text import sandbox
+        except ImportError as error:
+            raise InputError(f"config.data.chat_template: 'checkpoint' needs jinja2 ({brief(error)})") from None
+        if template in self._refused:
+            raise self._refused[template]
+        try:
+            return sandbox.render(
+                template,
+                **{**self.tokenizer.special_tokens_map, "tools": None, "documents": None},
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
             )
         except ImportError as error:
             raise InputError(f"config.data.chat_template: 'checkpoint' needs jinja2 ({brief(error)})") from None
+        except sandbox.OverBudgetError as error:
+            self._refused[template] = RefusedTemplateError(
+                f"{self.where}: the chat template takes more than a template may: {brief(error)}; choose another "
+                "config.data.chat_template"
+            )
+            raise self._refused[template] from None
         except Exception as error:  # a template may fail in any way
             raise InputError(
                 f"{self.where}: the chat template fails ({type(error).__name__}: {brief(error)})"

@@ -1,7 +1,6 @@
 """Token ids of a question for the CLIP text tower that scores frames by it."""
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from vlvm_jax import storage
+from vlvm_jax import json_text, storage
 from vlvm_jax.data.text.answers import listed
 from vlvm_jax.errors import InputError, brief
 
@@ -72,7 +71,7 @@ def _open(path: str) -> tuple[Tokenizer, str]:
     elif all((Path(path) / part).is_file() for part in ("vocab.json", "merges.txt")):
         from transformers import CLIPTokenizer
 
-        backend = CLIPTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
+        backend = CLIPTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False).backend_tokenizer
     else:
         raise InputError(f"{_KEY}: {path} holds neither tokenizer.json nor vocab.json and merges.txt")
     said = (_beside(folder, name).get("pad_token") for name in ("tokenizer_config.json", "special_tokens_map.json"))
@@ -87,7 +86,7 @@ def _beside(folder: str, name: str) -> dict[str, Any]:
     if not storage.is_file(file):
         return {}
     try:
-        found = json.loads(storage.read_bytes(file))
+        found = json_text.loads(storage.read_bytes(file))
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({brief(error)})") from None
     return found if isinstance(found, dict) else {}

@@ -19,7 +19,7 @@ def checkpoint_tokenizer(path: str) -> Any:
         if place.is_dir() and (place / "tokenizer_config.json").is_file():
             original = llava_layout.language(read_json(place / "config.json")) is not None
             cls = AutoTokenizer if file.is_file() and not original else _named_class(place)
-            tokenizer = cls.from_pretrained(str(place), local_files_only=True)
+            tokenizer = cls.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         elif file.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
         else:

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from vlvm_jax.data.tools.check import Finding
+from vlvm_jax.printing import PlainConsole
 
 _SHOWN = 3  # examples of a cause
 
@@ -60,7 +61,7 @@ def examples(summary: Mapping[str, Any], cause: str) -> list[str]:
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """Prints the tables, wide enough for their figures also into a log."""
-    Console(file=console.file, highlight=False, markup=False, width=max(console.width, 110)).print(tables(summary))
+    PlainConsole(file=console.file, width=max(console.width, 110)).print(tables(summary))
 
 
 def _share(count: int, summary: Mapping[str, Any]) -> tuple[str, str]:

@@ -112,11 +112,13 @@ def make_plan(job: Job) -> Plan:
     settings = _settings(job, records)
     path = storage.join(job.output, PLAN)
     try:
-        noted = json.loads(storage.read_text(path))
+        noted = json_text.loads(storage.read_text(path))
     except FileNotFoundError:
         noted = None
     except ValueError:
         raise InputError(f"{path}: damaged; delete it and what lies beside it, or give another --output") from None
+    if noted is not None and not _is_plan(noted):
+        raise InputError(f"{path}: damaged; delete it and what lies beside it, or give another --output")
     if noted is None:
         count = job.shards or _shards_for(job, records)
         noted = {"settings": settings, "records": len(records), "shards": max(1, min(count, len(records)))}
@@ -129,6 +131,11 @@ def make_plan(job: Job) -> Plan:
             "folder, or the same settings to continue"
         )
     return Plan(job, settings, noted["records"], noted["shards"], records.notes)
+
+
+def _is_plan(noted: Any) -> bool:
+    wanted = {"settings": dict, "records": int, "shards": int}
+    return isinstance(noted, dict) and all(isinstance(noted.get(key), kind) for key, kind in wanted.items())
 
 
 def _settings(job: Job, records: Mixture) -> dict[str, Any]:

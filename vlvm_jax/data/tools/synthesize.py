@@ -147,12 +147,14 @@ def make_plan(job: Job) -> Plan:
     plan = Plan(job, files, _settings(job, files), total if job.limit is None else min(job.limit, total))
     path = plan.path(PLAN)
     try:
-        noted = json.loads(storage.read_text(path))
+        noted = json_text.loads(storage.read_text(path))
     except FileNotFoundError:
         storage.write_text(path, json.dumps(plan.settings, indent=2))
         return plan
     except ValueError:
         raise InputError(f"{path}: damaged; delete it and what lies beside it, or give another --out") from None
+    if not isinstance(noted, dict):
+        raise InputError(f"{path}: damaged; delete it and what lies beside it, or give another --out")
     if noted != plan.settings:
         key = next(key for key in {**plan.settings, **noted} if noted.get(key) != plan.settings.get(key))
         raise InputError(
@@ -249,7 +251,7 @@ def write_part(plan: Plan, index: int, tick: Callable[[], None] = lambda: None) 
 def whole(plan: Plan, index: int) -> dict[str, Any] | None:
     """What is noted of a part, when it is finished and belongs to this plan."""
     try:
-        noted = json.loads(storage.read_text(plan.part(index)))
+        noted = json_text.loads(storage.read_text(plan.part(index)))
     except (FileNotFoundError, ValueError):
         return None
     return noted if noted.get("settings") == plan.hash else None

@@ -14,6 +14,8 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_vlvm.VlvmForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_vlvm.VlvmForConditionalGeneration",
 }
+# Each file after those that it imports.
+IMPORT_ORDER = ("connector.py", "video_adapter.py", "configuration_vlvm.py", "modeling_vlvm.py")
 _LAST = {"kernel": "weight", "scale": "weight"}
 
 
