@@ -142,7 +142,7 @@ PARTS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "ge
 )
 @example(name="config.json", change={"auto_map": {"AutoConfig": "x--y.Z"}, "model_type": "z"})
 def test_convert(holds, place, name, change):
-    # Where config.json is nested too deep, `weights.sources` has its own reader, which is not of one mind with ours yet.
+    # Where config.json is nested too deep, `weights.sources` has its own reader, whose message differs from ours.
     assume(isinstance(change, dict) or name != "config.json" or len(change) < 100)
     broken = shutil.copytree(place / "model", place / "broken", dirs_exist_ok=True)
     file = broken / name
