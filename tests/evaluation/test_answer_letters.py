@@ -1,10 +1,13 @@
 """The parser `strict`: examples, and that all letters are read alike."""
 
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.evaluation.answer_letters import parse_strict
+from vlvm_jax.evaluation.yes_no import read_yes_no
 
 OPTIONS = ("red car", "a man walks", "blue", "a dog")
 
@@ -245,3 +248,92 @@ def test_every_letter_is_read(form):
 )  # fmt: skip
 def test_long_replies_are_read(piece):
     assert parse_strict(piece * (20_000 // len(piece)), OPTIONS) in (None, "A", "B")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["A, ", "(A) ", "答案是", "I'd go with A or ", "A. ", "A\n", "I choose ", "选", "A.B.", "A: yes. ",
+     "<answer>A</answer>", "\\boxed{", "yes. Wait ", "no, "],
+)  # fmt: skip
+def test_the_time_is_bounded(piece):
+    reply = piece * (100_000 // len(piece))
+    for read in (lambda: parse_strict(reply, OPTIONS), lambda: read_yes_no(reply)):
+        start = time.process_time()
+        read()
+        assert time.process_time() - start < 2
+
+
+def test_a_long_reply_is_read_at_both_ends():
+    filler = "He walks on. " * 1000
+    assert parse_strict(f"The answer is B. {filler}", OPTIONS) == "B"
+    assert parse_strict(f"{filler}The answer is B.", OPTIONS) == "B"
+    assert parse_strict(f"The answer is A. {filler}The answer is B.", OPTIONS) is None
+    assert parse_strict(f"{filler}The answer is B. {filler}", OPTIONS) is None
+    assert parse_strict(f"A. {filler}<answer>B</answer>{filler}", OPTIONS) == "B"
+    assert parse_strict("The answer is " + "A" * 10_000, OPTIONS) is None
+
+
+# {0} is a letter and {1} another one: what is said of A and B is said of any two.
+@pytest.mark.parametrize("letters", ["AB", "BA", "CD"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "The answer is {0}. Wait, no, it is {1}.",
+        "{0}. No wait, {1}.",
+        "{0}... actually {1}.",
+        "{0}. Sorry, {1}.",
+        "The answer is {0}, no, {1}.",
+        "Some might say the answer is {0}, however it's {1}.",
+        "One might think that {0} is correct, but it's {1}.",
+        "{0} seems right at first, but he runs, so {1}.",
+        "I think the answer is {0}, but it could be {1}.",
+        "You might think that the answer is {0}.",
+        "It would be wrong to say the answer is {0}.",
+        "It is incorrect that {0} is correct.",
+        "The least likely answer is {0}.",
+        "The second best answer is {0}.",
+        "The opposite of the answer is {0}.",
+        "The answer is {0}, which is wrong.",
+        "{0}. This is wrong.",
+        "{0} is hardly correct",
+        "The student says the answer is {0}. This is wrong.",
+        "{0}) 10% {1}) 80%",
+        "{0}. Ronaldo",
+        "{0}. Lincoln is shown.",
+        "The answer is {0}#",
+        "答案是{0}。不对\uff0c{1}。",
+    ],
+)
+def test_what_is_taken_back_is_not_stated(form, letters):
+    assert parse_strict(form.format(*letters), OPTIONS) is None
+
+
+@pytest.mark.parametrize("letters", ["AB", "BA", "CD"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{0}</s>",
+        "{0}<|im_end|>",
+        '{{"answer": "{0}"}}',
+        "{{'choice': '{0}'}}",
+        "Answer: <{0}>",
+        "Assistant: {0}",
+        "Probably {0}.",
+        "{0}. Wait, what? No, it stays.",
+        "{0}. However, ({1}) is wrong.",
+        "The answer is {0}, but not {1}.",
+        "I would say the answer is {0}.",
+        "The answer is {1}. No, the final answer is {0}.",
+    ],
+)
+def test_what_is_not_taken_back_is_stated(form, letters):
+    assert parse_strict(form.format(*letters), OPTIONS) == letters[0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [("2", "B"), ("-2", "D"), ("2%", None), ("$2", None), ("The answer is -2", "D"), ("B. -2", None), ("D. -2", "D"),
+     ("- 2", "B"), ("B. 2", "B")],
+)  # fmt: skip
+def test_signs_make_other_numbers(reply, letter):
+    assert parse_strict(reply, ("1", "2", "3", "-2")) == letter

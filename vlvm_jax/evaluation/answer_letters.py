@@ -10,10 +10,21 @@ from collections.abc import Sequence
 
 from vlvm_jax.data.sources.options import LETTERS
 from vlvm_jax.evaluation.normalisation import normalise
-from vlvm_jax.evaluation.replies import ANSWER_PHRASE, FINAL_PHRASE, doubted, final_part, plain, tagged
+from vlvm_jax.evaluation.replies import (
+    ANSWER_PHRASE,
+    FINAL_PHRASE,
+    MOST_TAGS,
+    doubted,
+    final_part,
+    plain,
+    shortened,
+    tagged,
+)
 
 _UNNAMED = 5  # letters if the options are not known
 _BEFORE = 60  # characters in which a denial stands
+_MORE_ENDS = 4  # clause ends looked at beyond those in an option's own text
+_MOST_SENTENCES = 200  # looked at for a second letter
 
 # A letter in brackets, or a bare one: no part of a word, of "I'm", of "T-shirt" or of "C++".
 _LETTER = re.compile(
@@ -21,7 +32,7 @@ _LETTER = re.compile(
 )
 _NAME = re.compile(r"(?:the\s+)?(?:options?|choices?|answer|letter|选项|選項)\s*[:#]?\s*", re.IGNORECASE)
 _CLOSED = re.compile(r"\s*(?:\Z|[.:;!)\]}](?![A-Za-z0-9])|[。、]|选项|選項|项)|[ \t]*\n")
-_MARKS = re.compile(r"[\s.:;,!)\]}。\-\u2013\u2014]*")
+_MARKS = re.compile(r"(?:[\s.:;,!)\]}。\u2013\u2014]|-(?!\d))*")
 _COMMA = re.compile(r"\s*,")
 _BECAUSE = re.compile(
     r"\s*,?\s*(?:(?:because|since|as|due\s+to|given|based\s+on|which|rather\s+than|instead\s+of)\b|因为|因為|由于|由於)"
@@ -44,7 +55,7 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
-    r"\s*(?:(?:is|was|must\s+be|should\s+be|would\s+be|seems)\s+(?:\w+ly\s+)?(?:the\s+)?(?:only\s+|most\s+|best\s+)?"
+    r"\s*(?:(?:is|was|must\s+be|should\s+be|would\s+be|seems)\s+(?:(?!hardly|scarcely|barely|part|seeming|initial)\w+ly\s+)?(?:the\s+)?(?:only\s+|most\s+|best\s+)?"
     r"(?:correct|right|true|accurate|best|answer|option|choice)\b(?!\s+(?:of|to|side|hand)\b|-)"
     r"|(?:选项|選項|项)?\s*是?(?:正确|正確|对的|對的))",
     re.IGNORECASE,
@@ -74,6 +85,35 @@ _NOT_THAT = re.compile(
     r"|不选|不是|排除|而非)\s*(?:be\s+)?(?:the\s+)?(?:options?\s*|choices?\s*|answers?\s*)?\Z",
     re.IGNORECASE,
 )
+# What takes back a statement before it: a correction that names another option, or a denial of the whole.
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|sorry|however|but|although|hmm|oops|correction|rather|instead|maybe|perhaps|I\s+mean|I\s+meant"
+    r"|on\s+second\s+thoughts?|scratch\s+that|no(?=\s*[,.:;!\u2014]|\s+it\b))\b|但|不对|不對|等等|其实|其實|抱歉|然而|不过|不過",
+    re.IGNORECASE,
+)
+_DENIAL = re.compile(
+    rf"[.,;!\n)]\s*(?:(?:but|however|and)\b,?\s*)?(?:which|this|that|it)(?:'s|\s+(?:is|was|would\s+be|seems))\s+"
+    rf"(?:(?!not\b)\w+\s+)?(?:{_WRONG}|not\s+(?:correct|right|true)\b)(?!\s+(?:to|that)\b)",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?]+(?=\s|\Z)|[\n。]+")
+_CORRECTED_IN = 240  # characters
+_CAPITAL = re.compile(
+    r"[(\[{<]\s*([A-Za-z])\s*[)\]}>]|(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9\u00c0-\u024f]|['\-&]\w|[+#])"
+)
+_SHARE = re.compile(r"[\s.:)\]\-\u2013\u2014(]*\d+(?:\.\d+)?\s?%")
+# "C. Ronaldo", "A. Lincoln is": a name, unless the word is an option's or begins sentences.
+_SURNAME = re.compile(
+    r"\. (?!(?:An?|The|This|That|These|Those|There|Here|He|She|It|They|We|You|His|Her|Its|Their|In|On|At|No|Not|Yes"
+    r"|Nobody|Nothing|None|Some|Someone|Everyone|Both|All|One|Two|Three|Only|Since|Because|As|While|Based|Explanation|Reason"
+    r"|Option|Answer|Wait|Actually|Sorry|But|However|What|Who|Where|When|How)\b)"
+    r"([A-Z][a-z]+)(?=[.!]?\s*\Z|\s+(?:is|was|has|and|[A-Z][a-z])|'s\b)"
+)
+_PROBABLY = re.compile(
+    r"(?:(?:most|very)\s+)?(?:probably|likely|definitely|certainly|clearly|surely)\b\s*,?\s*", re.IGNORECASE
+)
+# What makes another amount of a number: "-2" and "2%" are not "2".
+_SIGNS = re.compile(r"[\-~$\u20ac\u00a3<>](?=\d)|(?<=\d)\s?[%\u00b0]")
 _SOME_ARTICLES = re.compile(r"\b(?:an|the)\b")  # not "a", which is a letter too
 
 
@@ -81,7 +121,9 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     r"""The letter that a reply states beyond doubt, None for any other.
 
     What follows `</think>` is read. The first of these that states an option decides; if it states two, the reply has
-    no letter. Denied letters ("(A) is wrong", "not B", "A: no") are never stated.
+    no letter. Denied letters ("(A) is wrong", "not B", "A: no") are never stated, and a reply that takes back what it
+    stated ("The answer is A. Wait, no, it is B") has no letter, unless a rule before finds one. Of a reply of more than
+    4,000 characters without marks, the first and the last 2,000 are read.
 
     1. What is in `<answer>...</answer>` or `\boxed{...}`, read by the rules below. If there is such a mark, nothing
        else is read.
@@ -104,9 +146,10 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     said = final_part(reply)
     letters = LETTERS[: len(options) or _UNNAMED]
     if marked := tagged(said):
-        stated = {found for text in marked if (found := parse_strict(text, options)) is not None}
+        texts = dict.fromkeys(marked) if len(marked) <= MOST_TAGS else ()
+        stated = {found for text in texts if (found := parse_strict(text, options)) is not None}
     else:
-        stated = _Reply(plain(said), options, letters).stated()
+        stated = _Reply(plain(shortened(said)), options, letters).stated()
     return next(iter(stated)) if len(stated) == 1 and stated <= set(letters) else None
 
 
@@ -121,6 +164,9 @@ class _Reply:
     def __init__(self, text: str, options: Sequence[str], letters: str):
         self.text, self.letters = text, letters
         self.keys = {letter: _option_keys(option) for letter, option in zip(letters, options, strict=False)}
+        self.signs = {letter: _SIGNS.findall(option) for letter, option in zip(letters, options, strict=False)}
+        self.most_ends = max((len(_TEXT_END.findall(option)) for option in options), default=0) + _MORE_ENDS
+        self.words = {word for option in options for word in normalise(option).split()}
         self.yes_or_no = {
             letter: found[0].casefold()
             for letter, option in zip(letters, options, strict=False)
@@ -143,7 +189,9 @@ class _Reply:
         found: set[str] = set()
         for match in phrase.finditer(self.text):
             if not doubted(self.text, match.start()):
-                found |= self._stated_at(match.end(), comma=True) or self._text_at(match.end())
+                found |= self._stated_at(match.end(), comma=True) or self._text_stated_at(match.end())
+            if len(found) > 1:
+                break
         return found
 
     def _answers(self) -> set[str]:
@@ -153,12 +201,16 @@ class _Reply:
             if letter and _of(letter) in self.letters:
                 end = self._own_text(_of(letter), letter.end()) or letter.end()
                 right = _RIGHT.match(self.text, end) or (not self.yes_or_no and _YES.match(self.text, end))
-                found |= {_of(letter)} if right else set()
+                if right and not doubted(self.text, start.end()):
+                    found |= self._unless_taken_back({_of(letter)}, right.end())
+            if len(found) > 1:
+                break
         return found
 
     def _weakly(self) -> set[str]:
-        found = self._stated_at(0)
-        if found:
+        probably = _PROBABLY.match(self.text)
+        found = self._stated_at(probably.end() if probably else 0)
+        if len(found) == 1:
             start = _LETTER.search(self.text)
             assert start is not None
             after = self._own_text(_of(start), start.end()) or start.end()
@@ -166,6 +218,8 @@ class _Reply:
         for match in _WEAK.finditer(self.text):
             if not doubted(self.text, match.start()):
                 found |= self._stated_at(match.end(), comma=True)
+            if len(found) > 1:
+                break
         return found
 
     # --- what is stated at a place -----------------------------------------------------------------------------------
@@ -185,13 +239,45 @@ class _Reply:
             return set()
         found, end = _of(letter), letter.end()
         own = self._own_text(found, end)
-        if self._denied(found, own or end):
+        if self._denied(found, own or end) or (not own and self._share_or_name(letter)):
             return set()
         joined = self._joined(end)
         ended = _CLOSED.match(self.text, end) or _BECAUSE.match(self.text, end)
         if not (letter[1] or ended or own or joined or (comma and _COMMA.match(self.text, end))):
             return set() if sure or found not in self.letters else self._contradicted(found, end)
-        return {found, *joined} | (set() if own else self._contradicted(found, end))
+        stated = {found, *joined} | (set() if own else self._contradicted(found, end))
+        return self._unless_taken_back(stated, own or end)
+
+    def _share_or_name(self, letter: re.Match[str]) -> bool:
+        """Whether a letter has a percentage behind it ("A) 10%"), or is a name's first ("C. Ronaldo")."""
+        name = _SURNAME.match(self.text, letter.end()) if letter[2] and self.words else None
+        return bool(_SHARE.match(self.text, letter.end())) or bool(name and normalise(name[1]) not in self.words)
+
+    def _unless_taken_back(self, stated: set[str], end: int) -> set[str]:
+        """What is stated, with "" where the words behind it take it back: no letter is alone then."""
+        return stated | {""} if len(stated) == 1 and self._taken_back(stated, end) else stated
+
+    def _taken_back(self, stated: set[str], end: int) -> bool:
+        most = min(len(self.text), end + _CORRECTED_IN)
+        ends = itertools.islice(_SENTENCE_END.finditer(self.text, end, most), 3)
+        sentences = [match.end() for match in ends]
+        # The statement's own sentence and the next one.
+        last = sentences[1] if len(sentences) > 1 else most
+        if _DENIAL.search(self.text, end, last):
+            return True
+        marker = _CORRECTION.search(self.text, end, last)
+        if marker is None:
+            return False
+        until = sentences[2] if len(sentences) > 2 else most
+        for letter in _CAPITAL.finditer(self.text, marker.end(), until):
+            before = max(end, letter.start() - _BEFORE)
+            if (
+                _of(letter) in set(self.letters) - stated
+                and not self._denied(_of(letter), letter.end())
+                and not _NOT_THAT.search(self.text, before, letter.start())
+            ):
+                return True
+        return bool(self._text_at(_after_marks(self.text, marker.end())) - stated)
 
     def _denied(self, letter: str, end: int) -> bool:
         """Whether the words at a place deny the letter before it."""
@@ -219,13 +305,17 @@ class _Reply:
         """Letters stated after a place at the beginning of a sentence, or before their own option's text, as in a list
         of the options."""
         found: set[str] = set()
-        for start in _NEXT_SENTENCE.finditer(self.text, place):
-            found |= self._stated_at(start.end(), sure=True)
+        for start in itertools.islice(_NEXT_SENTENCE.finditer(self.text, place), _MOST_SENTENCES):
+            found |= self._stated_at(start.end(), sure=True) & {*self.letters, ""}
+            if len(found) > 1:
+                return found
         for match in _LISTED.finditer(self.text, place):
             denied = _NOT_THAT.search(self.text, max(0, match.start() - _BEFORE), match.start())
             if not denied and self._own_text(match[0], match.end()):
-                found |= self._stated_at(match.start(), sure=True)
-        return found & set(self.letters)
+                found |= self._stated_at(match.start(), sure=True) & {*self.letters, ""}
+            if len(found) > 1:
+                break
+        return found
 
     # --- texts of options --------------------------------------------------------------------------------------------
 
@@ -237,8 +327,11 @@ class _Reply:
     def _own_text(self, letter: str, place: int) -> int | None:
         """Where the letter's own option ends, if its text follows."""
         start = _after_marks(self.text, place)
-        ends = [end for end in self._ends(start) if self._key(start, end) in self.keys.get(letter, ())]
-        return max(ends, default=None)
+        ends = (end for end in sorted(self._ends(start), reverse=True) if letter in self._named(self.text[start:end]))
+        return next(ends, None)
+
+    def _text_stated_at(self, place: int) -> set[str]:
+        return self._unless_taken_back(self._text_at(place), place)
 
     def _text_at(self, place: int) -> set[str]:
         """The options whose text stands at a place, up to the end of a clause; the longest text counts."""
@@ -253,14 +346,13 @@ class _Reply:
     def _ends(self, place: int) -> list[int]:
         most = place + max((len(key) for keys in self.keys.values() for key in keys), default=0) * 2 + 40
         ends = (match.start() for match in _TEXT_END.finditer(self.text, place))
-        return [end for end in itertools.takewhile(lambda end: end <= most, ends) if end > place]
-
-    def _key(self, start: int, end: int) -> str:
-        return _key(self.text[start:end], _SOME_ARTICLES)
+        near = itertools.takewhile(lambda end: end <= most, ends)
+        return list(itertools.islice((end for end in near if end > place), self.most_ends))
 
     def _named(self, text: str) -> set[str]:
         said = _key(text, _SOME_ARTICLES)
-        return {letter for letter, keys in self.keys.items() if said and said in keys}
+        named = {letter for letter, keys in self.keys.items() if said and said in keys}
+        return {letter for letter in named if not said[:1].isdigit() or self.signs[letter] == _SIGNS.findall(text)}
 
 
 def _of(letter: re.Match[str]) -> str:
