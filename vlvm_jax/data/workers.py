@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import mmap
 import multiprocessing
+import multiprocessing.context
 import os
 import pickle
 import signal
@@ -104,6 +105,17 @@ def shielded() -> Iterator[None]:
         yield
 
 
+class _Process(multiprocessing.context.SpawnProcess):
+    """A process that ends when it is told to: a pool of which one has died ends the others by a SIGTERM they ignore."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Process
+
+
 class _Pool(concurrent.futures.ProcessPoolExecutor):
     """A pool whose processes, which it starts as work is submitted, are shielded."""
 
@@ -124,7 +136,7 @@ def pool(
     Raises:
       Interrupted: one of them died.
     """
-    with _Pool(workers, SPAWN, _begin, (begin, arguments)) as executor:
+    with _Pool(workers, _Context(), _begin, (begin, arguments)) as executor:
         try:
             yield executor
         except BrokenProcessPool:
