@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import sys
 import traceback
@@ -99,6 +100,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS(argv)[1:]
+        _check_numbers()
         _load_configs()
         return rest
     except InputError:
@@ -117,6 +119,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
         elif not isinstance(error, flags.Error | ValueError | TypeError | OSError):
             raise
         raise InputError(message) from None
+
+
+def _check_numbers() -> None:
+    """Raises `InputError` for a number that is none, or infinite, which flags' own bounds let pass."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value if flags.FLAGS[name].present else None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name}={value}: expected a finite number")
 
 
 def _load_configs() -> None:

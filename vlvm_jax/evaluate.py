@@ -59,7 +59,7 @@ _FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1, uppe
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Questions at a time.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Questions at a time.", lower_bound=1, upper_bound=4096)
 _PREFIX = flags.DEFINE_string("prefix", None, "With which answers begin.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)

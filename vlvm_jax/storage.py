@@ -89,6 +89,8 @@ def check_output(path: str, where: str, *, folder: bool = True) -> None:
     kind = "folder" if folder else "file"
     if not path.strip():
         raise InputError(f"{where} is empty; name a {kind}")
+    if not path.strip("/") and folder:
+        raise InputError(f"{where}={path}: the root of all folders; name another")
     if is_remote(path):
         if not path.removeprefix(REMOTE).strip("/"):
             raise InputError(f"{where}={path}: names no bucket")

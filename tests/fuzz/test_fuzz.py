@@ -1,7 +1,7 @@
 """Commands given hostile files, names and settings: no traceback, none beyond 30 s, no control character.
 
-The cases are fixed: hypothesis draws the same each time. `FUZZ_EXAMPLES=140` draws that many for each command instead,
-and `FUZZ_RANDOM=1` other ones each time; what fails is printed, and belongs among the explicit examples here.
+The cases are fixed: hypothesis draws the same each time. `FUZZ_EXAMPLES=140 pytest -m slow tests/fuzz` draws that many
+for each command, and `FUZZ_RANDOM=1` other ones each time. Keep what fails as an explicit example here.
 """
 
 import json
@@ -142,7 +142,7 @@ PARTS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "ge
 )
 @example(name="config.json", change={"auto_map": {"AutoConfig": "x--y.Z"}, "model_type": "z"})
 def test_convert(holds, place, name, change):
-    # Where config.json is nested too deep, `weights.sources` has its own reader, whose message differs from ours.
+    # A config.json that is nested too deep still ends in a traceback: `weights.sources` has a reader of its own.
     assume(isinstance(change, dict) or name != "config.json" or len(change) < 100)
     broken = shutil.copytree(place / "model", place / "broken", dirs_exist_ok=True)
     file = broken / name

@@ -322,7 +322,7 @@ def _verify(arguments: list[str]) -> None:
     from vlvm_jax.data.workers import stoppable
     from vlvm_jax.training.progress import Meter, say
 
-    if len(arguments) != 1:
+    if len(arguments) != 1 or not arguments[0].strip("/ "):
         raise InputError("expected `verify DIR`; see --help")
     folder = arguments[0].rstrip("/")
     count = len(shards.read_manifest(folder).shards)

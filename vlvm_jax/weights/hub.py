@@ -20,6 +20,11 @@ def resolve(source: str, where: str) -> epath.Path:
     Raises:
       InputError: no such directory, or the hub cannot be reached and the cache does not have it.
     """
+    scheme, separator, place = source.partition("://")
+    if separator and (scheme != "gs" or not place.strip("/")):
+        raise InputError(
+            f"{where}: {source!r} is no place that checkpoints are read from; give a directory, gs://... or a hub id"
+        )
     path = epath.Path(source).expanduser()
     if path.is_dir():
         return path if "://" in source else path.resolve()  # Orbax takes absolute paths only

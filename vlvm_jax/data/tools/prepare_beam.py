@@ -8,7 +8,7 @@ import functools
 from collections.abc import Sequence
 
 from vlvm_jax.data.tools.prepare import Plan, write_shard
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 
 
 def run_beam(plan: Plan, runner: str, flags: Sequence[str]) -> None:
@@ -26,7 +26,11 @@ def run_beam(plan: Plan, runner: str, flags: Sequence[str]) -> None:
         from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(f"--runner needs Apache Beam: pip install 'vlvm_jax[beam]' ({error})") from None
-    with beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *flags])) as pipeline:
+    try:
+        made = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *flags]))
+    except (ValueError, SystemExit) as error:  # SystemExit: of a flag that the runner cannot parse
+        raise InputError(f"--runner={runner}: Beam refuses it or its flags ({brief(error)})") from None
+    with made as pipeline:
         indices = pipeline | "shards" >> beam.Create(range(plan.shards)) | "spread" >> beam.Reshuffle()
         _ = indices | "make" >> beam.Map(functools.partial(_make, plan))
 
