@@ -9,13 +9,14 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
 
 from vlvm_jax.data.decoding import pyav
 from vlvm_jax.data.faults import BadSampleError
 
 MAX_PIXELS = 2**25  # of a frame as it is shown: 8192 x 4096
+COLORSPACE, COLOR_RANGE = Colorspace.ITU601, ColorRange.MPEG  # what decoders take for granted if a clip does not say
 _BICUBIC = pyav.BICUBIC | pyav.ACCURATE_RND | pyav.BITEXACT
 
 
@@ -98,13 +99,15 @@ class Converter:
         width, height = self._square(frame)
         return (height, width) if orientation(frame).transposed else (width, height)
 
-    def scaled(self, frame: av.VideoFrame, width: int, height: int, form: str) -> av.VideoFrame:
-        """A frame as it is shown, scaled to a width and height, in a pixel format; errors as for a call."""
-        self._square(frame)
-        if orientation(frame) != UPRIGHT:
-            frame = av.VideoFrame.from_ndarray(self(frame), format="rgb24")
-        to = {"width": width, "height": height, "format": form, "interpolation": _BICUBIC}
-        return pyav.reformat(self._reformatter, frame, **to)
+    def scaled(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        """A frame as it is shown, scaled, as yuv420p of `COLORSPACE` and `COLOR_RANGE`; errors as for a call.
+
+        The frame is converted to RGB first, as a call does. Between two YUV formats, it depends on PyAV's version
+        whether libswscale converts the colour space and range that the source states.
+        """
+        shown = av.VideoFrame.from_ndarray(self(frame), format="rgb24")
+        to = {"width": width, "height": height, "format": "yuv420p", "interpolation": _BICUBIC}
+        return pyav.reformat(self._reformatter, shown, dst_colorspace=COLORSPACE, dst_color_range=COLOR_RANGE, **to)
 
     def _square(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of the stored frame with square pixels: the height stays."""
