@@ -232,13 +232,11 @@ def _stated_grid(video: VideoFile) -> Grid | None:
     if length is None or length <= 0 or (stated is None and video.is_small):
         return None
     total = max(1, round(length / step))
-    if stated is not None and video.reorders:
-        # The header of an MP4 counts from the first frame decoded to the last, which may be less.
-        length = max(stated, _length(video, start, step) or 0)
-        if not video.is_constant or length - stated > step:
-            step = Fraction(length, total)
-        else:
-            length = stated
+    # The header of an MP4 counts from the first frame decoded to the last, which may be less.
+    ends = _length(video, start, step) or 0 if stated is not None and video.reorders else 0
+    if stated is not None and video.reorders and (not video.is_constant or ends - stated > step):
+        length = max(stated, ends)
+        step = Fraction(length, total)
     elif stated is not None and abs(stated / step - total) > _CUT:
         # An edit list that begins within a frame leaves out that frame.
         length = _length(video, start, step) or stated
