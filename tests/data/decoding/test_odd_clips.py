@@ -1,6 +1,7 @@
 """Clips as they come from recorders, cameras and broken downloads."""
 
 import bisect
+import math
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -189,6 +190,28 @@ def test_a_cut_without_encoding(tmp_path, name, start):
         assert clip.duration == pytest.approx(end, abs=2e-3)
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize("name", ["c.avi", "copied.avi", "sparse.avi"])
+def test_h264_in_avi(tmp_path, name, b_frames):
+    """AVI states no times. FFmpeg counts these frames from 1, and where frames are far apart writes empty chunks."""
+    path = tmp_path / name
+    off = 0.04 if (name, b_frames) == ("sparse.avi", 0) else 2e-3  # FFmpeg gives the last frame too early a time
+    if name == "c.avi":
+        write_clip(path, pictures(0, 60), fps=25, gop=12, b_frames=b_frames)
+    else:
+        source, clock = tmp_path / "source.mp4", {"copied.avi": "25", "sparse.avi": "600"}[name]
+        how = {"gop": 12, "b_frames": b_frames, "options": {"video_track_timescale": clock}}
+        write_clip(source, pictures(0, 60), fps=25, **how)
+        ffmpeg("-i", source, "-c", "copy", path)
+    for count in (5, 8, 60):
+        clip = take(path, count)
+        assert numbers_in(clip.frames) == uniform_indices(60, count)
+        assert clip.times == pytest.approx([number / 25 for number in uniform_indices(60, count)], abs=off)
+        assert clip.duration == pytest.approx(2.4, abs=0.04 + off)
+    assert numbers_in(take(path, 40, rule="fps", fps=5).frames) == list(range(0, 60, 5))
+    assert numbers_in(take(path, 2, span=(1.0, 1.4)).frames) == [27, 32]
+
+
 # --- how long the last frame is shown ----------------------------------------------------------------------------
 
 
@@ -206,6 +229,23 @@ def test_a_clip_of_two_pictures_is_as_long_in_every_container(tmp_path, name):
         np.testing.assert_array_equal(frame, both.frames[number])
     capped = take(path, 4, rule="fps", fps=1)
     assert len(capped.frames) == 4 and capped.times == pytest.approx((0.1, 1.9125, 3.1875, 4.4625))
+
+
+@pytest.mark.parametrize("name", ["c.mp4", "c.mov"])
+@pytest.mark.parametrize("pauses", [{59: 500}, {50: 40, 55: 60}])
+def test_a_pause_that_the_header_does_not_count(tmp_path, name, pauses):
+    """With reordering, an MP4's header states the time from the first decoding to the last."""
+    times = [number + sum(long for after, long in pauses.items() if number >= after) for number in range(60)]
+    spread = "+".join(f"gte(N,{after})*{long}" for after, long in pauses.items())
+    write_clip(tmp_path / "source.mkv", pictures(0, 60), fps=25)
+    video = f"settb=1/25,setpts='N+{spread}'"
+    encoder = ("-enc_time_base", "1/25", "-fps_mode", "passthrough", "-g", 12, "-bf", 2, "-pix_fmt", "yuv420p")
+    ffmpeg("-i", tmp_path / "source.mkv", "-vf", video, *encoder, tmp_path / name)
+    assert shown_by_ffmpeg(tmp_path / name)[0] == pytest.approx([time / 25 for time in times], abs=2e-3)
+    clip = take(tmp_path / name, 100, rule="fps", fps=1)
+    assert clip.duration == pytest.approx((times[-1] + 1) / 25, abs=0.05)
+    slots = range(math.ceil((times[-1] + 1) / 25 - 1e-6))
+    assert numbers_in(clip.frames) == [bisect.bisect_right(times, 25 * slot) - 1 for slot in slots]
 
 
 def test_smolvlm_is_told_how_long_a_clip_is():

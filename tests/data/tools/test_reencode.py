@@ -3,12 +3,15 @@
 import contextlib
 import io
 import itertools
+import subprocess
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import user_folder
+from av.video.reformatter import ColorRange, Colorspace
 from data.media_files import STEP, decode_all, grey, write_clip
 from PIL import Image
 
@@ -64,6 +67,41 @@ def test_a_higher_rate_repeats_nothing(tmp_path):
 def test_odd_sizes_become_even(tmp_path):
     data = made(tmp_path, size=(130, 74))
     assert frames(reencode.clip(data, Target(size=37), "clip"))[-1] == (64, 36)
+
+
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+COLOURS = {
+    "601.mp4": ("bt601", "tv", "yuv420p", "libx264 -qp 8"),
+    "709.mp4": ("bt709", "tv", "yuv420p", "libx264 -qp 8 -colorspace bt709"),
+    "2020.mp4": ("bt2020", "tv", "yuv420p10le", "libx264 -qp 8 -colorspace bt2020nc"),
+    "full.mp4": ("bt709", "pc", "yuv420p", "libx264 -qp 8 -colorspace bt709 -color_range pc"),
+    "mjpeg.mov": ("bt601", "pc", "yuvj420p", "mjpeg -q 2"),
+    "png.mov": (None, None, "rgb24", "png"),
+    "qtrle.mov": (None, None, "argb", "qtrle"),
+}
+
+
+@pytest.mark.parametrize("target", [Target(fps=10), Target(size=48)])
+@pytest.mark.parametrize("name", COLOURS)
+def test_colours_stay(tmp_path, name, target):
+    matrix, levels, form, codec = COLOURS[name]
+    colours = [(200, 50, 20), (20, 180, 60), (30, 40, 210), (250, 250, 250), (8, 8, 8), (128, 128, 128)]
+    pictures = np.repeat(np.array(colours, np.uint8)[:, None], 128 * 96, 1)
+    scale = f"scale=out_color_matrix={matrix}:out_range={levels}," if matrix else ""
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "128x96", "-r", "10", "-i", "-")
+    made = ("-vf", f"{scale}format={form}", "-c:v", *codec.split(), str(tmp_path / name))
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *source, *made]
+    subprocess.run(command, input=pictures.tobytes(), check=True)
+    (tmp_path / "prepared.mp4").write_bytes(reencode.clip((tmp_path / name).read_bytes(), target, name))
+    before, after = (video.decode_frames(str(tmp_path / one), 6).frames for one in (name, "prepared.mp4"))
+    assert len(before) == len(after) == len(colours)
+    means = [np.stack([pixels.mean((0, 1)) for pixels in clip]) for clip in (before, after)]
+    apart = np.abs(means[1] - means[0])
+    assert apart.max() < 4 and apart.mean(0).max() < 3  # rounding to yuv420p and back alone takes up to 3
+    with av.open(str(tmp_path / "prepared.mp4")) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.colorspace, codec.color_range) == (Colorspace.ITU601, ColorRange.MPEG)
 
 
 # --- what is on screen -------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ class Cursor:
         time, first = self._start - 1, True
         for number, frame in enumerate(self._frames_of(iter(packets))):
             if self._video.numbered:
-                time = number
+                time = self._video.numbered_time(number)
             else:
                 time = frame.pts if frame.pts is not None else time + max(1, round(self._step))
             if self._keyframe is None or time >= self._keyframe:

@@ -222,8 +222,9 @@ def _over(last: Picture, target: int, step: Fraction) -> bool:
 
 def _stated_grid(video: VideoFile) -> Grid | None:
     """The grid from the header, or from the header and the last packets; None where these do not tell."""
-    rate, start = video.rate, video.stream.start_time
-    if not video.seeks or rate is None or start is None or _restarts(video):
+    rate = video.rate
+    start = video.start if video.seeks else None
+    if rate is None or start is None or _restarts(video):
         return None
     step = 1 / (rate * video.unit)
     stated = video.stream.duration if video.stream.frames else None
@@ -231,9 +232,10 @@ def _stated_grid(video: VideoFile) -> Grid | None:
     if length is None or length <= 0 or (stated is None and video.is_small):
         return None
     total = max(1, round(length / step))
-    if stated is not None and video.reorders and not video.is_constant:
-        # The header of an MP4 counts from the first frame decoded to the last, which may be less.
-        length = max(stated, _length(video, start, step) or 0)
+    # The header of an MP4 counts from the first frame decoded to the last, which may be less.
+    ends = _length(video, start, step) or 0 if stated is not None and video.reorders else 0
+    if stated is not None and video.reorders and (not video.is_constant or ends - stated > step):
+        length = max(stated, ends)
         step = Fraction(length, total)
     elif stated is not None and abs(stated / step - total) > _CUT:
         # An edit list that begins within a frame leaves out that frame.
@@ -299,17 +301,38 @@ def _scanned_grid(video: VideoFile) -> Grid:
     timed = [(shown, decoded, lasts) for shown, decoded, lasts in found if shown is not None]
     if len(timed) < len(found):  # MPEG-PS may state times for some packets only
         video.numbered = True
-    times = list(range(len(found))) if video.numbered else sorted({time for time, _, _ in timed})
+    if video.numbered:
+        video.clock = _clock(video, [decoded for _, decoded, _ in found])
+        times = list(video.clock) or list(range(len(found)))
+    else:
+        times = sorted({time for time, _, _ in timed})
     if not times:
         raise BadSampleError("empty", f"{video.name} holds no frame")
-    unit = 1 / (video.rate or Fraction(1)) if video.numbered else video.unit
+    counted = video.numbered and not video.clock
+    unit = 1 / (video.rate or Fraction(1)) if counted else video.unit
     stated = 1 / ((video.rate or 1) * unit)
     step = Fraction(times[-1] - times[0], max(1, len(times) - 1)) or stated
     if abs(step - stated) * len(times) <= _ROUNDING:
         step = stated
-    end = times[-1] + 1 if video.numbered else _end(video, timed, step) or 0
+    if video.clock:
+        end = times[-1] + max(1, round(step))
+        header = video.stream.duration or 0  # may count more than the file still holds
+        end = header if times[-1] < header < end + step / 2 else end
+    else:
+        end = times[-1] + 1 if counted else _end(video, timed, step) or 0
     length = _unrounded(end - times[0], len(times), step)
     return Grid(times[0], len(times), step, unit, length, tuple(times))
+
+
+def _clock(video: VideoFile, decoded: Sequence[int | None]) -> tuple[int, ...]:
+    """When each frame of an AVI file is shown, from the places of its chunks; empty in other formats.
+
+    Each chunk has its place in time, and frames that were left out have empty ones. The frame shown first is not
+    decoded later than the others, so the order of the places is that of the frames.
+    """
+    times = [time for time in decoded if time is not None]
+    rising = all(one < other for one, other in itertools.pairwise(times))
+    return tuple(times) if video.has_places and rising and len(times) == len(decoded) else ()
 
 
 def _unrounded(length: int, total: int, step: Fraction) -> Fraction:

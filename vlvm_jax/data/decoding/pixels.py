@@ -4,18 +4,20 @@ import math
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
 
 from vlvm_jax.data.decoding import pyav
 from vlvm_jax.data.faults import BadSampleError
 
 MAX_PIXELS = 2**25  # of a frame as it is shown: 8192 x 4096
+COLORSPACE, COLOR_RANGE = Colorspace.ITU601, ColorRange.MPEG  # what decoders take for granted if a clip does not say
+_BT601, _LIMITED = (2, 5, 6), (0, 1)  # FFmpeg's AVCOL_SPC and AVCOL_RANGE, with those for "not stated"
 _BICUBIC = pyav.BICUBIC | pyav.ACCURATE_RND | pyav.BITEXACT
 
 
@@ -69,6 +71,13 @@ def orientation(frame: av.VideoFrame) -> Orientation:
     return max(_ORIENTATIONS, key=lambda one: sum(m * n for m, n in zip(one[1], (a, b, c, d), strict=True)))[0]
 
 
+def _has_default_colors(frame: av.VideoFrame) -> bool:
+    """Whether a frame is YUV of `COLORSPACE` and `COLOR_RANGE`, stated or not."""
+    form = frame.format.name
+    is_yuv = form.startswith("yuv4") and "a" not in form
+    return is_yuv and int(frame.colorspace) in _BT601 and int(frame.color_range) in _LIMITED
+
+
 class Converter:
     """Converts the frames of one clip. It keeps one conversion context, and converts in the calling thread: a context
     for each frame, or threads, take longer than decoding a small clip.
@@ -98,12 +107,17 @@ class Converter:
         width, height = self._square(frame)
         return (height, width) if orientation(frame).transposed else (width, height)
 
-    def scaled(self, frame: av.VideoFrame, width: int, height: int, form: str) -> av.VideoFrame:
-        """A frame as it is shown, scaled to a width and height, in a pixel format; errors as for a call."""
+    def scaled(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        """A frame as it is shown, scaled, as yuv420p of `COLORSPACE` and `COLOR_RANGE`; errors as for a call.
+
+        Unless a frame already has these colours, it is converted to RGB first, as a call does. Between two YUV formats,
+        it depends on PyAV's version whether libswscale converts the colour space and range that the source states.
+        """
         self._square(frame)
-        if orientation(frame) != UPRIGHT:
+        to: dict[str, Any] = {"width": width, "height": height, "format": "yuv420p", "interpolation": _BICUBIC}
+        if orientation(frame) != UPRIGHT or not _has_default_colors(frame):
             frame = av.VideoFrame.from_ndarray(self(frame), format="rgb24")
-        to = {"width": width, "height": height, "format": form, "interpolation": _BICUBIC}
+            to |= {"dst_colorspace": COLORSPACE, "dst_color_range": COLOR_RANGE}
         return pyav.reformat(self._reformatter, frame, **to)
 
     def _square(self, frame: av.VideoFrame) -> tuple[int, int]:

@@ -80,7 +80,7 @@ def reformat(reformatter: VideoReformatter, frame: av.VideoFrame, **to: Any) -> 
     """`reformatter.reformat` without threads of its own, which would take longer than converting small frames.
 
     Args:
-      to: `width`, `height`, `format`, `interpolation` (libswscale's flags).
+      to: `width`, `height`, `format`, `interpolation` (libswscale's flags), `dst_colorspace`, `dst_color_range`.
     """
     options: dict[str, Any] = {"threads": 1} if _HAS_THREADS else {}
     return reformatter.reformat(frame, **to, **options)

@@ -88,7 +88,8 @@ class VideoFile:
     Attributes:
       container, stream, codec: PyAV's.
       unit: seconds per tick of the stream's times.
-      numbered: the file states no usable times; the time of a frame is its number.
+      numbered: the file states no usable times; the time of a frame is its number, or `clock` at its number.
+      clock: times of a numbered file's frames, in the order in which they are shown; empty where unknown.
       in_order: the file must be decoded from its start, since its key frames are not real ones or its times restart.
     """
 
@@ -103,6 +104,7 @@ class VideoFile:
         self._format = self.container.format.name.partition(",")[0]
         # AVI states no times, and FFmpeg guesses them wrong where frames are not shown in the order of decoding.
         self.numbered = self._format == "avi" and bool(self.codec.has_b_frames)
+        self.clock: tuple[int, ...] = ()
         self.in_order = False
 
     def close(self) -> None:
@@ -143,6 +145,21 @@ class VideoFile:
     def seeks(self) -> bool:
         """Whether seeking works and times are true, as in MP4, MOV, Matroska, WebM, MPEG-TS and most AVI files."""
         return self._format in _SEEKABLE and not self.numbered and not self.in_order
+
+    @property
+    def has_places(self) -> bool:
+        """Whether a packet's decoding time is its place among chunks that are equally far apart (AVI)."""
+        return self._format == "avi"
+
+    @property
+    def start(self) -> int | None:
+        """Time of the first frame. AVI's header says 0, but FFmpeg may count the frames of H.264 from 1."""
+        if self._format == "avi":
+            with contextlib.suppress(av.FFmpegError):
+                first = next(self.packets(), None)
+                if first is not None and first.pts is not None:
+                    return first.pts
+        return self.stream.start_time
 
     @property
     def has_decoding_durations(self) -> bool:
@@ -273,6 +290,12 @@ class VideoFile:
         self._moved = True
         self.container.seek(place, unsupported_byte_offset=True, stream=self.stream)
         return next((packet.dts for packet in self._demuxed() if packet.dts is not None), None)
+
+    def numbered_time(self, number: int) -> int:
+        """Time of a numbered file's frame; a decoder may give more frames than there are packets."""
+        if not self.clock:
+            return number
+        return self.clock[number] if number < len(self.clock) else self.clock[-1] + 1 + number - len(self.clock)
 
     def is_cut(self, packet: av.Packet) -> bool:
         """Whether the file ends within a packet."""

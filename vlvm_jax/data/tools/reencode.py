@@ -22,14 +22,14 @@ from PIL import Image
 from vlvm_jax.data.decoding import decode, sampling
 from vlvm_jax.data.decoding.cursor import Cursor, Picture
 from vlvm_jax.data.decoding.decode import Grid
-from vlvm_jax.data.decoding.pixels import Converter
+from vlvm_jax.data.decoding.pixels import COLOR_RANGE, COLORSPACE, Converter
 from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.images import stills
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
-VERSION = 2  # increased whenever the same settings give other bytes than before
+VERSION = 3  # increased whenever the same settings give other bytes than before
 PROBED = 8  # frames of a clip that is judged without a config
 _PRESET = "veryfast"
 _JPEG_QUALITY = 92
@@ -158,7 +158,7 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
     packets: list[av.Packet] = []
     for one in kept:
         encoder = encoder or _encoder(container, convert.size(one.frame), target)
-        scaled = convert.scaled(one.frame, encoder.width, encoder.height, "yuv420p")
+        scaled = convert.scaled(one.frame, encoder.width, encoder.height)
         last = max(round(one.start * _CLOCK), last + _APART)
         end = max(round(one.end * _CLOCK), last + _APART)
         # No type of a frame is forced: x264's rate control then reads memory that it has not set, and the bytes vary.
@@ -192,6 +192,7 @@ def _encoder(container: OutputContainer, size: tuple[int, int], target: Target) 
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, _CLOCK)
     context = stream.codec_context
     context.thread_count, context.gop_size, context.time_base = 1, GOP, Fraction(1, _CLOCK)
+    context.colorspace, context.color_range = COLORSPACE, COLOR_RANGE
     context.flags |= Flags.bitexact
     context.options = {"crf": str(CRF), "preset": _PRESET, "sc_threshold": "0"}
     return stream
