@@ -261,7 +261,7 @@ def test_each_folder_is_listed_once(media, monkeypatch):
     assert asked == [str(media)] and len(clips.missing) == 50
 
 
-ASKED = {"video": "a.mp4", "question": "q"}
+OF_CLIP = {"video": "a.mp4", "question": "q"}
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,13 @@ ASKED = {"video": "a.mp4", "question": "q"}
 )
 def test_options_that_would_be_left_out_or_mistaken_are_refused(media, more, expected):
     with pytest.raises(InputError, match=expected) as caught:
-        read(media, [ASKED | more])
+        read(media, [OF_CLIP | more])
     assert "record 0" in str(caught.value)
 
 
 @pytest.mark.parametrize("absent", ["", "nan", None, float("nan")])
 def test_options_that_a_table_pads_are_absent(media, absent):
-    (asked,) = read(media, [ASKED | {"answer": "B", "a0": "x", "a1": "y", "a2": absent}])
+    (asked,) = read(media, [OF_CLIP | {"answer": "B", "a0": "x", "a1": "y", "a2": absent}])
     assert asked.options == ("x", "y") and asked.letter == "B"
 
 

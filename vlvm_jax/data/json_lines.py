@@ -164,7 +164,7 @@ def _lines(data: bytes, path: str) -> Iterator[Entry]:
 def _list(text: str, start: int, path: str) -> Iterator[Entry]:
     try:
         if not text.strip():
-            raise InputError(f"{path}: is empty; expected a JSON list of records")
+            raise InputError(f"{path}: is empty, so not JSON; expected a list of records")
         if not re.match(r"[ \t\n\r]*\[", text):
             found = type(json.loads(text)).__name__
             raise InputError(f"{path}: expected a JSON list of records, found {found}")

@@ -262,7 +262,7 @@ def test_parts_of_a_clip_under_other_keys_are_named_once(tmp_path):
             '[{"video": ' + "[" * 900 + "]" * 900 + ', "conversations": []}]',
             "record 0: lists or objects nested too deep",
         ),
-        ("", ": is empty"),
+        ("", ": is empty, so not JSON"),
         ("[]", ": holds no record"),
     ],
 )
