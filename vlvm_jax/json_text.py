@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 100  # of objects and lists inside one another; docs/security.md states it
@@ -11,14 +12,17 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: JSON and fil
 _ESCAPED = re.compile("[\x7f-\x9f\ud800-\udfff]")  # these, and the control characters that JSON allows
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The value of a JSON text. What it gives can be printed and written again without deep recursion.
+
+    Args:
+      object_pairs_hook: as of `json.loads`.
 
     Raises:
       ValueError: the text is not JSON, is not UTF-8, or is nested more than `MAX_DEPTH` levels deep.
     """
     try:
-        return check_depth(json.loads(text), text)
+        return check_depth(json.loads(text, object_pairs_hook=object_pairs_hook), text)
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
 

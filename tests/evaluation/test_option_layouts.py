@@ -259,3 +259,58 @@ def test_each_folder_is_listed_once(media, monkeypatch):
     for number in range(50):
         clips.path(f"gone{number}")
     assert asked == [str(media)] and len(clips.missing) == 50
+
+
+OF_CLIP = {"video": "a.mp4", "question": "q"}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"answer": "B", "a0": "x", "a1": "", "a2": "z"}, "'a1' is empty"),
+        ({"answer": "B", "a0": "x", "a1": None}, "'a1' is empty"),
+        ({"answer": "A", "opa": "x", "opb": "y"}, "'opa' looks like options"),
+        ({"answer": "A", "optA": "x", "optB": "y"}, "'optA' looks like options"),
+        ({"answer": "1", "opt1": "x", "opt2": "y"}, "'opt1' looks like options"),
+        ({"answer": "A", "selections": ["x", "y"]}, "'selections' looks like options"),
+        ({"answer": "A", "question_choices": ["x", "y"]}, "'question_choices' looks like options"),
+        ({"answer": "A. x", "mc": "A. x\nB. y"}, "'mc' looks like options"),
+        ({"answer": "A", "options": ["B. x", "A. y"]}, "the options' own letters are B, A"),
+        ({"answer": "A", "options": ["x", float("nan"), "y"]}, "has an empty option"),
+        ({"answer": float("nan")}, "'answer' is nan"),
+        ({"answer": "nan"}, "'answer' is nan"),
+        ({"answer": "nan", "options": ["x", "y"]}, "no key that names the right one"),
+        ({"answer": "A", "options": ["x\ud800", "y"]}, "half a character"),
+    ],
+)
+def test_options_that_would_be_left_out_or_mistaken_are_refused(media, more, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        read(media, [OF_CLIP | more])
+    assert "record 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("absent", ["", "nan", None, float("nan")])
+def test_options_that_a_table_pads_are_absent(media, absent):
+    (asked,) = read(media, [OF_CLIP | {"answer": "B", "a0": "x", "a1": "y", "a2": absent}])
+    assert asked.options == ("x", "y") and asked.letter == "B"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("video,question,answer\na.mp4,is it red, or blue ?,red\n", "row 0: 4 fields for 3 columns"),
+        ("video,question,answer,answer\na.mp4,q,x,y\n", "2 columns 'answer'"),
+        ("video,question,answer,a0,a1\na.mp4,q,0,x\n", "row 0: 'a1' is empty"),
+    ],
+)
+def test_tables_whose_rows_do_not_fit_are_refused(media, text, expected):
+    (media / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=expected):
+        question_lists.read(str(media / "list.csv"), str(media))
+
+
+def test_long_fields_and_unread_parts_of_clips(media):
+    (media / "list.csv").write_text(f"video,question,answer,start_time\na.mp4,{'q' * 140_000},x,3\n")
+    found = question_lists.read(str(media / "list.csv"), str(media))
+    assert len(found.questions[0].text) == 140_000
+    assert any("'start_time' is not read" in note for note in found.notes)

@@ -223,7 +223,7 @@ def test_the_embedded_held_out_lists(embedded):
         ("x.json", [], r"x.json: record 0: of no format known here .* its keys are \[\]"),
         ("x.json", [3], "x.json: record 0: expected an object, found int"),
         ("x.json", [{"clip": "a"}], r"x.json: record 0: of no format known .*its keys are \['clip'\]"),
-        ("x.jsonl", '{"video": "a", "question": "q", "answer": "a"}\n{"vid', "x.jsonl: not JSON (line 2: "),
+        ("x.jsonl", '{"video": "a", "question": "q", "answer": "a"}\n{"vid', r"x.jsonl: not JSON \(line 2: "),
         ("x.json", [QUESTION], "x.json: questions without answers; name the list of answers with --answers"),
         ("x_q.json", [QUESTION], "--answers=.*x_a.json: no such file"),
         ("x.json", [CHOICE | {"answer_number": 5}], "record 0: 'answer_number' must be from 0 to 4"),

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, assume, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from recipes import ROOT
 
@@ -142,8 +142,6 @@ PARTS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "ge
 )
 @example(name="config.json", change={"auto_map": {"AutoConfig": "x--y.Z"}, "model_type": "z"})
 def test_convert(holds, place, name, change):
-    # A config.json that is nested too deep still ends in a traceback: `weights.sources` has a reader of its own.
-    assume(isinstance(change, dict) or name != "config.json" or len(change) < 100)
     broken = shutil.copytree(place / "model", place / "broken", dirs_exist_ok=True)
     file = broken / name
     there = json.loads(file.read_text()) if file.exists() else {}

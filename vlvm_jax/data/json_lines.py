@@ -11,6 +11,7 @@ from vlvm_jax.errors import InputError
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MARK = b"\xef\xbb\xbf"  # byte order mark
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 
 
 class Entry(NamedTuple):
@@ -23,7 +24,8 @@ class Entry(NamedTuple):
       where: `file: record index`, for messages.
       span: start and end of the text, in bytes of the file.
       line: number of the line, from 1; 0 in a JSON list.
-      error: what is wrong with a line that is not JSON or not UTF-8, with its number; "" if nothing is.
+      error: what is wrong with a line that is not JSON or not UTF-8, with its number, or with a record that has a key
+        twice; "" if nothing is.
     """
 
     index: int
@@ -95,6 +97,8 @@ def _start(data: bytes) -> int:
 
 
 def _refuse_utf16(data: bytes, path: str) -> None:
+    if data.startswith(_UTF32):
+        raise InputError(f"{path}: UTF-32, expected UTF-8; convert it, as with `iconv -f UTF-32 -t UTF-8`")
     if data.startswith(_UTF16):
         raise InputError(f"{path}: UTF-16, expected UTF-8; convert it, as with `iconv -f UTF-16 -t UTF-8`")
 
@@ -106,10 +110,23 @@ def _not_utf8(byte: int, column: int) -> str:
     )
 
 
+class _RepeatedKey(ValueError):
+    """An object has one key twice, with different values."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for key, value in pairs:
+            if value != found[key]:
+                raise _RepeatedKey(f"the key {key!r} stands twice, with different values; keep one of them")
+    return found
+
+
 def loads(text: str | bytes) -> tuple[Any, str]:
     """The value of a JSON text, and the error if it does not parse."""
     try:
-        return json_text.loads(text), ""
+        return json_text.loads(text, object_pairs_hook=_object), ""
     except ValueError as error:
         return None, " ".join(str(error).split())
 
@@ -146,23 +163,25 @@ def _lines(data: bytes, path: str) -> Iterator[Entry]:
 
 def _list(text: str, start: int, path: str) -> Iterator[Entry]:
     try:
+        if not text.strip():
+            raise InputError(f"{path}: is empty, so not JSON; expected a list of records")
         if not re.match(r"[ \t\n\r]*\[", text):
             found = type(json_text.loads(text)).__name__
             raise InputError(f"{path}: expected a JSON list of records, found {found}")
         done = 0
-        for index, (first, last, value) in enumerate(_items(text)):
+        for index, (first, last, value, error) in enumerate(_items(text)):
             start += len(text[done:first].encode())
             stop = start + len(text[first:last].encode())
-            yield Entry(index, text[first:last], value, f"{path}: record {index}", (start, stop))
+            yield Entry(index, text[first:last], value, f"{path}: record {index}", (start, stop), error=error)
             start, done = stop, last
     except (ValueError, RecursionError) as error:
         reason = json_text.TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise InputError(f"{path}: not JSON ({reason}); one object per line needs the ending .jsonl") from None
 
 
-def _items(text: str) -> Iterator[tuple[int, int, Any]]:
-    """Where the items of a JSON list begin and end, and their values, one at a time."""
-    decoder = json.JSONDecoder()
+def _items(text: str) -> Iterator[tuple[int, int, Any, str]]:
+    """Where the items of a JSON list begin and end, their values, and what is wrong with them, one at a time."""
+    decoder, lenient = json.JSONDecoder(object_pairs_hook=_object), json.JSONDecoder()
 
     def after(position: int) -> int:
         found = _SPACE.match(text, position)
@@ -170,8 +189,12 @@ def _items(text: str) -> Iterator[tuple[int, int, Any]]:
 
     at = after(text.index("[") + 1)
     while not text.startswith("]", at):
-        value, end = decoder.raw_decode(text, at)
-        yield at, end, json_text.check_depth(value, text[at:end])
+        error = ""
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except _RepeatedKey as found:
+            value, (_, end), error = None, lenient.raw_decode(text, at), str(found)
+        yield at, end, json_text.check_depth(value, text[at:end]), error
         at = after(end)
         if text.startswith(",", at):
             at = after(at + 1)

@@ -74,6 +74,14 @@ KEYS: dict[str, Literal["computed", "no effect"] | tuple[Any, ...]] = {
     "mm_qformer_latents": NO_EFFECT,
     "mm_qformer_pretrained": NO_EFFECT,
 }
+_TYPES: dict[str, tuple[type, str]] = {
+    "mm_vision_tower": (str, "a text, the tower's hub id or directory"),
+    "mm_vision_select_layer": (int, "a whole number, such as -2"),
+    "mm_hidden_size": (int, "a whole number"),
+    "mm_spatial_pool_stride": (int, "a whole number from 1 on"),
+    "mm_use_im_start_end": (bool, "true or false"),
+    "image_aspect_ratio": (str, "a text"),
+}
 _TILES = re.compile(r"\(\s*(\d{1,6})\s*x\s*(\d{1,6})\s*\)")
 _TILE_RANGE = re.compile(rf"\s*{_TILES.pattern}(?:\s*,\s*(?:\.\.\.\s*,\s*)?{_TILES.pattern})*\s*")
 _MOST_CANVASES = 1024  # an image is compared with each of them
@@ -100,6 +108,10 @@ def check(raw: dict[str, Any], where: str) -> None:
         )
     if not raw.get("mm_vision_tower"):
         raise InputError(f"{where}: mm_vision_tower is missing; expected the tower's hub id or directory")
+    for key, (kind, expected) in _TYPES.items():
+        value = raw.get(key)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise InputError(f"{where}: {key} {value!r:.200}: expected {expected}")
     for key, value in raw.items():
         allowed = KEYS.get(key, () if key.startswith("mm_") else NO_EFFECT)
         if value is None or isinstance(allowed, str) or value in allowed:

@@ -18,7 +18,10 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import json
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,11 +34,13 @@ from vlvm_jax.data.sources.records import MediaKind, Record, check_object, short
 from vlvm_jax.data.text.conversation import PLACEHOLDER
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.clip_files import ClipFiles
+from vlvm_jax.json_text import LONE_SURROGATE
 
 Format = Literal["plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 FORMATS: tuple[Format, ...] = ("plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava")
 _CLIP_KEYS = ("video_name", "video", "videoID", "video_id", "q_uid")  # that name a clip, the likeliest first
 _ID_KEYS = ("id", "question_id", "qid")
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _TYPE_KEYS = ("type", "question_type", "task_type", "task_name")
 
 
@@ -105,29 +110,40 @@ def read(path: str, media: str, *, answers: str | None = None, name: Format | Li
         other's.
     """
     clips = ClipFiles(media)
-    digest = hashlib.sha256(_bytes(path, "--questions"))
+    digest, unread = hashlib.sha256(_bytes(path, "--questions")), Counter()
     if name == "auto":
         name = "csv" if path.lower().endswith(".csv") else detect(_first(path), f"{path}: record 0")
     if name == "open_ended":
         answers = answers or _answers_beside(path)
         digest.update(_bytes(answers, "--answers"))
-        drafts = _open_ended(path, answers, clips)
+        drafts = _open_ended(path, answers, clips, unread)
     elif answers is not None:
         raise InputError(
             f"--answers={answers}: {path} is of the format {name!r}, which holds its answers; leave it out"
         )
     elif name == "llava":
-        drafts = [(question, None) for question in _llava(path, clips)]
+        drafts = [(question, None) for question in _llava(path, clips, unread)]
     elif name == "csv":
-        drafts = [_from_csv(raw, where, index, clips) for index, raw, where in _rows(path)]
+        drafts = [_from_csv(raw, where, index, clips) for index, raw, where in _rows(path, unread)]
     else:
         reader = _READERS[name]
-        drafts = [draft for index, raw, where in _objects(path) for draft in reader(raw, where, index, clips)]
+        drafts = [draft for index, raw, where in _objects(path, unread) for draft in reader(raw, where, index, clips)]
     if not drafts:
         raise InputError(f"{path}: no questions in it")
     found = _with_right_options(drafts)
     _check_ids(found)
-    return QuestionList(name, tuple(found), digest.hexdigest(), tuple(clips.notes()))
+    return QuestionList(name, tuple(found), digest.hexdigest(), (*clips.notes(), *_unread_notes(path, name, unread)))
+
+
+def _unread_notes(path: str, name: Format, unread: Counter[str]) -> list[str]:
+    """A line for each key that looks like a part of the clip, but is not read in this format."""
+    read = ("start", "end") if name in ("plain", "llava") else ()
+    return [
+        f"{path}: {key!r} is not read, the whole clip is ({count} {'record has' if count == 1 else 'records have'} "
+        "it); 'start' and 'end' of the formats 'plain' and 'llava' are"
+        for key, count in unread.items()
+        if key not in read
+    ]
 
 
 def _with_right_options(drafts: Sequence[Draft]) -> list[Question]:
@@ -283,7 +299,7 @@ def _from_csv(raw: dict[str, Any], where: str, index: int, clips: ClipFiles) -> 
     return question, choice
 
 
-def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Draft]:
+def _open_ended(path: str, answers: str, clips: ClipFiles, unread: Counter[str]) -> list[Draft]:
     """Questions with their answers, joined by id."""
     true: dict[str, tuple[dict, str]] = {}
     for _, raw, where in _objects(answers):
@@ -293,7 +309,7 @@ def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Draft]:
             raise InputError(f"{where}: 'question_id' {name!r} stands here and in {true[name][1]}; ids must be unique")
         true[name] = raw, where
     found = []
-    for _, raw, where in _objects(path):
+    for _, raw, where in _objects(path, unread):
         check_object(raw, where)
         name = _id(raw, "question_id", where)
         if name not in true:
@@ -312,9 +328,9 @@ def _open_ended(path: str, answers: str, clips: ClipFiles) -> list[Draft]:
     return found
 
 
-def _llava(path: str, clips: ClipFiles) -> list[Question]:
+def _llava(path: str, clips: ClipFiles, unread: Counter[str]) -> list[Question]:
     found, name = [], "llava"
-    for index, raw, where in _objects(path):
+    for index, raw, where in _objects(path, unread):
         name = name if index else formats.detect(raw, where)
         _no_options(raw, where, "llava")
         record = records.parse(formats.to_llava(raw, name, where, str), where, index, clips.locate)
@@ -364,6 +380,8 @@ def _text(raw: Mapping[str, Any], key: str, where: str) -> str:
 def _answer(raw: Mapping[str, Any], key: str, where: str) -> str:
     """Numbers, which some lists have for answers, are taken as their texts."""
     value = raw.get(key)
+    if value in ("nan", "NaN") or (isinstance(value, float) and not math.isfinite(value)):
+        raise InputError(f"{where}: {key!r} is {value}, which tables write for what is missing; give the answer")
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _text(raw, key, where)
 
 
@@ -402,7 +420,7 @@ def _first(path: str) -> Any:
     return next((raw for _, raw, _ in _objects(path)), {})
 
 
-def _objects(path: str) -> Iterator[tuple[int, Any, str]]:
+def _objects(path: str, unread: Counter[str] | None = None) -> Iterator[tuple[int, Any, str]]:
     """Index, value and `file: record index` of each record.
 
     Raises:
@@ -410,19 +428,51 @@ def _objects(path: str) -> Iterator[tuple[int, Any, str]]:
     """
     for entry in json_lines.parse(_bytes(path, "--questions"), path):
         if entry.error:
-            raise InputError(f"{path}: {entry.error}")
+            raise InputError(f"{path if entry.line else entry.where}: {entry.error}")
         check_object(entry.value, entry.where)
+        if _ESCAPED_HALF.search(entry.text) and LONE_SURROGATE.search(json.dumps(entry.value, ensure_ascii=False)):
+            raise InputError(
+                f"{entry.where}: holds half a character (a lone surrogate), such as \\ud83d without the rest"
+            )
+        if unread is not None:
+            _count_spans(entry.value, unread)
         yield entry.index, entry.value, entry.where
 
 
-def _rows(path: str) -> Iterator[tuple[int, dict[str, str], str]]:
+def _count_spans(raw: Mapping[str, Any], unread: Counter[str]) -> None:
+    unread.update(media_keys.spans(raw))
+    unread.update(key for key in ("start", "end") if raw.get(key) not in (None, ""))
+
+
+def _rows(path: str, unread: Counter[str]) -> Iterator[tuple[int, dict[str, str], str]]:
     """Index, values by column and `file: row index` of each row of a table."""
     text, _ = json_lines.decode(_bytes(path, "--questions"), path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # which is 131,072 characters at first
     table = csv.DictReader(io.StringIO(text, newline=""))
-    columns = table.fieldnames or ()
+    try:
+        columns = table.fieldnames or ()
+    except csv.Error as error:
+        raise InputError(f"{path}: not CSV ({error})") from None
+    if repeated := [column for column in columns if columns.count(column) > 1]:
+        raise InputError(f"{path}: {columns.count(repeated[0])} columns {repeated[0]!r}; keep one of them")
     wanted = [_CLIP_KEYS, ("question",), ("answer", *options.ANSWERS, *options.NUMBERS)]
     absent = [keys[0] for keys in wanted if not set(keys) & set(columns)]
     if absent:
         raise InputError(f"{path}: no column {absent[0]!r}; its columns are {short(list(columns))}")
-    for number, row in enumerate(table):
-        yield number, row, f"{path}: row {number}"
+    number = 0
+    while True:
+        where = f"{path}: row {number}"
+        try:
+            row = next(table, None)
+        except csv.Error as error:
+            raise InputError(f"{where}: not CSV ({error})") from None
+        if row is None:
+            return
+        if None in row:
+            raise InputError(
+                f"{where}: {len(columns) + len(row[None])} fields for {len(columns)} columns; put a field that holds a "
+                f"comma in double quotes (found beyond the last column: {short(row[None])})"
+            )
+        _count_spans(row, unread)
+        yield number, row, where
+        number += 1

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vlvm_jax import manifest, storage
+from vlvm_jax import json_text, manifest, storage
 from vlvm_jax.config import (
     AdapterConfig,
     Config,
@@ -202,7 +201,7 @@ def set_aside_damaged(text: str, where: str) -> None:
 
 def _check_import(directory: epath.Path) -> None:
     try:
-        newer = json.loads((directory / MODEL_FILE).read_text())["format"] >= FORMAT
+        newer = json_text.loads((directory / MODEL_FILE).read_text())["format"] >= FORMAT
     except (ValueError, TypeError, KeyError):
         newer = False  # the manifest tells, or else whoever reads the file
     integrity.check_import(directory, newer, "; import the checkpoint again")
@@ -211,7 +210,7 @@ def _check_import(directory: epath.Path) -> None:
 def _imported_parts(directory: epath.Path) -> Parts:
     path = directory / MODEL_FILE
     try:
-        values = json.loads(path.read_text())
+        values = json_text.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); import the checkpoint again") from None
     kinds = {"vision": VisionConfig, "decoder": DecoderConfig, "adapter": AdapterConfig}
@@ -235,7 +234,7 @@ def _run_of(directory: epath.Path) -> tuple[epath.Path, str | None, int | None] 
 def _is_run(directory: epath.Path) -> bool:
     path = directory / "config.json"
     try:
-        return path.exists() and "stages" in json.loads(path.read_text())
+        return path.exists() and "stages" in json_text.loads(path.read_text())
     except (ValueError, TypeError):  # whoever reads the file next says what is wrong with it
         if (directory / manifest.FILE).exists():
             integrity.check_beside_stages(directory)
@@ -244,7 +243,7 @@ def _is_run(directory: epath.Path) -> bool:
 
 def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, step: int | None) -> Stored:
     integrity.check_beside_stages(workdir)
-    config = build(Config, json.loads((workdir / "config.json").read_text()), str(workdir / "config.json"))
+    config = build(Config, json_text.loads((workdir / "config.json").read_text()), str(workdir / "config.json"))
     names = [entry.name for entry in config.stages]
     stage = stage or _finished(workdir)[-1]
     steps = {int(path.name): path for path in _steps(workdir, stage)}
@@ -266,7 +265,7 @@ def _finished(workdir: epath.Path) -> list[str]:
     Raises:
       InputError: none is.
     """
-    names = [stage["name"] for stage in json.loads((workdir / "config.json").read_text())["stages"]]
+    names = [stage["name"] for stage in json_text.loads((workdir / "config.json").read_text())["stages"]]
     finished = [name for name in names if (workdir / name / "result.json").exists()]
     if not finished:
         begun = [str(workdir / name) for name in names if _steps(workdir, name)]

@@ -81,9 +81,10 @@ def test_a_list_that_is_not_json_is_refused(write, text):
     assert "\n" not in str(caught.value) and path in str(caught.value)
 
 
-def test_an_empty_list_has_no_records(write):
-    assert len(read_annotations(write(" [ ]\n", "n.json"), "/media")) == 0
-    assert len(read_annotations(write("\n\n"), "/media")) == 0
+def test_a_file_without_records_is_refused(write):
+    for path in (write(" [ ]\n", "n.json"), write("\n\n")):
+        with pytest.raises(InputError, match="holds no record"):
+            read_annotations(path, "/media")
 
 
 def test_bytes_that_are_not_utf8_are_refused(write):

@@ -171,3 +171,110 @@ def test_a_later_record_of_no_format_is_a_bad_one(tmp_path):
             source[index]
         assert caught.value.cause == "bad_record" and caught.value.detail.startswith(f"{file}: record {index}: ")
         assert expected in caught.value.detail
+
+
+def test_media_of_a_message_stand_before_its_text_or_at_its_placeholders(read, tmp_path):
+    def said(text, **media):
+        return {"messages": [{"role": "user", "content": text, **media}, {"role": "assistant", "content": "a"}]}
+
+    both = [("image", "1.jpg"), ("image", "2.jpg")]
+    found = read(
+        said("q", images=["1.jpg", "2.jpg"]),
+        said("<image> and <image> ?", images=["1.jpg", "2.jpg"]),
+        said("q", video="c.mp4", images=[]),
+        said("q", video=["1.jpg", "2.jpg"]),
+    )
+    assert [one.turns[0].question for one in found] == [
+        "<image>\n<image>\nq",
+        "<image>\n and <image>\n ?",
+        "<image>\nq",
+        "<image>\nq",
+    ]
+    media = [both, both, [("video", "c.mp4")]]
+    assert [list(one.media) for one in found[:3]] == [[(k, f"{tmp_path}/{n}") for k, n in some] for some in media]
+    assert [kind for kind, _ in found[3].media] == ["video"]
+
+
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+def with_turn(**more):
+    return {"conversations": [{**TURNS[0], **more}, TURNS[1]]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (with_turn(video="a.mp4"), "'video' inside a turn is not read"),
+        (with_turn(clip="a.mp4"), "'clip' inside a turn is not read"),
+        ({"video": "b.mp4", **with_turn(images=["a.jpg"])}, "'images' inside a turn is not read"),
+        ({"messages": [{"role": "user", "content": "<image>", "images": ["1.jpg", "2.jpg"]}]}, "names 2 media"),
+        ({"messages": [{"role": "assistant", "content": "a", "images": ["1.jpg"]}]}, "that is no user's"),
+        ({"input_video": "x", "conversations": TURNS}, "'input_video' looks like media"),
+        ({"left_image": "x", "conversations": TURNS}, "did you mean 'image'?"),
+        ({"sourceClip": ["x"], "conversations": TURNS}, "'sourceClip' looks like media"),
+        ({"url": "https://example.org/watch/3", "conversations": TURNS}, "'url' looks like media"),
+        ({"origin": "https://www.youtube.com/watch?v=abc", "conversations": TURNS}, "'origin' looks like media"),
+        ({"query": "<img>a.jpg</img>what ?", "response": "a"}, "<img>a.jpg</img>' in a question is not read"),
+        ({"query": "see <video>a.mp4</video> ?", "response": "a"}, "<video>a.mp4</video>' in a question is not read"),
+        ({"query": "Frame1: <image>\nFrame2: <image>\nwhat ?", "response": "a"}, "<image>, a placeholder but neither"),
+        ({"query": "Look: <VIDEO>\nwhat ?", "response": "a"}, "<VIDEO>, a placeholder but neither"),
+        ({"query": "<|vision_start|><|video_pad|>what ?", "response": "a"}, "a placeholder but neither"),
+        ({"query": "compare <image> with <image>.", "response": "a"}, "a placeholder but neither"),
+        ({"video": "a.mp4", "question": "q", "answer": float("nan")}, "a turn must be"),
+        (
+            {"videos": ["a.mp4"], "messages": [{"role": "assistant", "content": "a", "loss": False}]},
+            "'loss' False of an answer is not read",
+        ),
+    ],
+)
+def test_media_and_marks_that_are_not_read_are_refused(refusal, raw, expected):
+    assert expected in refusal(raw)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does the <video> tag do?",
+        "Is <image> an element, and <video> one?",
+        "Why does it not play?\n  <video>\n    <source></source>\n  </video>",
+        "Compare the <video> tag with <video> in SVG.",
+    ],
+)
+def test_questions_about_html_stay_text(read, question):
+    """A link to a page that a text is from does not make it a record with media."""
+    (found,) = read({"query": question, "response": "a", "source": "https://example.org/page"})
+    assert found.media == () and found.turns[0].question == question
+
+
+def test_parts_of_a_clip_under_other_keys_are_named_once(tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text(json.dumps([{"video": "a.mp4", "conversations": TURNS, "clip_start": 1, "timestamps": [1, 2]}] * 2))
+    notes = "\n".join(open_source(MixtureEntry(path=str(file))).notes)
+    assert "'clip_start' is not read (2 records have it)" in notes and "'timestamps' is not read" in notes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[{"video": "a.mp4", "video": null, "conversations": []}]', "record 0: the key 'video' stands twice"),
+        (
+            '[{"video": ' + "[" * 900 + "]" * 900 + ', "conversations": []}]',
+            "record 0: lists or objects nested too deep",
+        ),
+        ("", ": is empty, so not JSON"),
+        ("[]", ": holds no record"),
+    ],
+)
+def test_files_without_a_record_that_can_be_used(tmp_path, text, expected):
+    file = tmp_path / "notes.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        open_source(MixtureEntry(path=str(file)))
+
+
+def test_utf_32_is_named(tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text("[]", encoding="utf-32")
+    with pytest.raises(InputError, match="UTF-32, expected UTF-8"):
+        open_source(MixtureEntry(path=str(file)))

@@ -86,11 +86,15 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
             blob += entry.text.encode() if found is entry.value else json.dumps(found).encode()
         except InputError as error:
             faults[entry.index], found = str(error), None
+        except RecursionError:
+            faults[entry.index], found = f"{where}: lists or objects nested too deeply", None
         ends.append(len(blob))
         codes.append(records.kind_code(found))
         type_codes.append(vocabulary.setdefault(records.types_of(found), len(vocabulary)))
     if faults and not confirmed:
         raise InputError(faults[0])
+    if not codes:
+        raise InputError(f"{path}: holds no record; give a JSON list or JSONL with at least one")
     return AnnotationFile(
         path,
         root,

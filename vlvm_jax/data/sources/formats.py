@@ -89,6 +89,9 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
     said, media = _READERS[name](raw, where, notes) if name in _READERS else (None, media_keys.read(raw, where))
     if not media:
         media = _by_id(raw, name, where, clip_of)
+    if name in ("llava", "messages"):
+        turns = raw[KEYS[name][0]]
+        media_keys.check_turns(turns if name == "llava" else _without_read_keys(turns), where, bool(media))
     if not media:
         media_keys.check_none(raw, where, text_keys)
     else:
@@ -109,6 +112,11 @@ def to_llava(raw: Any, name: str, where: str, clip_of: ClipOf, notes: Counter | 
     media = {key: value for key, value in media.items() if key not in ("start", "end")}
     kept = {key: raw[key] for key in KEPT if raw.get(key) is not None}
     return kept | media | span | {"conversations": said}
+
+
+def _without_read_keys(messages: list[dict]) -> list[dict]:
+    """Messages without their keys of media, which were read."""
+    return [{key: value for key, value in one.items() if key not in media_keys.READ} for one in messages]
 
 
 def _says_the_same(raw: dict[str, Any], read: Mapping[str, Any]) -> bool:

@@ -38,6 +38,18 @@ _KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES} - {"mov"}  # as lik
 _IDENTIFIES = re.compile("(id|ids|uid|name|names)$")  # of keys whose value may be a number
 _SOUNDS = ("audio", "audios", "sound", "speech", *(ending.removeprefix(".") for ending in SOUND))
 
+_SPANS = {"begin", "span", "interval", "segment", "segments", "timestamp", "timestamps", "timespan", "timerange"} | {
+    thing.format(end)
+    for end in ("start", "end")
+    for thing in ("{}time", "time{}", "clip{}", "{}sec", "{}seconds", "{}s")
+}
+_KINDS = {f"{thing}{plural}" for thing in ("image", "video", "clip", "movie") for plural in ("", "s")}  # in other keys
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LINK_KEYS = {"url", "urls", "uri", "src", "link", "links", "href"}
+_CLIP_SITES = re.compile(r"(https?://)?([\w-]+\.)?(youtube\.com|youtu\.be|youtube-nocookie\.com|vimeo\.com)/\S+", re.I)
+_LINK = re.compile(r"https?://\S+", re.I)
+_TURN_TEXT = frozenset({"from", "role", "value", "content", "text", "name", "reasoning_content"})
+
 ClipOf = Callable[[str], str | None]
 
 
@@ -132,6 +144,7 @@ def suspects(raw: Mapping[str, Any], text_keys: frozenset[str] = frozenset()) ->
 def check_none(raw: Mapping[str, Any], where: str, text_keys: frozenset[str]) -> None:
     """Raises `InputError` if a record in which no media were found has a key that looks like media."""
     found = suspects(raw, text_keys)
+    found += [key for key, value in raw.items() if key not in text_keys and _may_name_media(str(key), value)]
     if not found:
         return
     key = found[0]
@@ -146,12 +159,51 @@ def check_none(raw: Mapping[str, Any], where: str, text_keys: frozenset[str]) ->
     )
 
 
+def check_turns(said: Any, where: str, has_media: bool) -> None:
+    """Raises `InputError` if a turn has media of its own, or is not to be trained on; both are read of records alone.
+
+    Args:
+      has_media: whether the record has media, beside which a turn's key that merely looks like media is no fault.
+    """
+    for turn in said if isinstance(said, list) else ():
+        if not isinstance(turn, dict):
+            continue
+        key = next((key for key in ("loss", "weight") if turn.get(key) is not None and not turn[key]), None)
+        if key is not None and turn.get("from", turn.get("role")) in ("gpt", "assistant"):
+            raise InputError(
+                f"{where}: {key!r} {turn[key]!r} of an answer is not read, all answers are trained on; leave the key "
+                "out, or end the record before this turn"
+            )
+        keys = [key for key in READ if not is_empty(turn.get(key))]
+        keys += [] if has_media else suspects(turn, _TURN_TEXT)
+        if keys:
+            raise InputError(
+                f"{where}: {keys[0]!r} inside a turn is not read; name all media of the record under "
+                f"{meant(keys[0], turn[keys[0]])!r} beside its turns"
+            )
+
+
+def _may_name_media(key: str, value: Any) -> bool:
+    """Whether a key of a record without media has "video" or the like among its words, or holds a link to a clip."""
+    words = {word.lower() for word in _WORD.findall(key)}
+    if isinstance(value, str | list) and value and len(words) > 1 and words & _KINDS:
+        return True
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    pattern = _LINK if words & _LINK_KEYS else _CLIP_SITES
+    return any(pattern.fullmatch(text.strip()) for text in texts)
+
+
 def meant(key: str, value: Any = None) -> str:
     """The media key that is probably meant by another key."""
     folded = _folded(key)
     if close := _close(folded):
         return close
-    images = folded.startswith(("im", "pic", "photo")) or folded in {one.removeprefix(".") for one in STILLS}
+    words = {word.lower() for word in _WORD.findall(key)}
+    images = (
+        folded.startswith(("im", "pic", "photo"))
+        or bool(words & {"image", "images"})
+        or folded in {one.removeprefix(".") for one in STILLS}
+    )
     stills = [text.lower().endswith(STILLS) for text in _texts(value, _SUFFIXES)]
     kind = "image" if images or (stills and all(stills) and len(stills) == 1) else "video"
     return kind
@@ -162,6 +214,16 @@ def note(raw: Mapping[str, Any], notes: Counter, text_keys: frozenset[str]) -> N
     for key in suspects(raw, text_keys):
         if key not in IDS:
             notes[repr(key)] += 1
+    notes.update(map(repr, spans(raw, text_keys)))
+
+
+def spans(raw: Mapping[str, Any], text_keys: frozenset[str] = frozenset()) -> list[str]:
+    """Keys that look like a part of the clip, but are not read."""
+    return [
+        key
+        for key, value in raw.items()
+        if key not in text_keys and not is_empty(value) and _folded(str(key)) in _SPANS
+    ]
 
 
 def _looks_like_media(key: str, value: Any) -> bool:

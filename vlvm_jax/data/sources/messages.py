@@ -1,5 +1,6 @@
 """Messages of Hugging Face, TRL and ms-swift, whose content may be a list of parts with media among them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ def from_messages(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[l
     parts = _Parts({kind: iter(names) for kind, names in beside.items()}, where)
     turns = []
     for message in messages:
-        content = message["content"]
+        content = _with_own_media(message, where)
         if isinstance(content, list):
             content = "".join(map(parts.text, content))
         turns.append({"from": message.get("role"), "value": content})
@@ -40,6 +41,45 @@ def from_messages(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[l
     media: dict[str, Any] = {kind: names for kind, names in found.items() if names}
     stills = all(isinstance(name, str) and name.lower().endswith(STILLS) for name in found["video"])
     return turns, media | _span(parts.spans, 1 if stills else len(found["video"]), where)
+
+
+def _with_own_media(message: Mapping[str, Any], where: str) -> Any:
+    """The content of a message; as parts, if the message has media under keys of its own, as Ollama's have.
+
+    They stand before the text, or where it has a placeholder for each.
+
+    Raises:
+      InputError: it is not clear where they stand.
+    """
+    content = message["content"]
+    own = media_keys.read({key: value for key, value in message.items() if key in media_keys.READ}, where)
+    if not own:
+        return content
+    key = next(key for key in media_keys.READ if not media_keys.is_empty(message.get(key)))
+    named = [{"type": kind, kind: name} for kind in ("image", "video") for name in _own(own.get(kind), kind)]
+    if not isinstance(content, str) or message.get("role") not in ("user", "human"):
+        raise InputError(
+            f"{where}: {key!r} inside a message that is no user's, or whose content is no text; name the media under "
+            f"{media_keys.READ[key]!r} beside the messages"
+        )
+    pieces = re.split("(<image>|<video>)", content)
+    shown = pieces[1::2]
+    if not shown:
+        return [*named, {"type": "text", "text": content}]
+    if [f"<{part['type']}>" for part in named] != shown:
+        raise InputError(
+            f"{where}: {key!r} inside a message names {len(named)} media, its text has the placeholders "
+            f"{' '.join(shown)}; give one each, in order, or none"
+        )
+    media = iter(named)
+    return [next(media) if at % 2 else {"type": "text", "text": piece} for at, piece in enumerate(pieces)]
+
+
+def _own(value: Any, kind: str) -> list:
+    """Media of one kind of a message; a list of images under `video` is one clip."""
+    names = media_keys.as_list(value)
+    stills = all(isinstance(name, str) and name.lower().endswith(STILLS) for name in names)
+    return [names] if kind == "video" and isinstance(value, list) and stills else names
 
 
 class _Parts:

@@ -10,6 +10,7 @@ several ways, such as "1" where options are numbers, is resolved from the whole 
 
 import ast
 import dataclasses
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from vlvm_jax import json_text
 from vlvm_jax.data.sources.records import short
 from vlvm_jax.errors import InputError
+from vlvm_jax.json_text import LONE_SURROGATE
 
 LETTERS = string.ascii_uppercase
 LISTS = ("options", "candidates", "choices", "answer_choices")
@@ -31,10 +33,13 @@ NUMBERS = (
 _NUMBERED = re.compile(r"(a|(?:option|choice|candidate)s?[ _-]?)([0-9]{1,2})", re.IGNORECASE)
 _BY_LETTER = re.compile(r"((?:option|choice|candidate)[ _-]?|)([a-z])", re.IGNORECASE)
 _SUSPECT = re.compile(
-    r"(options?|choices?|candidates?|distractors?|alternatives?)|"
-    r"(multi(ple)?|mc|answer|wrong|possible|candidate|negative)_?(options?|choices?|candidates?|answers?)(_?list)?",
+    r"(options?|opts|choices?|candidates?|distractors?|alternatives?|selections?|mc|mcq)|"
+    r"(multi(ple)?|mc|answer|question|wrong|possible|candidate|negative)_?(options?|choices?|candidates?|answers?)(_?list)?",
     re.IGNORECASE,
 )
+# One key for each option, under names that are not read.
+_UNREAD = re.compile(r"((?:op|opts?|selection|alternative|mc)[ _-]?)([a-z]|[0-9]{1,2})", re.IGNORECASE)
+_LINES = re.compile(r"\(?A[.:)]\s.*\n\s*\(?B[.:)]\s", re.DOTALL)
 _LETTERED = re.compile(r"\(?(?P<letter>[A-Za-z])[.:)]\s*(?P<text>.*)", re.DOTALL)  # "A. text", "(A) text"
 
 Reading = Literal["text", "letter", "number", "key"]
@@ -92,27 +97,50 @@ def keys_in(raw: Mapping[str, Any]) -> list[str]:
         for key, value in raw.items()
         if key not in LISTS and isinstance(key, str) and _SUSPECT.fullmatch(key) and _holds_several(value)
     ]
-    return found or list(_series(raw)[0])
+    return found or list(_series(raw)[0]) or _unread_series(raw)
+
+
+def _unread_series(raw: Mapping[str, Any]) -> list[str]:
+    groups: dict[str, dict[str, str]] = {}
+    for key, value in raw.items():
+        match = _UNREAD.fullmatch(key) if isinstance(key, str) and not _is_absent(value) else None
+        if match:
+            groups.setdefault(match[1].lower(), {})[match[2].lower()] = key
+    begins = (("a", "b"), ("0", "1"), ("1", "2"), ("01", "02"))
+    return next((list(keys.values()) for keys in groups.values() if any(keys.keys() >= {*two} for two in begins)), [])
+
+
+def _is_absent(value: Any) -> bool:
+    """Whether a table has nothing here: pandas writes "nan"."""
+    return value is None or value == "" or value in ("nan", "NaN") or (isinstance(value, float) and math.isnan(value))
 
 
 def _holds_several(value: Any) -> bool:
     if isinstance(value, str):
+        if _LINES.match(value.strip()):
+            return True
         value = _parsed(value)
     return isinstance(value, list | tuple | dict) and len(value) > 1
 
 
 def _series(raw: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Options with a key each, in order, and whether their keys count from 1."""
+    """Options with a key each, in order, and whether their keys count from 1. One before the last may be absent."""
     groups: dict[str, dict[int, str]] = {}
     for key, value in raw.items():
-        if not isinstance(key, str) or not isinstance(value, str | int | float) or value == "":
+        if not isinstance(key, str) or not (value is None or isinstance(value, str | int | float)):
             continue
         if match := _NUMBERED.fullmatch(key):
             groups.setdefault(match[1].lower(), {})[int(match[2])] = key
         elif match := _BY_LETTER.fullmatch(key):
             stem = f"{match[1].lower()}{'a' if match[2].islower() else 'A'}-"
             groups.setdefault(stem, {})[LETTERS.index(match[2].upper())] = key
-    for stem, places in groups.items():
+    for stem, keys in groups.items():
+        last = max((place for place, key in keys.items() if not _is_absent(raw[key])), default=-1)
+        if last < 0:
+            continue
+        if last == min(keys):  # one option alone is an error where the record has keys for more
+            last += 1
+        places = {place: key for place, key in keys.items() if place <= last}
         first = min(places)
         whole = len(places) > 1 and sorted(places) == list(range(first, first + len(places)))
         if whole and (first == 0 or (first == 1 and not stem.endswith("-"))):
@@ -134,6 +162,11 @@ def read(raw: Mapping[str, Any], where: str) -> Choice | None:
     if lists:
         written, keys = _listed(raw[lists[0]], lists[0], where)
     elif series:
+        if absent := [key for key, value in series.items() if _is_absent(value)]:
+            raise InputError(
+                f"{where}: {absent[0]!r} is empty, but {next(iter(series))!r} holds an option; a question's options "
+                "have no gaps, and are at least 2"
+            )
         written = tuple(str(value).strip() for value in series.values())
         keys = tuple(str(number) for number in range(1, len(written) + 1)) if from_one else ()
     else:
@@ -144,7 +177,10 @@ def read(raw: Mapping[str, Any], where: str) -> Choice | None:
         return None
     if not 2 <= len(written) <= len(LETTERS):
         raise InputError(f"{where}: {len(written)} options; a question has 2 to {len(LETTERS)}")
-    given = {name: raw[name] for name in (*ANSWERS, *NUMBERS) if raw.get(name) is not None and raw[name] != ""}
+    given = {name: raw[name] for name in (*ANSWERS, *NUMBERS) if not _is_absent(raw.get(name))}
+    if half := next((one for one in written if LONE_SURROGATE.search(one)), None):
+        raise InputError(f"{where}: an option holds half a character (a lone surrogate): {short(half)}")
+    _check_letters(written, where)
     return Choice(where, _without_letters(written), written, keys, tuple(series), given)
 
 
@@ -162,6 +198,12 @@ def _listed(value: Any, key: str, where: str) -> tuple[tuple[str, ...], tuple[st
                 f"{short(list(keys))}"
             )
         value, keys = [dict(zip(keys, value, strict=True))[one] for one in order], tuple(order)
+    if isinstance(value, list):
+        while value and _is_absent(value[-1]) and value[-1] is not None:
+            value = value[:-1]
+        if any(_is_absent(one) for one in value):
+            raise InputError(f"{where}: {key!r} has an empty option before the last, found {short(value)}")
+        keys = keys[: len(value)]
     if (
         not isinstance(value, list)
         or not 2 <= len(value) <= len(LETTERS)
@@ -182,6 +224,15 @@ def _parsed(text: str) -> Any:
             continue
         return list(found) if isinstance(found, tuple) else found
     return text
+
+
+def _check_letters(written: Sequence[str], where: str) -> None:
+    matches = [_LETTERED.fullmatch(one) for one in written]
+    letters = [match["letter"].upper() for match in matches if match]
+    if letters != sorted(letters) and sorted(letters) == list(LETTERS[: len(written)]):
+        raise InputError(
+            f"{where}: the options' own letters are {', '.join(letters)}; put the options in the order of their letters"
+        )
 
 
 def _without_letters(written: Sequence[str]) -> tuple[str, ...]:

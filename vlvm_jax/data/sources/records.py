@@ -31,6 +31,15 @@ PLACEHOLDERS = ("<image>", "<video>")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _LEADS = re.compile(r"\s*(<image>|<video>)+(\s|\w|$)")  # where LLaVA and others put placeholders
 _ENDS = re.compile(r"\n\s*(<image>|<video>)+\s*$")
+# A file's name in the text, as Qwen-VL's and ms-swift's own readers take it.
+_TAGGED = re.compile(
+    r"<(img|image|video|audio)>\s*[^<>\n]*(?:\.[A-Za-z0-9]{2,4}|://[^<>\n]*)\s*</\1>|<(img)>[^<>\n]+</img>",
+    re.IGNORECASE,
+)
+# Where a placeholder without its medium is no word of the text: at a line's end, several times, or another model's.
+_AT_LINE_END = re.compile(r"(<image>|<video>)[ \t]*(\r?\n|$)", re.IGNORECASE)
+_OF_MODELS = re.compile(r"<\|(?:vision_start|(?:image|video)(?:_pad|_\d+)?)\|>|<IMG_CONTEXT>")
+_HTML = re.compile(r"</(image|video)>|<(?:image|video)>\W*\s(?:html ?)?(?:tag|element|attribute)", re.IGNORECASE)
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # in no name: control characters, half ones
 TOOL_ROLES = ("observation", "function_call", "function", "function_response", "tool", "tool_call", "tool_response")
 STILLS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # endings of what a clip kept as images consists of
@@ -258,7 +267,7 @@ def _turns(raw: dict, where: str) -> tuple[str, list[Turn]]:
     for message in said:
         role = ROLES.get(str(message.get("from", message.get("role")))) if isinstance(message, dict) else None
         text = message.get("value", message.get("content")) if role else None
-        if role == "assistant" and isinstance(text, int | float) and not isinstance(text, bool):
+        if role == "assistant" and isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text):
             text = str(text)  # counts
         if isinstance(message, dict) and message.get("from", message.get("role")) in TOOL_ROLES:
             raise InputError(
@@ -310,14 +319,21 @@ def _place(
     are both accepted for either kind; where there are as many of each as of its kind, they say where each medium goes.
 
     In a record without media they are text like any other, as in a question about HTML, unless they stand where a
-    medium's would: before the first word, or on a line of their own after the last.
+    medium's would: before the first word, at a line's end, or several times.
     """
     media = list(media)
     if not media:
-        if any(_LEADS.match(turn.question) or _ENDS.search(turn.question) for turn in turns):
+        if tag := next(filter(None, (_TAGGED.search(turn.question) for turn in turns)), None):
+            kind = "video" if (tag[1] or "").lower() == "video" else "image"
             raise InputError(
-                f"{where}: a placeholder but neither 'image' nor 'video'; name the file that it stands for under one "
-                "of these keys"
+                f"{where}: {short(tag[0])} in a question is not read; name the file under {kind!r}, with <{kind}> in "
+                "the text"
+            )
+        found = next(filter(None, (_stands_for_media(turn.question) for turn in turns)), None)
+        if found is not None:
+            raise InputError(
+                f"{where}: {found}, a placeholder but neither 'image' nor 'video'; name the file that it stands for "
+                "under one of these keys"
             )
         return media, tuple(turns)
     shown = re.findall("|".join(PLACEHOLDERS), "\n".join(turn.question for turn in turns))
@@ -335,6 +351,17 @@ def _place(
         queues = {kind: iter([medium for medium in media if medium[0] == kind]) for kind in MEDIA_KINDS}
         media = [next(queues["image" if placeholder == "<image>" else "video"]) for placeholder in shown]
     return media, tuple(dataclasses.replace(t, question=t.question.replace("<video>", "<image>")) for t in turns)
+
+
+def _stands_for_media(question: str) -> str | None:
+    """A placeholder that stands where a medium's would, in a question without media."""
+    if found := _LEADS.match(question) or _ENDS.search(question) or _OF_MODELS.search(question):
+        return found[0].strip() if found.re is _OF_MODELS else found[1]
+    if _HTML.search(question):
+        return None
+    if found := _AT_LINE_END.search(question):
+        return found[1]
+    return next((one for one in PLACEHOLDERS if question.count(one) > 1), None)
 
 
 def _without_placeholders(question: str) -> str:
