@@ -25,6 +25,7 @@ from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError
 
 _CUT = 0.05  # of a frame: the rounding of a header's duration
+_MAX_LATE = 3  # frames by which an encoder for AVI is late
 _MILLISECOND = Fraction(1, 1000)
 _ROUNDING = Fraction(3, 2)  # ticks: the most that rounding a time and a duration may add up to
 
@@ -332,7 +333,14 @@ def _clock(video: VideoFile, decoded: Sequence[int | None]) -> tuple[int, ...]:
     """
     times = [time for time in decoded if time is not None]
     rising = all(one < other for one, other in itertools.pairwise(times))
-    return tuple(times) if video.has_places and rising and len(times) == len(decoded) else ()
+    if not video.has_places or not rising or len(times) < len(decoded):
+        return ()
+    apart = [other - one for one, other in itertools.pairwise(times)]
+    if apart:  # an encoder that is late by a few frames writes as many empty chunks after the first frame
+        usual = sorted(apart)[len(apart) // 2]
+        late = apart[0] - usual
+        times[0] += late if 0 < late <= _MAX_LATE * usual else 0
+    return tuple(times)
 
 
 def _unrounded(length: int, total: int, step: Fraction) -> Fraction:
