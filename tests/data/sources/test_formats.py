@@ -217,8 +217,14 @@ def with_turn(**more):
         ({"origin": "https://www.youtube.com/watch?v=abc", "conversations": TURNS}, "'origin' looks like media"),
         ({"query": "<img>a.jpg</img>what ?", "response": "a"}, "<img>a.jpg</img>' in a question is not read"),
         ({"query": "see <video>a.mp4</video> ?", "response": "a"}, "<video>a.mp4</video>' in a question is not read"),
-        ({"query": "Frame1: <image>\nFrame2: <image>\nwhat ?", "response": "a"}, "<image>, a placeholder but neither"),
-        ({"query": "Look: <VIDEO>\nwhat ?", "response": "a"}, "<VIDEO>, a placeholder but neither"),
+        (
+            {"query": "Frame1: <image>\nFrame2: <image>\nwhat ?", "response": "a"},
+            "a placeholder but neither 'image' nor 'video' (<image>)",
+        ),
+        (
+            {"query": "Look: <VIDEO>\nwhat ?", "response": "a"},
+            "a placeholder but neither 'image' nor 'video' (<VIDEO>)",
+        ),
         ({"query": "<|vision_start|><|video_pad|>what ?", "response": "a"}, "a placeholder but neither"),
         ({"query": "compare <image> with <image>.", "response": "a"}, "a placeholder but neither"),
         ({"video": "a.mp4", "question": "q", "answer": float("nan")}, "a turn must be"),

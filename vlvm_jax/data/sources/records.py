@@ -332,7 +332,7 @@ def _place(
         found = next(filter(None, (_stands_for_media(turn.question) for turn in turns)), None)
         if found is not None:
             raise InputError(
-                f"{where}: {found}, a placeholder but neither 'image' nor 'video'; name the file that it stands for "
+                f"{where}: a placeholder but neither 'image' nor 'video' ({found}); name the file that it stands for "
                 "under one of these keys"
             )
         return media, tuple(turns)
