@@ -64,10 +64,11 @@ def orientation(frame: av.VideoFrame) -> Orientation:
 
     PyAV's `frame.rotation` is an angle and cannot tell a mirrored picture from a turned one.
     """
-    side_data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if side_data is None:
+    found: Any = frame.side_data  # PyAV's stubs know fewer keys than it takes
+    matrix = found.get(Type.DISPLAYMATRIX)
+    if matrix is None:
         return UPRIGHT
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data))
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     return max(_ORIENTATIONS, key=lambda one: sum(m * n for m, n in zip(one[1], (a, b, c, d), strict=True)))[0]
 
 
