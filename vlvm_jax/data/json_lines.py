@@ -194,7 +194,11 @@ def _items(text: str) -> Iterator[tuple[int, int, Any, str]]:
             value, end = decoder.raw_decode(text, at)
         except _RepeatedKey as found:
             value, (_, end), error = None, lenient.raw_decode(text, at), str(found)
-        yield at, end, json_text.check_depth(value, text[at:end]), error
+        try:
+            json_text.check_depth(value, text[at:end])
+        except ValueError as found:
+            value, error = None, str(found)
+        yield at, end, value, error
         at = after(end)
         if text.startswith(",", at):
             at = after(at + 1)

@@ -266,7 +266,7 @@ def test_parts_of_a_clip_under_other_keys_are_named_once(tmp_path):
         ('[{"video": "a.mp4", "video": null, "conversations": []}]', "record 0: the key 'video' stands twice"),
         (
             '[{"video": ' + "[" * 900 + "]" * 900 + ', "conversations": []}]',
-            "record 0: lists or objects nested too deep",
+            "record 0: nested more than 100 levels deep",
         ),
         ("", ": is empty, so not JSON"),
         ("[]", ": holds no record"),
