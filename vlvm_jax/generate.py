@@ -76,17 +76,21 @@ def main() -> None:
 
 
 def _main() -> None:
-    from vlvm_jax import memory
-    from vlvm_jax.config import command_line
-    from vlvm_jax.data.faults import BadSampleError
+    from vlvm_jax.training.progress import Waiting
 
     _check_flags()
-    decoding, asked = _decoding(), _questions()
-    media = _media()
-    config = None if _CONFIG.value is None else command_line.read()
+    with Waiting("starting"):
+        from vlvm_jax import memory
+        from vlvm_jax.config import command_line
+        from vlvm_jax.data.faults import BadSampleError
+
+        decoding, asked = _decoding(), _questions()
+        media = _media()
+        config = None if _CONFIG.value is None else command_line.read()
     memory.give_back_large()
     try:
-        _probe(media)
+        with Waiting(f"opening {', '.join(path for _, path in media)}"):
+            _probe(media)
         _run(config, media, asked, decoding)
     except BadSampleError as error:
         what = "no such file" if error.cause == "missing" else f"cannot be used ({error.cause})"
@@ -94,8 +98,11 @@ def _main() -> None:
 
 
 def _run(config, media, asked, decoding: "Decoding") -> None:
-    from vlvm_jax.inference.answering import Request
-    from vlvm_jax.inference.loading import load
+    from vlvm_jax.training.progress import Waiting
+
+    with Waiting("starting"):
+        from vlvm_jax.inference.answering import Request
+        from vlvm_jax.inference.loading import load
 
     answering = load(
         _CHECKPOINT.value,
@@ -277,14 +284,18 @@ def _lines_asked() -> Iterator[str]:
 
 
 def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:
-    from vlvm_jax.inference import picture
+    from vlvm_jax.training.progress import Waiting, say
 
     path = Path(_SHOW.value or "")
-    png = picture.contact_sheet(answering, request, answer)
-    try:
-        path.write_bytes(png)
-    except OSError as error:
-        raise InputError(f"--show={path}: cannot be written ({error.strerror})") from None
+    with Waiting(f"drawing {path}"):
+        from vlvm_jax.inference import picture
+
+        png = picture.contact_sheet(answering, request, answer)
+        try:
+            path.write_bytes(png)
+        except OSError as error:
+            raise InputError(f"--show={path}: cannot be written ({error.strerror})") from None
+    say(f"written: {path}")
 
 
 if __name__ == "__main__":

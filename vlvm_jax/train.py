@@ -29,17 +29,21 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 
 
 def main() -> None:
-    from etils import epath
+    from vlvm_jax.training.progress import Waiting
 
-    from vlvm_jax.config import command_line
-    from vlvm_jax.errors import InputError
-    from vlvm_jax.parallel import processes
-    from vlvm_jax.training import stages
-    from vlvm_jax.training.interrupt import StopSignal
+    with Waiting("starting") as waits:
+        from etils import epath
 
-    if _CONFIG.value is None:
-        raise InputError("--config is required, for example --config=configs/ftfv.py")
-    config = command_line.read()
+        from vlvm_jax.config import command_line
+        from vlvm_jax.errors import InputError
+        from vlvm_jax.parallel import processes
+        from vlvm_jax.training import stages
+        from vlvm_jax.training.interrupt import StopSignal
+
+        if _CONFIG.value is None:
+            raise InputError("--config is required, for example --config=configs/ftfv.py")
+        waits.now("reading the recipe")
+        config = command_line.read()
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
     with processes.connected(), StopSignal() as stop:
         stages.run(config, workdir, stop, _PROFILE.value)

@@ -69,11 +69,13 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     progress.console.quiet = not processes.primary()
     config_lib.require_stages(config)
-    mesh = make_mesh(config.mesh)
-    check_mesh(config, mesh)
-    check_adapter(config)
-    check_guidance(config)
-    check_workdir(config, workdir)
+    with progress.Waiting("starting the devices"):
+        mesh = make_mesh(config.mesh)
+    with progress.Waiting("checking the recipe"):
+        check_mesh(config, mesh)
+        check_adapter(config)
+        check_guidance(config)
+        check_workdir(config, workdir)
     with storage.Logs(os.fspath(workdir)) as logs:
         return _run(config, workdir, logs, mesh, stop, profile)
 
@@ -84,8 +86,9 @@ def _run(
     profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
     asked = config
     config = with_embedded_data(config, stop)
-    initial = Initial(config.model)
-    config = with_checkpoint_files(config, initial)
+    with progress.Waiting("opening the files of the model"):
+        initial = Initial(config.model)
+        config = with_checkpoint_files(config, initial)
     prepared = []
     for stage in config.stages:
         with progress.Waiting(f"{stage.name}: reading the annotations"):

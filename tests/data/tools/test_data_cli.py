@@ -85,4 +85,4 @@ def test_check_of_a_recipes_own_data(tmp_path, data_root):
     found = json.loads(figures.read_text())
     assert (found["checked"], found["length"]) == (24, 60) and found["records"] > 24 > found["usable"] > 0
     assert 0 < found["visual_tokens"]["max"] < 60 < found["tokens"]["max"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG") and f"written: {picture}" in done.stdout
