@@ -70,6 +70,23 @@ def test_what_is_neither_is_refused(text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('[{"a": 1},\n {"a": 2},\n]', "remove the comma before ']' in line 2"),
+        ('[{"a": 1},\n {"a": [1, 2, ]}]', "remove the comma before ']' in line 2"),
+        ('[{"a": 1,\n}]', "remove the comma before '}' in line 1"),
+        ('{"a": 1}\nand', "one object per line needs the ending .jsonl"),
+        ('{"videos": [{"a": 1}]}', "found dict; its key 'videos' holds a list"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said_in_words(text, said):
+    with pytest.raises(InputError) as caught:
+        values(text, "n.json")
+    assert said in str(caught.value)
+    assert ("needs the ending" in said) == ("needs the ending" in str(caught.value))
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no such file; give a JSON list or JSONL"):
         json_lines.read(f"{tmp_path}/n.json")

@@ -9,6 +9,7 @@ from vlvm_jax import storage
 from vlvm_jax.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_LAST_COMMA = re.compile(r",[ \t\n\r]*([\]}])")
 _MARK = b"\xef\xbb\xbf"  # byte order mark
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -147,8 +148,7 @@ def _lines(data: bytes, path: str) -> Iterator[Entry]:
 def _list(text: str, start: int, path: str) -> Iterator[Entry]:
     try:
         if not re.match(r"[ \t\n\r]*\[", text):
-            found = type(json.loads(text)).__name__
-            raise InputError(f"{path}: expected a JSON list of records, found {found}")
+            raise InputError(f"{path}: expected a JSON list of records, found {_instead_of_list(json.loads(text))}")
         done = 0
         for index, (first, last, value) in enumerate(_items(text)):
             start += len(text[done:first].encode())
@@ -157,7 +157,29 @@ def _list(text: str, start: int, path: str) -> Iterator[Entry]:
             start, done = stop, last
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not JSON ({reason}); one object per line needs the ending .jsonl") from None
+        raise InputError(f"{path}: not JSON ({reason}){_advice(text, error)}") from None
+
+
+def _instead_of_list(value: Any) -> str:
+    """What a file holds that should hold a list, and where in it a list is."""
+    lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
+    where = f"; its key {lists[0]!r} holds a list: save that list alone as the file" if lists else ""
+    return type(value).__name__ + where
+
+
+def _advice(text: str, error: Exception) -> str:
+    """What to do about text that is not JSON, with "; " before it; "" for nothing in particular."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    if error.msg == "Extra data" and not text.lstrip().startswith("[") and "\n" in text.strip():
+        return "; one object per line needs the ending .jsonl"
+    comma = error.pos  # where Python 3.13 sees it; others point at what follows
+    if not text.startswith(",", comma):
+        comma = len(text[:comma].rstrip()) - 1
+    if found := _LAST_COMMA.match(text, max(0, comma)):
+        line = text.count("\n", 0, comma) + 1
+        return f"; remove the comma before {found[1]!r} in line {line}: JSON has none after the last entry"
+    return ""
 
 
 def _items(text: str) -> Iterator[tuple[int, int, Any]]:

@@ -18,6 +18,7 @@ from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
+from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
@@ -69,6 +70,8 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     progress.console.quiet = not processes.primary()
     config_lib.require_stages(config)
+    for entry in (entry for stage in config.stages for entry in stage.data):
+        mixture.require_path(entry)
     with progress.Waiting("starting the devices"):
         mesh = make_mesh(config.mesh)
     with progress.Waiting("checking the recipe"):
