@@ -1,5 +1,7 @@
 """The recipe for a user's own clips: what its settings must say."""
 
+import sys
+
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -26,10 +28,12 @@ def test_what_settings_lack_is_said(setting, said):
     assert said in str(caught.value)
 
 
-def test_a_path_with_a_comma_is_given_by_a_flag_of_its_own(tmp_path):
+def test_a_path_with_a_comma_is_given_by_a_flag_of_its_own(tmp_path, monkeypatch):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "A recipe.", flag_values=values)
     path = f"--config.stages[0].data[0].path={tmp_path}/a,b.json"
-    values(["train", f"--config={ROOT}/configs/own.py:smolvlm2-256m", path])
+    arguments = ["train", f"--config={ROOT}/configs/own.py:smolvlm2-256m", path]
+    monkeypatch.setattr(sys, "argv", arguments)  # where ml_collections looks for what is overridden
+    values(arguments)
     with pytest.raises(InputError, match=r"a,b\.json: no such annotation file"):
         read_mixture(build(Config, values["config"].value.to_dict()).stages[0].data, 0)

@@ -215,7 +215,23 @@ def _probe(media) -> None:
         if kind == "image":
             video.image_size(path)
         else:
+            _refuse_clips(path)
             video.decode_clip(path, 1, lambda pixels: pixels)
+
+
+def _refuse_clips(path: str) -> None:
+    """Raises `InputError` for a folder of clips, where one of frames is meant."""
+    from vlvm_jax import storage
+    from vlvm_jax.data.sources.media_names import CLIPS
+    from vlvm_jax.data.sources.records import STILLS
+
+    if not storage.is_dir(path):
+        return
+    names = storage.names(path)
+    clips = [name for name in names if name.lower().endswith(CLIPS)]
+    if clips and not any(name.lower().endswith(STILLS) for name in names):
+        listed = ", ".join(clips[:5]) + (" ..." if len(clips) > 5 else "")
+        raise InputError(f"--video={path}: a folder of clips, not of a clip's frames; name one of them: {listed}")
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

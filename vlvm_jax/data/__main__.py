@@ -135,6 +135,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown(command: str) -> None:
+    if not command:
+        raise InputError(f"name a command: {', '.join(_COMMANDS)}; see --help")
     raise InputError(f"no command {command!r}; there are {', '.join(_COMMANDS)}; see --help")
 
 
@@ -318,7 +320,7 @@ def _verify(arguments: list[str]) -> None:
     from vlvm_jax.data.sources import shards
     from vlvm_jax.data.tools import prepare
     from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter, say
+    from vlvm_jax.training.progress import Meter, number_of, say
 
     if len(arguments) != 1:
         raise InputError("expected `verify DIR`; see --help")
@@ -330,9 +332,10 @@ def _verify(arguments: list[str]) -> None:
         say(f"{name}: {what}")
     if faults:
         raise InputError(
-            f"{folder}: {len(faults)} files damaged, the first {faults[0][0]}; delete them and run `prepare` again"
+            f"{folder}: {number_of(len(faults), 'file')} damaged, the first {faults[0][0]}; "
+            "delete them and run `prepare` again"
         )
-    say(f"{count} shards are whole")
+    say(f"{number_of(count, 'shard')} {'is' if count == 1 else 'are'} whole")
 
 
 def _define_synthesize() -> None:

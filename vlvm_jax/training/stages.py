@@ -49,7 +49,7 @@ from vlvm_jax.training.prepare import (
     write_run_card,
 )
 from vlvm_jax.training.profiling import Profiler
-from vlvm_jax.training.progress import say
+from vlvm_jax.training.progress import number_of, say
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
 from vlvm_jax.weights.initial import Initial, draw
@@ -212,8 +212,8 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     rows = stage.batch_size // shares
     loading = pipeline.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
     if config.data.workers == "auto":
-        where = f"{loading.workers} worker processes with" if loading.workers else "this process, on"
-        say(f"{stage.name}: samples are loaded by {where} {loading.threads} threads")
+        where = f"{number_of(loading.workers, 'worker process')} with" if loading.workers else "this process, on"
+        say(f"{stage.name}: samples are loaded by {where} {number_of(loading.threads, 'thread')}")
 
     def make(part: Part):
         return pipeline.make_dataset(
