@@ -89,7 +89,7 @@ def _main() -> None:
         config = None if _CONFIG.value is None else command_line.read()
     memory.give_back_large()
     try:
-        with Waiting(f"opening {', '.join(path for _, path in media)}"):
+        with Waiting(f"opening {', '.join(str(path) for _, path in media)}"):
             _probe(media)
         _run(config, media, asked, decoding)
     except BadSampleError as error:
