@@ -1,6 +1,7 @@
 """The recipe for a user's own clips: what its settings must say."""
 
 import sys
+from typing import Any
 
 import pytest
 from absl import flags
@@ -29,7 +30,7 @@ def test_what_settings_lack_is_said(setting, said):
 
 
 def test_a_path_with_a_comma_is_given_by_a_flag_of_its_own(tmp_path, monkeypatch):
-    values = flags.FlagValues()
+    values: Any = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "A recipe.", flag_values=values)
     path = f"--config.stages[0].data[0].path={tmp_path}/a,b.json"
     arguments = ["train", f"--config={ROOT}/configs/own.py:smolvlm2-256m", path]
