@@ -17,12 +17,22 @@ def parse_arg(arg: str | None, presets: Collection[str], **options) -> tuple[str
       InputError: unknown preset or key, or a value of the wrong type.
     """
     parts = [part for part in (arg or "").split(",") if part]
-    preset = parts.pop(0) if parts and "=" not in parts[0] else "tiny"
+    named = bool(parts) and "=" not in parts[0]
+    preset = parts.pop(0) if named else "tiny"
+    if not named and preset not in presets:
+        raise InputError(
+            f"--config: name a preset, as in --config=FILE.py:{next(iter(presets))}; there are {', '.join(presets)}"
+        )
     if preset not in presets:
         raise InputError(f"--config: no preset {preset!r}; there are {', '.join(presets)}")
     values = dict(options)
     for part in parts:
         key, separator, text = part.partition("=")
+        if not separator and part is not parts[0]:
+            raise InputError(
+                f"--config: {part!r} is not key=value; commas separate settings. A path with a comma is given by a "
+                "flag of its own, as in --config.stages[0].data[0].path=PATH"
+            )
         if not separator or key not in options:
             raise InputError(f"--config: unknown key {key!r} in {part!r}; there are {', '.join(options)}")
         kind = type(options[key])

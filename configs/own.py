@@ -5,7 +5,7 @@
 Presets: `smolvlm2-256m`, `llava-1.5-7b` (576 tokens a frame: take pool=2). What can be a source: docs/your_data.md.
 
 Keys:
-  data             the source: an annotation file, a folder of shards, a mixture's YAML ...; `+` between several.
+  data             required to train: an annotation file, a folder of shards, a mixture's YAML ...; `+` between several.
   base             a checkpoint in the preset's place: a hub id, a directory in Hugging Face format, an import, a run.
   frames           T, frames per clip.
   length           L, tokens per sample.
@@ -27,7 +27,7 @@ PRESETS = ("smolvlm2-256m", "llava-1.5-7b")
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
-        arg, PRESETS, data="data", base="", frames=8, length=2048, pool=0, rows=8, epochs=1.0, rate=0.0, lora=0, seed=0
+        arg, PRESETS, data="", base="", frames=8, length=2048, pool=0, rows=8, epochs=1.0, rate=0.0, lora=0, seed=0
     )
     base = bases.base(preset, options.base)
     model = dict(base["model"])

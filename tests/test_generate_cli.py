@@ -27,6 +27,8 @@ def folder(tmp_path_factory):
     tiny.clip(root / "clip.mp4")
     tiny.picture(root / "picture.png")
     (root / "text.mp4").write_text("no clip")
+    (root / "clips").mkdir()
+    (root / "clips" / "a.mp4").touch()
     (root / "empty.txt").write_text("\n\n")
     (root / "list.json").write_text(json.dumps(["what is it ?", {"id": "b", "question": "how many ?"}]))
     (root / "bad.json").write_text('[{"text": "what ?"}]')
@@ -77,6 +79,7 @@ def test_questions_of_a_file_and_a_contact_sheet(ask, folder, tmp_path):
     assert [a["text"] for a in answers] == [a["text"] for a in others]
     assert answers[0]["seconds_vision"] > 10 * answers[1]["seconds_vision"]
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert f"written: {tmp_path}/sheet.png" in err
     assert sheet.shape[1] > 2 * sheet.shape[0] and sheet.std() > 20  # four frames in a row
 
 
@@ -166,6 +169,10 @@ def test_a_conversation_that_fills_the_context_says_so(ask, monkeypatch):
         ((*MODEL, "--video={}/text.mp4", "--prompt=a"), "--video: "),
         ((*MODEL, "--video={}/text.mp4", "--prompt=a"), "cannot be used (corrupt)"),
         ((*MODEL, "--video={}/none.mp4", "--prompt=a"), "none.mp4: no such file"),
+        (
+            (*MODEL, "--video={}/clips", "--prompt=a"),
+            "a folder of clips, not of a clip's frames; name one of them: a.mp4",
+        ),
         ((*MODEL, "--image={}/none.png", "--prompt=a"), "--image: "),
         ((*CLIP, "--prompt=" + "what " * 600), "4 frames' 17 visual tokens + "),
         ((*CLIP, "--prompt=" + "what " * 600), "max_position_embeddings is 512"),

@@ -119,7 +119,7 @@ def test_corrupt_and_empty_videos_are_skipped_and_counted_up_to_the_share(tmp_pa
     few = spoilt(own_data, steps=8)
     few = few.model_copy(update={"data": few.data.model_copy(update={"max_bad_share": 0.1})})
     summary = run(few, tmp_path / "run")
-    assert summary["skipped"] == {"corrupt": 2}
+    assert summary["skipped"] == {"corrupt": 1, "empty": 1}
     listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert {entry["detail"].split(" ")[0] for entry in listed} == {str(clips[3]), str(clips[7])}
     with pytest.raises(InputError, match=r"1 of 48 samples of stage 'instruct' cannot be used.*max_bad_share = 0\.01"):

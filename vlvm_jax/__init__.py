@@ -9,3 +9,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "6")
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "6")
+
+# Without PyTorch, transformers advises at every import, in each worker too, that models are not available; ours need
+# no PyTorch. Read when transformers is imported.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -40,7 +40,12 @@ _VERIFY = flags.DEFINE_bool("verify", True, "Compare with PyTorch.")
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 3 or arguments[0] not in ("import", "export"):
-        raise InputError("expected `import SRC DST` or `export SRC DST`; see --help")
+        found = ""
+        if arguments and arguments[0] not in ("import", "export"):
+            found = f"; there is no {arguments[0]!r}"
+        elif len(arguments) == 2:
+            found = "; DST is missing"
+        raise InputError(f"expected `import SRC DST` or `export SRC DST`{found}; see --help")
     command, source, destination = arguments
     from vlvm_jax import storage
 
@@ -70,7 +75,7 @@ def _import(source: str, destination: str) -> None:
 
 def _export(source: str, destination: str) -> None:
     from vlvm_jax.training.progress import Meter, say
-    from vlvm_jax.weights import exporting, sources
+    from vlvm_jax.weights import exporting, sources, verify
 
     options = exporting.Options(
         format=_FORMAT.value, media=cast(Any, _MEDIA.value), dtype=_DTYPE.value, lora=_LORA.value, verify=_VERIFY.value
@@ -84,7 +89,11 @@ def _export(source: str, destination: str) -> None:
         )
     rung = result.rung
     say(f"class: {rung.family}" + (f" (rung {rung.number})" if rung.number else "") + f": {rung.reason}")
-    say(f"checked: {result.verified}" if result.verified else "not compared with PyTorch")
+    if result.verified:
+        say(f"checked: {result.verified}")
+    else:
+        why = f"{' and '.join(verify.missing(_LORA.value))} not installed" if _VERIFY.value else "--noverify"
+        say(f"not compared with PyTorch ({why})")
     say(f"{result.parameters:,} parameters, {result.bytes / 2**20:,.1f} MiB: {result.directory}")
 
 

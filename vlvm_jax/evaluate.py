@@ -89,15 +89,19 @@ def _required(flag: flags.FlagHolder) -> str:
 
 def main() -> None:
     checkpoint, questions, output = map(_required, (_CHECKPOINT, _QUESTIONS, _OUTPUT))
-    from vlvm_jax import memory, storage
-    from vlvm_jax.config import command_line
-    from vlvm_jax.evaluation import benchmark
-    from vlvm_jax.evaluation.results import Rules
-    from vlvm_jax.training.interrupt import StopSignal
-    from vlvm_jax.weights.sources import set_aside_damaged
+    from vlvm_jax.training.progress import Waiting
 
-    storage.check_output(output, "--output")
-    config = None if _CONFIG.value is None else command_line.read()
+    with Waiting("starting") as waits:
+        from vlvm_jax import memory, storage
+        from vlvm_jax.config import command_line
+        from vlvm_jax.evaluation import benchmark
+        from vlvm_jax.evaluation.results import Rules
+        from vlvm_jax.training.interrupt import StopSignal
+        from vlvm_jax.weights.sources import set_aside_damaged
+
+        storage.check_output(output, "--output")
+        waits.now("reading the recipe")
+        config = None if _CONFIG.value is None else command_line.read()
     options = benchmark.Options(
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=_MEDIA.value, output=output,
         format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,

@@ -78,17 +78,21 @@ def main() -> None:
 
 
 def _main() -> None:
-    from vlvm_jax import memory
-    from vlvm_jax.config import command_line
-    from vlvm_jax.data.faults import BadSampleError
+    from vlvm_jax.training.progress import Waiting
 
     _check_flags()
-    decoding, asked = _decoding(), _questions()
-    media = _media()
-    config = None if _CONFIG.value is None else command_line.read()
+    with Waiting("starting"):
+        from vlvm_jax import memory
+        from vlvm_jax.config import command_line
+        from vlvm_jax.data.faults import BadSampleError
+
+        decoding, asked = _decoding(), _questions()
+        media = _media()
+        config = None if _CONFIG.value is None else command_line.read()
     memory.give_back_large()
     try:
-        _probe(media)
+        with Waiting(f"opening {', '.join(str(path) for _, path in media)}"):
+            _probe(media)
         _run(config, media, asked, decoding)
     except BadSampleError as error:
         what = "no such file" if error.cause == "missing" else f"cannot be used ({error.cause})"
@@ -96,9 +100,12 @@ def _main() -> None:
 
 
 def _run(config, media, asked, decoding: "Decoding") -> None:
-    from vlvm_jax.inference.answering import Request
-    from vlvm_jax.inference.loading import load
-    from vlvm_jax.weights.sources import set_aside_damaged
+    from vlvm_jax.training.progress import Waiting
+
+    with Waiting("starting"):
+        from vlvm_jax.inference.answering import Request
+        from vlvm_jax.inference.loading import load
+        from vlvm_jax.weights.sources import set_aside_damaged
 
     if _FALLBACK.value and _CHECKPOINT.value is not None:
         set_aside_damaged(_CHECKPOINT.value, "--checkpoint")
@@ -215,7 +222,23 @@ def _probe(media) -> None:
         if kind == "image":
             video.image_size(path)
         else:
+            _refuse_clips(path)
             video.decode_clip(path, 1, lambda pixels: pixels)
+
+
+def _refuse_clips(path: str) -> None:
+    """Raises `InputError` for a folder of clips, where one of frames is meant."""
+    from vlvm_jax import storage
+    from vlvm_jax.data.sources.media_names import CLIPS
+    from vlvm_jax.data.sources.records import STILLS
+
+    if not storage.is_dir(path):
+        return
+    names = storage.names(path)
+    clips = [name for name in names if name.lower().endswith(CLIPS)]
+    if clips and not any(name.lower().endswith(STILLS) for name in names):
+        listed = ", ".join(clips[:5]) + (" ..." if len(clips) > 5 else "")
+        raise InputError(f"--video={path}: a folder of clips, not of a clip's frames; name one of them: {listed}")
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -284,14 +307,18 @@ def _lines_asked() -> Iterator[str]:
 
 
 def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:
-    from vlvm_jax.inference import picture
+    from vlvm_jax.training.progress import Waiting, say
 
     path = Path(_SHOW.value or "")
-    png = picture.contact_sheet(answering, request, answer)
-    try:
-        path.write_bytes(png)
-    except OSError as error:
-        raise InputError(f"--show={path}: cannot be written ({error.strerror})") from None
+    with Waiting(f"drawing {path}"):
+        from vlvm_jax.inference import picture
+
+        png = picture.contact_sheet(answering, request, answer)
+        try:
+            path.write_bytes(png)
+        except OSError as error:
+            raise InputError(f"--show={path}: cannot be written ({error.strerror})") from None
+    say(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 def main() -> None:
     from vlvm_jax.data.workers import postponed, stoppable
     from vlvm_jax.errors import InputError
+    from vlvm_jax.training.progress import Waiting
 
-    with stoppable("nothing had begun"), postponed():  # an import may swallow what a handler raises
+    with (
+        stoppable("nothing had begun"),
+        postponed(),
+        Waiting("starting"),
+    ):  # an import may swallow what a handler raises
         from etils import epath
 
         from vlvm_jax import storage

@@ -65,9 +65,28 @@ def test_a_line_in_another_encoding_costs_itself():
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "3", '{"a": 1} {"a": 2}', '{"a": 1}\n3', "[" * 100_000, "[1,]", ""])
 def test_what_is_neither_is_refused(text):
-    with pytest.raises(InputError, match=r"^n\.json: (not JSON|is empty, so not JSON|expected a JSON list of records, found )") as caught:
+    with pytest.raises(
+        InputError, match=r"^n\.json: (not JSON|is empty, so not JSON|expected a JSON list of records, found )"
+    ) as caught:
         values(text, "n.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('[{"a": 1},\n {"a": 2},\n]', "remove the comma before ']' in line 2"),
+        ('[{"a": 1},\n {"a": [1, 2, ]}]', "remove the comma before ']' in line 2"),
+        ('[{"a": 1,\n}]', "remove the comma before '}' in line 1"),
+        ('{"a": 1}\nand', "one object per line needs the ending .jsonl"),
+        ('{"videos": [{"a": 1}]}', "found dict; its key 'videos' holds a list"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said_in_words(text, said):
+    with pytest.raises(InputError) as caught:
+        values(text, "n.json")
+    assert said in str(caught.value)
+    assert ("needs the ending" in said) == ("needs the ending" in str(caught.value))
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -132,9 +132,14 @@ def test_missing_clip_and_folder(tmp_path):
 
 
 def test_zero_bytes_and_garbage(tmp_path):
-    for name, content in (("zero.mp4", b""), ("garbage.mp4", bytes(range(256)) * 20)):
+    for name, content, said in (
+        ("zero.mp4", b"", "empty: {} (0 bytes)"),
+        ("garbage.mp4", bytes(range(256)) * 20, "corrupt: {} (not a video, or damaged)"),
+    ):
         (tmp_path / name).write_bytes(content)
-        assert cause(read_clip, str(tmp_path / name), 4, 16) == "corrupt"
+        with pytest.raises(BadSampleError) as caught:
+            read_clip(str(tmp_path / name), 4, 16)
+        assert str(caught.value) == said.format(tmp_path / name)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
@@ -265,6 +270,9 @@ def test_unusable_images(tmp_path):
     assert cause(read_image, str(tmp_path / "absent.png"), 16) == "missing"
     for name in ("cut.png", "zero.png", "text.png"):
         assert cause(read_image, str(tmp_path / name), 16) == "corrupt"
+    with pytest.raises(BadSampleError) as caught:
+        read_image(str(tmp_path / "text.png"), 16)
+    assert caught.value.detail == f"{tmp_path}/text.png (not an image, or damaged)"
     assert cause(image_size, str(tmp_path / "absent.png")) == "missing"
     assert cause(image_size, str(tmp_path / "zero.png")) == "corrupt"
 

@@ -454,6 +454,14 @@ def test_without_network_and_cache_the_message_says_how_to_go_on(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize("arguments", [(), ("import", "x"), ("convert", "x", "y"), ("export", "x", "y", "z")])
-def test_the_command_s_own_arguments(arguments):
-    one_line(command(*arguments), "expected `import SRC DST` or `export SRC DST`; see --help")
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ((), ""),
+        (("import", "x"), "; DST is missing"),
+        (("exprt", "x", "y"), "; there is no 'exprt'"),
+        (("export", "x", "y", "z"), ""),
+    ],
+)
+def test_the_command_s_own_arguments(arguments, found):
+    one_line(command(*arguments), f"expected `import SRC DST` or `export SRC DST`{found}; see --help")

@@ -152,9 +152,14 @@ class Config(Settings):
                     "holds one question; set pack to False"
                 )
         longest = self.model.decoder.max_position_embeddings
-        for part in (*self.stages, *self.evals):
+        parts = {f"stages[{number}]": stage for number, stage in enumerate(self.stages)}
+        parts |= {f"evals[{number}]": held_out for number, held_out in enumerate(self.evals)}
+        for where, part in parts.items():
             if part.length > longest:
-                raise ValueError(f"{part.name}: length {part.length} > the decoder's max_position_embeddings {longest}")
+                raise ValueError(
+                    f"{part.name}: length {part.length} > the decoder's max_position_embeddings {longest}; give "
+                    f"length={longest} where the recipe takes it, else --config.{where}.length={longest}"
+                )
         return self
 
 

@@ -135,6 +135,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown(command: str) -> None:
+    if not command:
+        raise InputError(f"name a command: {', '.join(_COMMANDS)}; see --help")
     raise InputError(f"no command {command!r}; there are {', '.join(_COMMANDS)}; see --help")
 
 
@@ -180,22 +182,24 @@ def _check(files: list[str]) -> None:
     if not files and f.config is None:
         raise InputError("expected `check FILE...`, or --config to check a recipe's own data; see --help")
 
-    from vlvm_jax.data.sources import mixture
-    from vlvm_jax.data.sources.records import evenly
+    from vlvm_jax.training.progress import Meter, Waiting, console, say
 
     for name in ("json", "picture"):
         if f[name].value is not None:
             storage.check_output(f[name].value, f"--{name}", folder=False)
-    from vlvm_jax.data.tools import check, check_report, check_samples, prepare
-    from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter, console, say
+    with Waiting("starting"):
+        from vlvm_jax.data.sources import mixture
+        from vlvm_jax.data.sources.records import evenly
+        from vlvm_jax.data.tools import check, check_report, check_samples, prepare
+        from vlvm_jax.data.workers import stoppable
 
     stage, spec, share = _stage() if f.config is not None else (None, None, 0.01)
     share = share if f.max_bad_share is None else f.max_bad_share
-    if files or stage is None:
-        found = prepare.open_records(files, f.media_root, f.format)
-    else:
-        found = mixture.read_mixture(stage.data, stage.seed)
+    with Waiting("reading the annotations"):
+        if files or stage is None:
+            found = prepare.open_records(files, f.media_root, f.format)
+        else:
+            found = mixture.read_mixture(stage.data, stage.seed)
     indices = evenly(len(found), f.limit)
     with stoppable("nothing was written"), Meter("check", len(indices)) as meter:
         findings = check.examine(
@@ -208,14 +212,16 @@ def _check(files: list[str]) -> None:
     if f.json:
         _written(f.json).write_text(json_text.readable(summary, indent=2), encoding="utf-8")
     if f.picture:
-        samples = None
+        samples, note = None, ""
         if spec is None:
-            say("--picture: give --config as well to see frames, prompts and learned tokens as a model gets them")
-        elif shown := check_samples.show_samples(found, spec, check_samples.choose(findings)):
-            samples, note = check_samples.draw(shown)
-            if note:
-                say(note)
-        check_report.draw(findings, summary, _written(f.picture), samples)
+            note = "--picture: give --config as well to see frames, prompts and learned tokens as a model gets them"
+        with Waiting(f"drawing {f.picture}"):
+            if spec is not None and (shown := check_samples.show_samples(found, spec, check_samples.choose(findings))):
+                samples, note = check_samples.draw(shown)
+            check_report.draw(findings, summary, _written(f.picture), samples)
+        if note:
+            say(note)
+        say(f"written: {f.picture}")
     bad = summary["checked"] - summary["usable"]
     if bad > share * summary["checked"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in summary["causes"].items())
@@ -229,12 +235,15 @@ def _check(files: list[str]) -> None:
 
 def _stage() -> tuple[Any, Any, float]:
     """The stage that --config and --stage name, how it makes samples, and the share that may be bad."""
-    from vlvm_jax.config import command_line, require_stages
-    from vlvm_jax.training import prepare
-    from vlvm_jax.training.interrupt import StopSignal
-    from vlvm_jax.weights.initial import Initial
+    from vlvm_jax.training.progress import Waiting
 
-    config = command_line.read()
+    with Waiting("reading the recipe"):
+        from vlvm_jax.config import command_line, require_stages
+        from vlvm_jax.training import prepare
+        from vlvm_jax.training.interrupt import StopSignal
+        from vlvm_jax.weights.initial import Initial
+
+        config = command_line.read()
     require_stages(config)
     wanted = flags.FLAGS.stage or config.stages[-1].name
     names = [stage.name for stage in config.stages]
@@ -242,9 +251,11 @@ def _stage() -> tuple[Any, Any, float]:
         raise InputError(f"--stage: no stage {wanted!r} in {config.name}; there are {', '.join(names)}")
     with StopSignal() as stop:
         config = prepare.with_embedded_data(config, stop)
-    config = prepare.with_checkpoint_files(config, Initial(config.model))
-    stage = config.stages[names.index(wanted)]
-    return stage, prepare.sample_spec(config, stage), config.data.max_bad_share
+    with Waiting("opening the files of the model"):
+        config = prepare.with_checkpoint_files(config, Initial(config.model))
+        stage = config.stages[names.index(wanted)]
+        spec = prepare.sample_spec(config, stage)
+    return stage, spec, config.data.max_bad_share
 
 
 def _check_name(name: str | None) -> None:
@@ -320,7 +331,7 @@ def _verify(arguments: list[str]) -> None:
     from vlvm_jax.data.sources import shards
     from vlvm_jax.data.tools import prepare
     from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter, say
+    from vlvm_jax.training.progress import Meter, number_of, say
 
     if len(arguments) != 1 or not arguments[0].strip("/ "):
         raise InputError("expected `verify DIR`; see --help")
@@ -332,9 +343,10 @@ def _verify(arguments: list[str]) -> None:
         say(f"{name}: {what}")
     if faults:
         raise InputError(
-            f"{folder}: {len(faults)} files damaged, the first {faults[0][0]}; delete them and run `prepare` again"
+            f"{folder}: {number_of(len(faults), 'file')} damaged, the first {faults[0][0]}; "
+            "delete them and run `prepare` again"
         )
-    say(f"{count} shards are whole")
+    say(f"{number_of(count, 'shard')} {'is' if count == 1 else 'are'} whole")
 
 
 def _define_synthesize() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlvm_jax.errors import InputError, Interrupted, brief
 
@@ -23,6 +23,17 @@ class BadSampleError(Exception):
         self.cause, self.detail = cause, detail
 
 
+_PLAIN = {"Invalid data found when processing input": "not a video, or damaged"}  # FFmpeg's words, and ours
+
+
+def plain(error: Exception) -> str:
+    """What a decoder's error says, without numbers of errors and names that FFmpeg or Pillow gives to open files."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or damaged"
+    said = getattr(error, "strerror", None)
+    return _PLAIN.get(said, said) if isinstance(said, str) and said else brief(error)
+
+
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
     """Names what opening, reading or decoding a medium raises: `missing`, `too_large` or `corrupt`.
@@ -39,6 +50,6 @@ def reading(path: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadSampleError("too_large", f"{path} ({brief(error)})") from None
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's for broken images are among them
-        raise BadSampleError("corrupt", f"{path} ({brief(error)})") from None
+        raise BadSampleError("corrupt", f"{path} ({plain(error)})") from None
     except Exception as error:
         raise BadSampleError("corrupt", f"{path} ({type(error).__name__}: {brief(error)})") from None

@@ -9,6 +9,7 @@ from vlvm_jax import json_text, storage
 from vlvm_jax.errors import InputError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_LAST_COMMA = re.compile(r",[ \t\n\r]*([\]}])")
 _MARK = b"\xef\xbb\xbf"  # byte order mark
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
@@ -166,8 +167,8 @@ def _list(text: str, start: int, path: str) -> Iterator[Entry]:
         if not text.strip():
             raise InputError(f"{path}: is empty, so not JSON; expected a list of records")
         if not re.match(r"[ \t\n\r]*\[", text):
-            found = type(json_text.loads(text)).__name__
-            raise InputError(f"{path}: expected a JSON list of records, found {found}")
+            held = _instead_of_list(json_text.loads(text))
+            raise InputError(f"{path}: expected a JSON list of records, found {held}")
         done = 0
         for index, (first, last, value, error) in enumerate(_items(text)):
             start += len(text[done:first].encode())
@@ -176,7 +177,29 @@ def _list(text: str, start: int, path: str) -> Iterator[Entry]:
             start, done = stop, last
     except (ValueError, RecursionError) as error:
         reason = json_text.TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise InputError(f"{path}: not JSON ({reason}); one object per line needs the ending .jsonl") from None
+        raise InputError(f"{path}: not JSON ({reason}){_advice(text, error)}") from None
+
+
+def _instead_of_list(value: Any) -> str:
+    """What a file holds that should hold a list, and where in it a list is."""
+    lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
+    where = f"; its key {lists[0]!r} holds a list: save that list alone as the file" if lists else ""
+    return type(value).__name__ + where
+
+
+def _advice(text: str, error: Exception) -> str:
+    """What to do about text that is not JSON, with "; " before it; "" for nothing in particular."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    if error.msg == "Extra data" and not text.lstrip().startswith("[") and "\n" in text.strip():
+        return "; one object per line needs the ending .jsonl"
+    comma = error.pos  # where Python 3.13 sees it; others point at what follows
+    if not text.startswith(",", comma):
+        comma = len(text[:comma].rstrip()) - 1
+    if found := _LAST_COMMA.match(text, max(0, comma)):
+        line = text.count("\n", 0, comma) + 1
+        return f"; remove the comma before {found[1]!r} in line {line}: JSON has none after the last entry"
+    return ""
 
 
 def _items(text: str) -> Iterator[tuple[int, int, Any, str]]:

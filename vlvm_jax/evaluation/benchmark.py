@@ -22,7 +22,7 @@ from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Decoding
 from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import environment
-from vlvm_jax.training.progress import Meter, say
+from vlvm_jax.training.progress import Meter, Waiting, number_of, say
 from vlvm_jax.weights.sources import open_source
 
 CARD, RESULTS, SCORED = "run_card.json", "results.json", "scored.jsonl"
@@ -73,7 +73,8 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
       Interrupted: asked to stop; the same command continues.
     """
     media = _folder(options.questions) if options.media is None else options.media
-    listed = question_lists.read(options.questions, media, answers=options.answers, name=options.format)
+    with Waiting(f"reading {options.questions}"):
+        listed = question_lists.read(options.questions, media, answers=options.answers, name=options.format)
     if options.media is None:
         if all(question.missing for question in listed.questions):
             raise InputError(
@@ -148,7 +149,10 @@ def _answered(
                 )  # fmt: skip
         if model is not None and (cut := model.prompts.cut):
             length = model.prompts.spec.prompt_length
-            say(f"{len(cut)} questions were cut to the {length} tokens that CLIP reads of them")
+            say(
+                f"{number_of(len(cut), 'question')} {'was' if len(cut) == 1 else 'were'} "
+                f"cut to the {length} tokens that CLIP reads of them"
+            )
         return {control: found.by_id for control, found in files.items()}
 
 

@@ -13,7 +13,7 @@ from vlvm_jax.evaluation import scoring
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.evaluation.scoring import MATCHES, PARSERS, Mark, Match, Parser
 from vlvm_jax.evaluation.yes_no import is_yes_no
-from vlvm_jax.training.progress import say, show_table
+from vlvm_jax.training.progress import number_of, say, show_table
 
 Denominator = Literal["all", "answered", "released"]
 Line = Mapping[str, Any]  # of predictions
@@ -170,7 +170,7 @@ def scored(questions: Sequence[Question], lines: Mapping[str, Line]) -> list[dic
 def show(title: str, result: Mapping[str, Any]) -> None:
     """Prints accuracies by type beside the controls', then by rule, and what was not answered."""
     controls = result["controls"]
-    table = Table(title=f"{title}: {result['questions']} questions", title_justify="left")
+    table = Table(title=f"{title}: {number_of(result['questions'], 'question')}", title_justify="left")
     table.add_column("question type")
     for column in ("questions", "accuracy", *(name.replace("_", " ") for name in controls)):
         table.add_column(column, justify="right")

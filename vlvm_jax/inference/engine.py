@@ -153,6 +153,8 @@ class Engine:
         def first(*args, **kwargs):
             self._functions[key] = function
             what = _STEPS.get(key[0], f"the adapter's {key[0]}")
+            if key[0] == "begin":
+                what = f"{what} for prompts of up to {key[3]} tokens"
             with Waiting(f"compiling {what} and running it for the first time"):
                 return jax.block_until_ready(function(*args, **kwargs))
 

@@ -72,13 +72,13 @@ def load(
     """
     with Waiting(f"opening {checkpoint or 'the checkpoint'}"):
         setup = _of_recipe(checkpoint, config, where) if config is not None else _of_checkpoint(checkpoint, where)
-    model = setup.model.model_copy(
-        update={"dtype": dtype or setup.model.dtype, "vision_remat": "none", "decoder_remat": "none"}
-    )
-    data = setup.data if chat_template is None else _changed(setup.data, chat_template)
-    spec = _spec(model, data, frames or setup.frames, length)
-    found = make_mesh(mesh or (config.mesh if config is not None and config.stages else _spread(model.decoder)))
-    initial = Initial(model)
+        model = setup.model.model_copy(
+            update={"dtype": dtype or setup.model.dtype, "vision_remat": "none", "decoder_remat": "none"}
+        )
+        data = setup.data if chat_template is None else _changed(setup.data, chat_template)
+        spec = _spec(model, data, frames or setup.frames, length)
+        found = make_mesh(mesh or (config.mesh if config is not None and config.stages else _spread(model.decoder)))
+        initial = Initial(model)
     params = _parameters(model, initial, found)
     if model.lora is not None:
         params = {path: lora.merged(path, params.__getitem__, model.lora) for path in params if not lora.is_lora(path)}

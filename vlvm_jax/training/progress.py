@@ -143,6 +143,12 @@ class Waiting:
             pause = self.every
 
 
+def number_of(count: int, noun: str) -> str:
+    """A number of things in words: 1 stage, 2 stages."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def say(message: str) -> None:
     """Prints a message; names in it stay as they are, without their control characters."""
     console.print(message)

@@ -16,7 +16,7 @@ from vlvm_jax.data import picture_text
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
 from vlvm_jax.training.prepare import PreparedStage, adapter_of
-from vlvm_jax.training.progress import say, show_table
+from vlvm_jax.training.progress import number_of, say, show_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,7 +28,7 @@ def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
     """What will be trained, on what, before anything starts."""
     adapter = adapter_of(config)
     patches = config.model.vision.num_patches
-    table = Table(title=f"{config.name}: {len(prepared)} stages", title_justify="left")
+    table = Table(title=f"{config.name}: {number_of(len(prepared), 'stage')}", title_justify="left")
     for column in ("stage", "records", "steps", "rows", "trains", "parameters", "frozen"):
         words = column in ("stage", "trains")
         table.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words)
@@ -96,7 +96,7 @@ def print_stages(summary: Mapping[str, Any]) -> None:
 
 def print_eval(name: str, result: Mapping[str, Any]) -> None:
     controls = list(result["controls"])
-    table = Table(title=f"held out: {name}, {result['questions']} questions", title_justify="left")
+    table = Table(title=f"held out: {name}, {number_of(result['questions'], 'question')}", title_justify="left")
     table.add_column("question type")
     for column in ("accuracy", *(control.replace("_", " ") for control in controls)):
         table.add_column(column, justify="right")

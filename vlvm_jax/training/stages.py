@@ -18,6 +18,7 @@ from vlvm_jax import json_text, manifest, storage
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.pipeline import SkipLog
+from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.errors import brief
 from vlvm_jax.evaluation import final
@@ -49,7 +50,7 @@ from vlvm_jax.training.prepare import (
     write_run_card,
 )
 from vlvm_jax.training.profiling import Profiler
-from vlvm_jax.training.progress import say
+from vlvm_jax.training.progress import number_of, say
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
 from vlvm_jax.weights import integrity
@@ -71,11 +72,15 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     progress.console.quiet = not processes.primary()
     config_lib.require_stages(config)
-    mesh = make_mesh(config.mesh)
-    check_mesh(config, mesh)
-    check_adapter(config)
-    check_guidance(config)
-    check_workdir(config, workdir)
+    for entry in (entry for stage in config.stages for entry in stage.data):
+        mixture.require_path(entry)
+    with progress.Waiting("starting the devices"):
+        mesh = make_mesh(config.mesh)
+    with progress.Waiting("checking the recipe"):
+        check_mesh(config, mesh)
+        check_adapter(config)
+        check_guidance(config)
+        check_workdir(config, workdir)
     with storage.Logs(os.fspath(workdir)) as logs:
         return _run(config, workdir, logs, mesh, stop, profile)
 
@@ -86,8 +91,9 @@ def _run(
     profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
     asked = config
     config = with_embedded_data(config, stop)
-    initial = Initial(config.model)
-    config = with_checkpoint_files(config, initial)
+    with progress.Waiting("opening the files of the model"):
+        initial = Initial(config.model)
+        config = with_checkpoint_files(config, initial)
     prepared = []
     for stage in config.stages:
         with progress.Waiting(f"{stage.name}: reading the annotations"):
@@ -221,8 +227,8 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     rows = stage.batch_size // shares
     loading = pipeline.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
     if config.data.workers == "auto":
-        where = f"{loading.workers} worker processes with" if loading.workers else "this process, on"
-        say(f"{stage.name}: samples are loaded by {where} {loading.threads} threads")
+        where = f"{number_of(loading.workers, 'worker process')} with" if loading.workers else "this process, on"
+        say(f"{stage.name}: samples are loaded by {where} {number_of(loading.threads, 'thread')}")
 
     def make(part: Part):
         return pipeline.make_dataset(

@@ -66,14 +66,23 @@ class Report:
         return f"{compared}{answer}{rounded}; {self.versions}"
 
 
+def missing(lora: str) -> list[str]:
+    """Packages that `compare` needs and that are not installed.
+
+    Args:
+      lora: as in `exporting.Options`.
+    """
+    needed = ["torch", "peft"] if lora == "peft" else ["torch"]
+    return [name for name in needed if importlib.util.find_spec(name) is None]
+
+
 def compare(export: "Export", folder: Path) -> Report | None:
     """Loads the export with transformers and runs both models; None if torch is not installed.
 
     Raises:
       InputError: they differ by more than `TOLERANCE`: the export is not to be used.
     """
-    needed = ["torch", "peft"] if export.options.lora == "peft" else ["torch"]
-    if any(importlib.util.find_spec(name) is None for name in needed):
+    if missing(export.options.lora):
         return None
     with jax.default_matmul_precision("highest"):
         report = _compare(export, folder)

@@ -152,7 +152,7 @@ def test_clips_by_another_name_and_of_no_bytes(tmp_path, bases, whole):
         if clip is not None:
             assert len(clip.frames) == min(COUNT, len(whole[name][1]))
         (tmp_path / name).write_bytes(b"")
-        assert outcome(tmp_path / name)[0] == "corrupt"
+        assert outcome(tmp_path / name)[0] == "empty"
 
 
 SIZES = {  # a mark, how far behind it the size stands, and how it is written

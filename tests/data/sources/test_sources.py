@@ -264,6 +264,15 @@ def test_a_folder_that_holds_nothing_known_is_refused(tmp_path):
     assert "a folder with neither manifest.json (shards) nor dataset_info.json (TFDS)" in refusal(
         {"path": str(tmp_path)}
     )
+    (tmp_path / "clips.json").write_text("[]")
+    assert "name a file in it: clips.json" in refusal({"path": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    "name, said", [("a.csv", "make JSON Lines of it"), ("A.MP4", "a clip or an image, not a list of samples")]
+)
+def test_what_is_no_list_of_samples_is_refused(tmp_path, name, said):
+    assert said in refusal({"path": f"{tmp_path}/{name}"})
 
 
 # --- mixture files -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def data(tmp_path, *arguments: str):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no command ''; there are check, prepare, verify, synthesize, diversity"),
+        ([], "name a command: check, prepare, verify, synthesize, diversity"),
         (["mend"], "no command 'mend'; there are check, prepare, verify, synthesize, diversity"),
         (["check"], "expected `check FILE...`"),
         (["check", "gone.json"], "gone.json: no such"),
@@ -81,13 +81,13 @@ def test_prepare_then_verify_then_check(tmp_path):
     for said in ("prepare: 26/26", "1 of 1 shards were there", "dropped: no_video", "in dropped.jsonl", "sha256"):
         assert said in done.stdout
     done = data(tmp_path, "verify", f"{tmp_path}/out")
-    assert done.returncode == 0 and "1 shards are whole" in done.stdout
+    assert done.returncode == 0 and "1 shard is whole" in done.stdout
     done = data(tmp_path, "check", f"{tmp_path}/out", "--workers=0")
     assert done.returncode == 0 and "20 of 20 records checked" in done.stdout and "usable" in done.stdout
     shard = next((tmp_path / "out").glob("*.array_record"))
     shard.write_bytes(shard.read_bytes()[::-1])
     done = data(tmp_path, "verify", f"{tmp_path}/out")
-    assert done.returncode == 2 and "1 files damaged, the first mine-00000-of-00001.array_record" in done.stderr
+    assert done.returncode == 2 and "1 file damaged, the first mine-00000-of-00001.array_record" in done.stderr
 
 
 def test_check_of_a_recipes_own_data(tmp_path, data_root):
@@ -102,4 +102,4 @@ def test_check_of_a_recipes_own_data(tmp_path, data_root):
     found = json.loads(figures.read_text())
     assert (found["checked"], found["length"]) == (24, 60) and found["records"] > 24 > found["usable"] > 0
     assert 0 < found["visual_tokens"]["max"] < 60 < found["tokens"]["max"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG") and f"written: {picture}" in done.stdout

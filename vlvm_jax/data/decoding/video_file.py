@@ -1,6 +1,7 @@
 """Opens video files with PyAV and reads their video packets, from the start or from a keyframe."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, BinaryIO, cast
@@ -12,7 +13,7 @@ from av.video.stream import VideoStream
 
 from vlvm_jax.data.decoding import animation, pyav
 from vlvm_jax.data.decoding.pixels import MAX_PIXELS
-from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.faults import BadSampleError, plain
 from vlvm_jax.errors import InputError, Interrupted, brief
 
 _INDEXED = ("mov", "matroska", "avi")
@@ -43,7 +44,9 @@ def open_video(file: BinaryIO, name: str) -> Iterator["VideoFile"]:
         finally:
             reader.check()
     except av.FFmpegError as error:  # FFmpeg's ENOMEM too: a damaged file may ask for any amount
-        raise BadSampleError("corrupt", f"{name} ({brief(error)})") from None
+        if not reader.seek(0, os.SEEK_END):
+            raise BadSampleError("empty", f"{name} (0 bytes)") from None
+        raise BadSampleError("corrupt", f"{name} ({plain(error)})") from None
     except (BadSampleError, InputError, Interrupted, MemoryError):  # refused access, failing storage, and no memory
         raise
     except Exception as error:  # PyAV raises whatever its code meets

@@ -71,7 +71,7 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
     type_codes, faults = [], {}
     notes, auto, confirmed = _Notes(path), name == "auto", False
     clip_of = _clip_finder(root, notes)
-    expected = "no such annotation file; give a JSON list or JSONL in the LLaVA format"
+    expected = "no such annotation file; give a JSON list or JSONL (the formats: docs/your_data.md)"
     for entry in json_lines.read(path, expected):
         where = entry.where
         try:

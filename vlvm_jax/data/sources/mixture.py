@@ -17,9 +17,9 @@ import numpy as np
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data import json_lines, yaml_text
-from vlvm_jax.data.sources import formats, shards
+from vlvm_jax.data.sources import formats, media_names, shards
 from vlvm_jax.data.sources.annotations import read_annotations
-from vlvm_jax.data.sources.records import KINDS, Record, Source, short
+from vlvm_jax.data.sources.records import KINDS, STILLS, Record, Source, short
 from vlvm_jax.data.sources.stores import Columns, ParquetFile, Shard, TfdsSplit
 from vlvm_jax.data.sources.text_pages import TextPagesFile
 from vlvm_jax.errors import InputError, brief
@@ -208,8 +208,17 @@ def open_source(entry: MixtureEntry, seed: Sequence[int] = (0,), opened: _Opened
     Raises:
       InputError: a file is missing or in no format that is known.
     """
+    require_path(entry)
     sources = [_open(file, entry, (*seed, number), opened) for number, file in enumerate(_files(entry.path))]
     return sources[0] if len(sources) == 1 else _all_of(sources, entry.path)
+
+
+def require_path(entry: MixtureEntry) -> None:
+    """Raises `InputError` if a recipe was not told what to train on."""
+    if not entry.path:
+        raise InputError(
+            "data=... is required: the recipe names no data; give it as in --config=FILE.py:PRESET,data=FILE"
+        )
 
 
 def _all_of(sources: Sequence[Source], path: str) -> Mixture:
@@ -271,8 +280,19 @@ def _kind(path: str, format: str) -> Kind:
     if storage.is_file(storage.join(path.rpartition("@")[0] or path, "dataset_info.json")):
         return "tfds"
     if storage.is_dir(path):
+        lists = [name for name in storage.names(path) if name.lower().endswith((".json", ".jsonl"))]
         raise InputError(
             f"{path}: a folder with neither {shards.MANIFEST} (shards) nor dataset_info.json (TFDS); name a file in it"
+            + (f": {', '.join(lists[:5])}{' ...' if len(lists) > 5 else ''}" if lists else "")
+        )
+    if path.lower().endswith((".csv", ".tsv")):
+        raise InputError(
+            f"{path}: a table, which is not read; make JSON Lines of it (.jsonl), each row an object with the keys "
+            "video, question and answer"
+        )
+    if path.lower().endswith((*media_names.CLIPS, *STILLS)):
+        raise InputError(
+            f"{path}: a clip or an image, not a list of samples; give a .json or .jsonl file that names it"
         )
     return "annotations"
 
