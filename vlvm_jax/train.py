@@ -33,11 +33,8 @@ def main() -> None:
     from vlvm_jax.errors import InputError
     from vlvm_jax.training.progress import Waiting
 
-    with (
-        stoppable("nothing had begun"),
-        postponed(),
-        Waiting("starting"),
-    ):  # an import may swallow what a handler raises
+    # Signals are postponed: an import may swallow what a handler raises.
+    with stoppable("nothing had begun"), postponed(), Waiting("starting"):
         from etils import epath
 
         from vlvm_jax import storage

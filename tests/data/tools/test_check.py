@@ -131,7 +131,7 @@ def test_clips_images_neither_empty_answers_and_respelled_names_are_counted(tmp_
     assert summary["kinds"] == {"video": 2, "image": 1, "text": 1} and summary["empty_answers"] == 1
     assert summary["respelled"] == {f"{tmp_path}/A.MP4": f"{tmp_path}/a.mp4"} and summary["usable"] == 4
     with (tmp_path / "table.txt").open("w") as file:
-        check_report.show(summary, Console(file=file, width=200))
+        check_report.show(summary, Console(file=file, width=1000))
     rows = [line.strip("│ \n").split("│") for line in (tmp_path / "table.txt").read_text().splitlines() if "│" in line]
     counts = {row[0].strip(): row[1].strip() for row in rows}
     kinds = {"with a clip": "2", "with an image, no clip": "1", "with neither": "1"}
