@@ -184,9 +184,9 @@ def _check(files: list[str]) -> None:
 
     from vlvm_jax.training.progress import Meter, Waiting, console, say
 
-    for name in ("json", "picture"):
-        if f[name].value is not None:
-            storage.check_output(f[name].value, f"--{name}", folder=False)
+    for flag, file in (("--json", f.json), ("--picture", f.picture)):
+        if file is not None:
+            storage.check_output(file, flag, folder=False)
     with Waiting("starting"):
         from vlvm_jax.data.sources import mixture
         from vlvm_jax.data.sources.records import evenly
