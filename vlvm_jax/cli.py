@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from vlvm_jax.errors import InputError, Interrupted, brief, tell
@@ -98,6 +98,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     Raises:
       InputError: a flag, a config file, or what the file or a flag says, is at fault.
     """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is refused here
     try:
         rest = flags.FLAGS(argv)[1:]
         _check_numbers()
@@ -119,6 +121,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         elif not isinstance(error, flags.Error | ValueError | TypeError | OSError):
             raise
         raise InputError(message) from None
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_numbers() -> None:

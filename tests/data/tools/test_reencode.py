@@ -272,13 +272,13 @@ def test_sound_is_dropped_and_sound_alone_is_no_video(tmp_path):
         reencode.clip((tmp_path / "sound.mp4").read_bytes(), Target(fps=5), "sound")
 
 
-@pytest.mark.parametrize("cut", [0, 20, 400])
-def test_what_does_not_decode_is_corrupt(tmp_path, cut):
+@pytest.mark.parametrize(("cut", "cause"), [(0, "empty"), (20, "corrupt"), (400, "corrupt")])
+def test_what_does_not_decode_is_refused(tmp_path, cut, cause):
     data = made(tmp_path)[:cut]
     for read in (lambda: reencode.clip(data, Target(fps=5), "torn"), lambda: reencode.probe(data, "torn")):
         with pytest.raises(BadSampleError) as caught:
             read()
-        assert caught.value.cause == "corrupt" and "torn" in caught.value.detail
+        assert caught.value.cause == cause and "torn" in caught.value.detail
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
