@@ -180,7 +180,7 @@ def test_a_conversation_that_fills_the_context_says_so(ask, monkeypatch):
         ((*CLIP, "--questions={}/empty.txt"), "empty.txt: no question in it"),
         ((*CLIP, "--questions={}/bad.json"), "entry 1 is neither a string nor"),
         ((*CLIP, "--questions={}/deep.json"), "deep.json: not JSON (nested more than 100 levels deep)"),
-        ((*CLIP, "--questions={}/deep.jsonl"), "line 1: not JSON (nested more than 100 levels deep)"),
+        ((*CLIP, "--questions={}/deep.jsonl"), "not JSON (line 1: nested more than 100 levels deep)"),
         ((*CLIP, "--prompt=a", "--temperature=-1"), "--temperature: -1.0; expected 0"),
         ((*CLIP, "--prompt=a", "--top_p=0.5"), "--top_p: 0.5 does nothing at temperature 0"),
         ((*CLIP, "--prompt=a", "--frames=0"), "frames"),
