@@ -39,7 +39,7 @@ CASES = {
         ([RECIPE, "--config.stages[9].steps=3"], "--config.stages[9].steps: the config has no such key"),
         ([RECIPE, "--config.stages[x].steps=3"], "--config.stages[x].steps: the config has no such key"),
         ([RECIPE, "--config.stages[0].steps=3000000000"], "config.stages.0.steps: Input should be less than"),
-        ([RECIPE, "--config.stages[0].weight_decay=nan"], "--config.stages[0].weight_decay=nan: expected a finite number"),
+        ([RECIPE, "--config.stages[0].weight_decay=nan"], "weight_decay=nan: expected a finite number"),
         ([RECIPE, "--config.name=../x"], "config.name: expected the name of a folder"),
         ([RECIPE, "--config.data.workers=100000"], "config.data.workers: more than 1024 processes"),
         ([RECIPE, "--workdir="], "--workdir is empty"),
