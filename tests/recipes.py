@@ -1,6 +1,7 @@
 """A recipe small enough for tests: the tiny preset on a few dozen files, a few steps a stage."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,11 @@ def environment(data: Path, devices: int = 1) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "NO_COLOR": "1",
     }
+
+
+def errors_in(stderr: str) -> list[str]:
+    """The lines of a command's stderr without its progress, "starting ..." and "starting ... 10 s"."""
+    return [line for line in stderr.splitlines() if not re.search(r" \.\.\.( \d+ s)?$", line)]
 
 
 def train(workdir: Path, data: Path, *extra: str, arg: str = "tiny,scale=0.006", devices: int = 1):
