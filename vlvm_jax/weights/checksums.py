@@ -55,7 +55,9 @@ class StepManifest:
         process = jax.process_index()
         base = f"ocdbt.process_{process}"
         metadata = f"array_metadatas/process_{process}"
-        names = [name for name in storage.listing(folder) if name.startswith(f"{base}/") or name == metadata]
+        # Only its own files: others' notes appear under another name first, which is gone when it is looked at.
+        names = [f"{base}/{name}" for name in storage.listing(f"{folder}/{base}")]
+        names += [metadata] if storage.is_file(f"{folder}/{metadata}") else []
         item = os.path.basename(folder).removesuffix(atomicity.TMP_DIR_SUFFIX)  # noqa: PTH119
         found = manifest.measure(folder, names, extents(folder, base))
         if process:
