@@ -28,7 +28,7 @@ COMPARED_STEPS = 20
 @pytest.fixture(scope="module")
 def reference() -> Path:
     if "VLVM_JAX_REFERENCE" not in os.environ:
-        pytest.skip("VLVM_JAX_REFERENCE is not set; run .ci/smoke")
+        pytest.fail("VLVM_JAX_REFERENCE is not set: these tests are run by .ci/smoke")
     return Path(os.environ["VLVM_JAX_REFERENCE"])
 
 
