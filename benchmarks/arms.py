@@ -11,15 +11,15 @@ import jax
 from etils import epath
 
 from vlvm_jax.config import Config
+from vlvm_jax.console import say
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.storage import Logs, write_text
 from vlvm_jax.training import prepare, stages
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.profiling import Profiler
-from vlvm_jax.training.progress import say
 from vlvm_jax.training.throughput import Timeline, Watch
 
 TEMPORAL = ("direction", "order", "speed", "before_after")

@@ -28,9 +28,9 @@ from vlvm_jax import manifest
 from vlvm_jax.config import Config, build
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import loop, stages
 from vlvm_jax.training.checkpoint import StageCheckpoints
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.weights import checksums
 
 _BLOCK, _UNBOUND = 10, 10**9

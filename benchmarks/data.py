@@ -6,7 +6,7 @@ usage: python benchmarks/data.py [--folder DIR] [--rounds N] [--minutes M] [--st
 Clips of 10 s (one with a keyframe every 8 s, as x264 sets them by default, one with a keyframe every 2 s, as sites
 encode) and of an hour are made once in the folder. 8 frames of each go through two workers to squares of 336 pixels:
 
-- `ours`: `vlvm_jax.data.video.read_clip` in workers by `vlvm_jax.data.loading`, as the pipeline has them;
+- `ours`: `vlvm_jax.data.media.frames.read_clip` in workers by `vlvm_jax.data.batch.loading`, as the pipeline has them;
 - `torch`: a DataLoader whose workers decode the whole clip with PyAV and pick 8 frames, as LLaVA-NeXT's loader does
   (which also keeps all frames until then), then resize and normalise with torch as the CLIP image processor does;
 - `torchcodec`: a DataLoader with torchcodec's decoder asked for the 8 frames, the rest alike. Only if it is installed;
@@ -39,12 +39,12 @@ import numpy as np
 from PIL import Image
 
 from vlvm_jax import storage
-from vlvm_jax.data import video
-from vlvm_jax.data.decoding.sampling import uniform_indices
-from vlvm_jax.data.loading import loaded
+from vlvm_jax.data.batch.loading import loaded
+from vlvm_jax.data.batch.tuning import Loading
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.media.frame_rules import uniform_indices
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.reencode import Target
-from vlvm_jax.data.tuning import Loading
 
 COUNT, SIDE, WORKERS, BATCH = 8, 336, 2, 4
 SETTLING = 2 * WORKERS * BATCH  # clips, more than workers hold ready

@@ -52,7 +52,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from configs import free_video_llm
 from vlvm_jax.config import Config, build
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.text.answers import PREFIXES, TEMPLATES
+from vlvm_jax.data.prompt.answers import PREFIXES, TEMPLATES
 from vlvm_jax.inference.answering import Answering, Request
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models.decoding import Limits

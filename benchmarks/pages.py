@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data import text_images
 from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.pages import draw
+from vlvm_jax.data.pages.draw import PageOptions
 from vlvm_jax.data.pipeline import SampleSpec, SkipLog, make_dataset
 from vlvm_jax.data.sources.mixture import read_mixture
-from vlvm_jax.data.text_images import PageOptions
 
 PAGES_PER_TEXT = 20
 
@@ -54,14 +54,14 @@ def timed(work: Callable[[], Any], rounds: int = 3) -> float:
 
 def parts(text: str, options: PageOptions) -> dict[str, float]:
     """CPU milliseconds a page of the work up to each of its parts."""
-    pages = text_images.lay_out(text, options)
-    cold = text_images.words(text, options.chunk_tokenizer)
-    images = [text_images.draw(page, options) for page in pages]
+    pages = draw.lay_out(text, options)
+    cold = draw.words(text, options.chunk_tokenizer)
+    images = [draw.draw(page, options) for page in pages]
     seconds = {
-        "words": timed(lambda: text_images.words(text, options.chunk_tokenizer)),
-        "words and lines": timed(lambda: text_images.lay_out(text, options)),
-        "drawing": timed(lambda: [text_images.draw(page, options) for page in pages]),
-        "to PNG": timed(lambda: list(text_images.PageFiles(text, options))),
+        "words": timed(lambda: draw.words(text, options.chunk_tokenizer)),
+        "words and lines": timed(lambda: draw.lay_out(text, options)),
+        "drawing": timed(lambda: [draw.draw(page, options) for page in pages]),
+        "to PNG": timed(lambda: list(draw.PageFiles(text, options))),
     }
     assert len(images) == len(pages) == -(-len(cold) // options.chunk_size)
     return {name: 1e3 * value / len(pages) for name, value in seconds.items()}
@@ -98,7 +98,7 @@ def main() -> None:
     for name, value in found["parts_ms"].items():
         print(f"{name}: {value:.2f} ms of CPU a page")
     start, cpu = time.perf_counter(), time.process_time()
-    drawn = sum(len(list(text_images.PageFiles(text, options))) for text in texts)
+    drawn = sum(len(list(draw.PageFiles(text, options))) for text in texts)
     found["one_process"] = drawn / (time.perf_counter() - start)
     found["one_process_cpu"] = drawn / (time.process_time() - cpu)
     print(

@@ -24,7 +24,7 @@ from configs import red_villm
 from configs.common import PATCHES
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.prepare import adapter_of
 
 matplotlib.use("Agg")

@@ -23,7 +23,7 @@ from benchmarks.red_villm import spread
 from configs import t2vid
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -22,14 +22,14 @@ from etils import epath
 from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
 from configs import ftfv
 from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.console import say
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import prepare, stages
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import to_device
-from vlvm_jax.training.progress import say
 from vlvm_jax.training.step import make_step
 
 PATCHES = 36

@@ -19,12 +19,13 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from configs import ftfv, red_villm
+from vlvm_jax.ahead_of_time import programs
+from vlvm_jax.ahead_of_time import report as compile_report
 from vlvm_jax.config import Config, build
+from vlvm_jax.console import say
 from vlvm_jax.parallel import topology as topology_lib
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.storage import write_text
-from vlvm_jax.training import ahead_of_time, compile_report
-from vlvm_jax.training.progress import say
 
 TEXT = 512  # tokens beside a clip's visual ones, where rows of different numbers of them are compared
 VICUNA_13B = {
@@ -149,8 +150,8 @@ def compile_row(row: Row) -> dict[str, Any]:
     """What `vlvm_jax.compile --json` writes of it."""
     config, topology = row.config(), topology_lib.parse(row.topology)
     mesh = make_mesh(config.mesh, topology.devices())
-    made = ahead_of_time.program(config, row.stage, row.rows, mesh)
-    return compile_report.to_json(config, [ahead_of_time.compile_program(made, mesh, topology)], topology)
+    made = programs.program(config, row.stage, row.rows, mesh)
+    return compile_report.to_json(config, [programs.compile_program(made, mesh, topology)], topology)
 
 
 def largest_batch(row: Row, found: dict[str, Any]) -> int:
@@ -158,7 +159,7 @@ def largest_batch(row: Row, found: dict[str, Any]) -> int:
     config, topology = row.config(), topology_lib.parse(row.topology)
     report = found["stages"][0]
     mesh = make_mesh(config.mesh, topology.devices())
-    largest = ahead_of_time.search(
+    largest = programs.search(
         config, row.stage, mesh, topology, say, rows=row.rows, known=report["needed"], by_line=True
     )
     if largest is not None:

@@ -192,7 +192,7 @@ def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
         return default
     from vlvm_jax.config import to_json
     from vlvm_jax.errors import InputError
-    from vlvm_jax.weights import clip_source
+    from vlvm_jax.weights.hf import clip_source
 
     found = clip_source.sizes(clip_source.open_clip(path, "--config: clip"))
     if found.vision is None:

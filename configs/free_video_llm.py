@@ -12,7 +12,7 @@ Keys:
   clip        the CLIP that compares frames with the question: a hub id or a directory. Its sizes are taken from it.
   budget      of tokens: 2648 (default), 1826, 1026, 513, or an ablation: 864, uniform_864, 1728, pool_513.
   setting     a setting string of the released code, in the place of budget.
-  roi_layout  released (default) or corrected; see vlvm_jax/models/regions.py.
+  roi_layout  released (default) or corrected; see vlvm_jax/models/adapters/_regions.py.
   select      which frames the first path takes: prompt (default), uniform, change, random.
   variant     of freeva-7b: d1, d2 (default) or s1.
   frames      T, frames that are decoded.
@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from configs import bases
 from configs.common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_model
 from configs.released import parse_setting
-from vlvm_jax.data.text.answers import PREFIXES
+from vlvm_jax.data.prompt.answers import PREFIXES
 from vlvm_jax.errors import InputError
 
 KEYS = {

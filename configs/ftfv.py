@@ -10,7 +10,7 @@ Keys:
                    import, a run. All sizes are taken from it.
   video_strategy   where video enters: S1 stage instruct (default), S2 pretrain and instruct, S3 a stage after instruct.
   video_fraction   share of the video records used, in (0, 1].
-  sampler          reading of the weighted token sampler (vlvm_jax/models/samplers.py), or a control.
+  sampler          reading of the weighted token sampler (vlvm_jax/models/adapters/_samplers.py), or a control.
   tokens           K, tokens per video frame.
   frames           T, frames per clip.
   length           L, tokens per sample (not tiny).

@@ -79,8 +79,8 @@ def recipe(*keys):
 
 checkpoint = None  # what the recipe names
 if PRESET == "tiny":
+    from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import stages
-    from vlvm_jax.training.interrupt import StopSignal
 
     config = recipe(f"scale={SCALE}")
     for key in ("train_singles", "train_sheets", "heldout_searches"):

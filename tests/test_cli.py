@@ -52,7 +52,7 @@ READ_AND_WRITE = """
 import sys
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
-from vlvm_jax.training.progress import say
+from vlvm_jax.console import say
 
 def main():
     line = cli.typed(sys.stdin.readline().strip(), "the question")

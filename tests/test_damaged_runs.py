@@ -17,8 +17,8 @@ from recipes import ROOT, environment, errors_in
 from vlvm_jax import manifest, storage
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.weights import integrity
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source, set_aside_damaged

@@ -8,8 +8,8 @@ from etils import epath
 from configs.free_video_llm import BUDGETS, PRESETS, get_config
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import prepare, stages
-from vlvm_jax.training.interrupt import StopSignal
 
 LLAVA = "llava-v1.6-vicuna-7b"
 RELEASED = "slow_{}frms_spatial_1d_max_pool_roi{}-middle_{}frms_spatial_1d_max_pool_24x12-fast_{}frms_4x4"

@@ -15,8 +15,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from recipes import ROOT, errors_in
 
-from vlvm_jax import cli, generate
-from vlvm_jax.training import progress
+from vlvm_jax import cli, console, generate
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +125,8 @@ def test_without_media_the_model_is_asked_by_text(ask, monkeypatch):
 
 
 def test_progress_leaves_the_answers_alone(ask, monkeypatch):
-    monkeypatch.setattr(progress, "_GRACE", 0.0)
-    monkeypatch.setattr(progress.Waiting.__init__, "__defaults__", ("", 0.05, 0.01))
+    monkeypatch.setattr(console, "_GRACE", 0.0)
+    monkeypatch.setattr(console.Waiting.__init__, "__defaults__", ("", 0.05, 0.01))
     code, out, err = ask(*CLIP, "--prompt=what is it ?", "--json")
     assert code == 0 and json.loads(out)["new_tokens"] == 12
     for said in ("reading weights: ", " GB", "compiling the prefill step", "compiling the decode step"):

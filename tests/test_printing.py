@@ -8,9 +8,9 @@ import sys
 import pytest
 from rich.table import Table
 
+from vlvm_jax import console as progress
 from vlvm_jax import errors, json_text, printing
 from vlvm_jax.errors import InputError
-from vlvm_jax.training import progress
 
 HOSTILE = "[/x] [red]r :smile: \x1b]0;owned\x07\x1b[2J \x9b2J \r$x\b é 视频"
 SHOWN = r"[/x] [red]r :smile: \x1b]0;owned\x07\x1b[2J \x9b2J \r$x\x08 é 视频"

@@ -114,8 +114,8 @@ def small(root, monkeypatch, **changes):
 def run(config, workdir):
     from etils import epath
 
+    from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import stages
-    from vlvm_jax.training.interrupt import StopSignal
 
     return stages.run(config, epath.Path(workdir), StopSignal())
 
@@ -146,7 +146,7 @@ def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, root, monkey
 
 
 def test_packed_epochs_are_steps(root, monkeypatch):
-    from vlvm_jax.training.interrupt import StopSignal
+    from vlvm_jax.stop import StopSignal
     from vlvm_jax.training.prepare import prepare_stage, with_embedded_data
 
     config = with_embedded_data(small(root, monkeypatch, steps=None, epochs=2.0, batch_size=2), StopSignal())

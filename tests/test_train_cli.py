@@ -78,8 +78,8 @@ def spoilt(own_data, **changes) -> Config:
 def run(config: Config, workdir):
     from etils import epath
 
+    from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import stages
-    from vlvm_jax.training.interrupt import StopSignal
 
     return stages.run(config, epath.Path(workdir), StopSignal())
 

@@ -41,13 +41,14 @@ def main() -> None:
     from pathlib import Path
 
     from vlvm_jax import storage
+    from vlvm_jax.ahead_of_time import programs
+    from vlvm_jax.ahead_of_time import report as compile_report
     from vlvm_jax.config import command_line, require_stages
+    from vlvm_jax.console import Waiting, say
     from vlvm_jax.parallel import libtpu_log
     from vlvm_jax.parallel import topology as topology_lib
     from vlvm_jax.parallel.mesh import make_mesh
-    from vlvm_jax.training import ahead_of_time, compile_report
     from vlvm_jax.training.prepare import check_adapter, check_mesh
-    from vlvm_jax.training.progress import Waiting, say
 
     if _CONFIG.value is None or _TOPOLOGY.value is None:
         raise InputError("--config and --topology are required; see --help")
@@ -56,7 +57,7 @@ def main() -> None:
     config = command_line.read()
     require_stages(config)
     topology = topology_lib.parse(_TOPOLOGY.value)
-    known = (*(stage.name for stage in config.stages), *ahead_of_time.INFERENCE)
+    known = (*(stage.name for stage in config.stages), *programs.INFERENCE)
     if unknown := [name for name in _STAGES.value if name not in known]:
         raise InputError(f"--stages={unknown[0]}: the config has {', '.join(known)}")
     with libtpu_log.without_harmless_lines():
@@ -68,10 +69,10 @@ def main() -> None:
         say(f"{name}: compiling for {topology.chips} chips of {topology.chip.name}")
         with libtpu_log.without_harmless_lines(), Waiting(f"{name}: compiling", grace=10.0):
             if _SEARCH.value:
-                report = ahead_of_time.search(config, name, mesh, topology, say, rows=_ROWS.value)
+                report = programs.search(config, name, mesh, topology, say, rows=_ROWS.value)
             else:
-                made = ahead_of_time.program(config, name, _ROWS.value, mesh)
-                report = ahead_of_time.compile_program(made, mesh, topology)
+                made = programs.program(config, name, _ROWS.value, mesh)
+                report = programs.compile_program(made, mesh, topology)
         if report is None:
             raise InputError(f"--search: {name}: not even one row for each part of the mesh fits {topology.name}")
         reports.append(report)

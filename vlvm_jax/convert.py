@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
 def _import(source: str, destination: str) -> None:
     from etils import epath
 
-    from vlvm_jax.training.progress import Meter, say
+    from vlvm_jax.console import Meter, say
     from vlvm_jax.weights.importing import import_checkpoint
 
     target = epath.Path(destination)
@@ -74,17 +74,18 @@ def _import(source: str, destination: str) -> None:
 
 
 def _export(source: str, destination: str) -> None:
-    from vlvm_jax.training.progress import Meter, say
-    from vlvm_jax.weights import exporting, sources, verify
+    from vlvm_jax.console import Meter, say
+    from vlvm_jax.weights import sources
+    from vlvm_jax.weights.export import verify, write
 
-    options = exporting.Options(
+    options = write.Options(
         format=_FORMAT.value, media=cast(Any, _MEDIA.value), dtype=_DTYPE.value, lora=_LORA.value, verify=_VERIFY.value
     )
     target = Path(destination).expanduser().resolve()
     if _FALLBACK.value:
         sources.set_aside_damaged(source, "SRC")
     with Meter("export", 100) as meter:
-        result = exporting.export_checkpoint(
+        result = write.export_checkpoint(
             source, target, options, lambda done, total: meter.update(100 * done // total, "%")
         )
     rung = result.rung

@@ -89,14 +89,14 @@ def _required(flag: flags.FlagHolder) -> str:
 
 def main() -> None:
     checkpoint, questions, output = map(_required, (_CHECKPOINT, _QUESTIONS, _OUTPUT))
-    from vlvm_jax.training.progress import Waiting
+    from vlvm_jax.console import Waiting
 
     with Waiting("starting") as waits:
         from vlvm_jax import memory, storage
         from vlvm_jax.config import command_line
         from vlvm_jax.evaluation import benchmark
         from vlvm_jax.evaluation.results import Rules
-        from vlvm_jax.training.interrupt import StopSignal
+        from vlvm_jax.stop import StopSignal
         from vlvm_jax.weights.sources import set_aside_damaged
 
         storage.check_output(output, "--output")

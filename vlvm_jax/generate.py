@@ -71,14 +71,14 @@ _CUT = "the question was cut to the {} tokens that CLIP reads to pick frames; th
 
 
 def main() -> None:
-    from vlvm_jax.training import progress
+    from vlvm_jax import console
 
-    with progress.on_stderr():
+    with console.on_stderr():
         _main()
 
 
 def _main() -> None:
-    from vlvm_jax.training.progress import Waiting
+    from vlvm_jax.console import Waiting
 
     _check_flags()
     with Waiting("starting"):
@@ -100,7 +100,7 @@ def _main() -> None:
 
 
 def _run(config, media, asked, decoding: "Decoding") -> None:
-    from vlvm_jax.training.progress import Waiting
+    from vlvm_jax.console import Waiting
 
     with Waiting("starting"):
         from vlvm_jax.inference.answering import Request
@@ -165,7 +165,7 @@ def _decoding() -> "Decoding":
 
 
 def _media():
-    from vlvm_jax.data.sources.records import MediaKind
+    from vlvm_jax.data.record import MediaKind
 
     kind: MediaKind = "video" if _VIDEO.value is not None else "image"
     return tuple((kind, path) for path in ([_VIDEO.value] if kind == "video" else _IMAGE.value))
@@ -216,21 +216,21 @@ def _listed(data: bytes, path: str) -> list[tuple[str, str]]:
 
 def _probe(media) -> None:
     """Opens every file before the model is loaded, which may take minutes."""
-    from vlvm_jax.data import video
+    from vlvm_jax.data.media import frames
 
     for kind, path in media:
         if kind == "image":
-            video.image_size(path)
+            frames.image_size(path)
         else:
             _refuse_clips(path)
-            video.decode_clip(path, 1, lambda pixels: pixels)
+            frames.decode_clip(path, 1, lambda pixels: pixels)
 
 
 def _refuse_clips(path: str) -> None:
     """Raises `InputError` for a folder of clips, where one of frames is meant."""
     from vlvm_jax import storage
-    from vlvm_jax.data.sources.media_names import CLIPS
-    from vlvm_jax.data.sources.records import STILLS
+    from vlvm_jax.data.media_names import CLIPS
+    from vlvm_jax.data.record import STILLS
 
     if not storage.is_dir(path):
         return
@@ -268,7 +268,7 @@ def _answer_all(answering: "Answering", requests: list["Request"], decoding: "De
 
 
 def _chat(answering: "Answering", media, decoding: "Decoding") -> None:
-    from vlvm_jax.data.sources.records import Turn
+    from vlvm_jax.data.record import Turn
     from vlvm_jax.inference.requests import Request, conversation
 
     earlier: tuple[Turn, ...] = ()
@@ -307,7 +307,7 @@ def _lines_asked() -> Iterator[str]:
 
 
 def _show(answering: "Answering", request: "Request", answer: "Answer") -> None:
-    from vlvm_jax.training.progress import Waiting, say
+    from vlvm_jax.console import Waiting, say
 
     path = Path(_SHOW.value or "")
     with Waiting(f"drawing {path}"):

@@ -29,9 +29,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
 
 
 def main() -> None:
-    from vlvm_jax.data.workers import postponed, stoppable
+    from vlvm_jax.console import Waiting
     from vlvm_jax.errors import InputError
-    from vlvm_jax.training.progress import Waiting
+    from vlvm_jax.workers import postponed, stoppable
 
     # Signals are postponed: an import may swallow what a handler raises.
     with stoppable("nothing had begun"), postponed(), Waiting("starting"):
@@ -40,8 +40,8 @@ def main() -> None:
         from vlvm_jax import storage
         from vlvm_jax.config import command_line
         from vlvm_jax.parallel import processes
+        from vlvm_jax.stop import StopSignal
         from vlvm_jax.training import stages
-        from vlvm_jax.training.interrupt import StopSignal
 
     if _CONFIG.value is None:
         raise InputError("--config is required, for example --config=configs/ftfv.py")

@@ -4,7 +4,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from vlvm_jax.data.decoding.pyav import fraction
+from vlvm_jax.data.media.pyav import fraction
 
 STEP = 12  # brightness between neighbouring frames of a grey clip: far above what compression changes
 

@@ -13,11 +13,11 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlvm_jax.data.batch.stream import Batches, Part
+from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec, SkipLog, make_dataset
-from vlvm_jax.data.sources.records import Record, Turn
-from vlvm_jax.data.stream import Batches, Part
-from vlvm_jax.data.tuning import Loading
+from vlvm_jax.data.record import Record, Turn
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ import signal
 import grain
 import pytest
 
-from vlvm_jax.data.loading import loaded
-from vlvm_jax.data.tuning import Loading
-from vlvm_jax.data.workers import LEFT_TO_PARENT
+from vlvm_jax.data.batch.loading import loaded
+from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.errors import Interrupted
+from vlvm_jax.workers import LEFT_TO_PARENT
 
 
 def square(number):

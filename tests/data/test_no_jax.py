@@ -86,4 +86,4 @@ def test_the_check_sees_what_it_should(tmp_path):
     file = tmp_path / "m.py"
     file.write_text("def f():\n    import jax.numpy as jnp\n    from flax import nnx\n")
     assert {"jax.numpy", "flax", "flax.nnx"} == imported(file)
-    assert file_of("vlvm_jax.data.video") == ROOT / "data" / "video.py" and file_of("vlvm_jax.absent") is None
+    assert file_of("vlvm_jax.data.media.frames") == ROOT / "data" / "video.py" and file_of("vlvm_jax.absent") is None

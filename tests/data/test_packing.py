@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.data import packing
+from vlvm_jax.data.batch import packing
 
 LENGTH, FRAMES = 12, 5
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlvm_jax.data import page_layout
-from vlvm_jax.data.page_layout import Sheet
+from vlvm_jax.data.pages import layout
+from vlvm_jax.data.pages.layout import Sheet
 
 WORDS = st.lists(st.text("abgjW.,", min_size=1, max_size=12))
 
@@ -30,7 +30,7 @@ SHEET = Sheet(100, 10)
 
 
 def pages(text, sheet=SHEET, size=10, overflow="clip", smallest=4):
-    return page_layout.lay_out(text, sheet, Typewriter, size, overflow, smallest)
+    return layout.lay_out(text, sheet, Typewriter, size, overflow, smallest)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def pages(text, sheet=SHEET, size=10, overflow="clip", smallest=4):
 )
 def test_counts_of_chunks(words, count):
     tokens = [f"w{number}" for number in range(words)]
-    found = page_layout.chunks(tokens, 115)
+    found = layout.chunks(tokens, 115)
     assert len(found) == count
     assert " ".join(found) == " ".join(tokens)
     assert all(len(one.split()) == 115 for one in found[:-1])
@@ -47,28 +47,28 @@ def test_counts_of_chunks(words, count):
 
 @given(WORDS, st.integers(1, 9))
 def test_chunks_hold_every_word_once_and_in_order(words, size):
-    found = page_layout.chunks(words, size)
+    found = layout.chunks(words, size)
     assert [word for one in found for word in one.split()] == words and len(found) == -(-len(words) // size)
 
 
 def test_sentences_stay_whole():
     said = ["a b c", "d e", "f g h i j k l", "m"]
-    assert page_layout.sentence_chunks(said, 5) == ["a b c d e", "f g h i j k l", "m"]
-    assert page_layout.sentence_chunks(said, 4) == ["a b c", "d e", "f g h i j k l", "m"]
-    assert page_layout.sentence_chunks(said, 99) == [" ".join(said)]
-    assert page_layout.sentence_chunks([], 5) == []
+    assert layout.sentence_chunks(said, 5) == ["a b c d e", "f g h i j k l", "m"]
+    assert layout.sentence_chunks(said, 4) == ["a b c", "d e", "f g h i j k l", "m"]
+    assert layout.sentence_chunks(said, 99) == [" ".join(said)]
+    assert layout.sentence_chunks([], 5) == []
 
 
 def test_parts_take_equally_many_sentences_unless_words_run_out():
     said = ["a b"] * 12
-    assert page_layout.part_chunks(said, 99, 4) == ["a b a b a b"] * 4
-    assert page_layout.part_chunks(said, 4, 4) == ["a b a b"] * 6
-    assert page_layout.part_chunks(said, 99, 128) == ["a b"] * 12
-    assert len(page_layout.part_chunks(["s"] * 256 * 3, 99, 128)) == 128
+    assert layout.part_chunks(said, 99, 4) == ["a b a b a b"] * 4
+    assert layout.part_chunks(said, 4, 4) == ["a b a b"] * 6
+    assert layout.part_chunks(said, 99, 128) == ["a b"] * 12
+    assert len(layout.part_chunks(["s"] * 256 * 3, 99, 128)) == 128
 
 
 def test_a_wide_first_word_leaves_an_empty_line_and_a_later_one_none():
-    wrap = lambda *words: page_layout.wrap(words, lambda word: len(word) + 1, 8)  # noqa: E731
+    wrap = lambda *words: layout.wrap(words, lambda word: len(word) + 1, 8)  # noqa: E731
     assert wrap("wwwwwwwww", "a", "b") == ["", "wwwwwwwww", "a b"]
     assert wrap("a", "wwwwwwwww", "b") == ["a", "wwwwwwwww", "b"]
     assert wrap("abc", "def", "g") == ["abc def", "g"]  # 4 + 4 fit exactly
@@ -78,7 +78,7 @@ def test_a_wide_first_word_leaves_an_empty_line_and_a_later_one_none():
 @given(WORDS, st.integers(4, 40))
 def test_lines_are_greedy(words, limit):
     width = lambda word: len(word) + 1  # noqa: E731
-    lines = [line.split() for line in page_layout.wrap(words, width, limit)]
+    lines = [line.split() for line in layout.wrap(words, width, limit)]
     assert [word for line in lines for word in line] == words
     for line, after in itertools.pairwise(lines):
         assert sum(map(width, line)) + width(after[0]) > limit

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, split_turns
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.record import Record, Turn
 
 FRAMES = 8
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.record import Record, Turn
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from vlvm_jax import config as config_lib
 from vlvm_jax.config import DataConfig
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
-from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.errors import InputError
 
 GRID, SLOTS = 16, 17

@@ -11,10 +11,10 @@ from transformers import CLIPVisionConfig
 from transformers.video_utils import VideoMetadata
 
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text import conversation
-from vlvm_jax.data.video import Clip
+from vlvm_jax.data.media.frames import Clip
+from vlvm_jax.data.prompt import conversation
+from vlvm_jax.data.record import Turn
+from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.errors import InputError
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}

@@ -9,7 +9,7 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.data.stream import Batches, Part, Remaining
+from vlvm_jax.data.batch.stream import Batches, Part, Remaining
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from vlvm_jax.data import text_filters
-from vlvm_jax.data.sources.triplets import DOCUMENT_REQUEST
+from vlvm_jax.data.pages import filters
+from vlvm_jax.data.pages.triplets import DOCUMENT_REQUEST
 from vlvm_jax.errors import InputError
 
 
 def reason(preset, pages=1, tokens=10, question="What?", answer="This.", layout="long_alpaca", **given):
-    limits = text_filters.filters(preset, **given)
-    return text_filters.reason(question, answer, pages, layout, limits, lambda _text: tokens)
+    limits = filters.filters(preset, **given)
+    return filters.reason(question, answer, pages, layout, limits, lambda _text: tokens)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def test_pages_and_tokens(preset, pages, tokens, cause):
 
 
 def test_pieces_of_a_question():
-    assert text_filters.question_words("What is this?") == 3
+    assert filters.question_words("What is this?") == 3
     for pieces, cause in ((29, None), (30, "long_question")):
         question = " ".join(["word"] * pieces)
-        assert text_filters.question_words(question) == pieces
+        assert filters.question_words(question) == pieces
         assert reason("minicpm", question=question, layout="long_qlora") == cause
         assert reason("minicpm", question=question) is None
         assert reason("minicpm", question=question, layout="triplets") is None
@@ -47,7 +47,7 @@ def test_pieces_of_a_question():
 def test_the_request_for_a_document_takes_ten_pieces():
     for pieces, cause in ((19, None), (20, "long_question")):
         question = " ".join(["word"] * pieces) + f"\n{DOCUMENT_REQUEST}"
-        assert text_filters.question_words(question) == pieces + 10
+        assert filters.question_words(question) == pieces + 10
         assert reason("sparrow", question=question, layout="long_qlora") == cause
 
 
@@ -58,8 +58,8 @@ def test_placeholders_within_the_text(said):
 
 def test_what_is_tokenised():
     seen = []
-    limits = text_filters.filters("minicpm")
-    text_filters.reason("Who?", "She.", 1, "triplets", limits, lambda text: seen.append(text) or 1)
+    limits = filters.filters("minicpm")
+    filters.reason("Who?", "She.", 1, "triplets", limits, lambda text: seen.append(text) or 1)
     assert seen == ["<video>\nWho?\nShe."]
 
 
@@ -69,6 +69,6 @@ def test_given_values_replace_the_presets():
     assert reason(None, question="a b c", layout="triplets", max_question_words=3) == "long_question"
     assert reason("minicpm", question="a b c", max_question_words=3) == "long_question"
     with pytest.raises(InputError, match="--preset=llava: there are minicpm, sparrow, idefics3"):
-        text_filters.filters("llava")
+        filters.filters("llava")
     with pytest.raises(InputError, match="give --tokens_per_image"):
-        text_filters.filters(max_total_tokens=100)
+        filters.filters(max_total_tokens=100)

@@ -12,8 +12,8 @@ from ml_collections import config_flags
 
 from vlvm_jax import config as config_lib
 from vlvm_jax.config import Config, DataConfig
-from vlvm_jax.data import tuning
-from vlvm_jax.data.tuning import WORKER_BYTES, Cost, Loading, plan
+from vlvm_jax.data.batch import tuning
+from vlvm_jax.data.batch.tuning import WORKER_BYTES, Cost, Loading, plan
 from vlvm_jax.errors import InputError
 
 MIB = 1 << 20

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlvm_jax.data import video
-from vlvm_jax.data.decoding.sampling import uniform_indices
-from vlvm_jax.data.video import (
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.media.frame_rules import uniform_indices
+from vlvm_jax.data.media.frames import (
     BadSampleError,
     decode_clip,
     image_size,

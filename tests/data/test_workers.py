@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from vlvm_jax.data.workers import Aside, made, pool, postponed, stoppable
 from vlvm_jax.errors import Interrupted
+from vlvm_jax.workers import Aside, made, pool, postponed, stoppable
 
 BALLAST = bytes(1 << 20)  # more than the pipe holds through which a process is started
 

@@ -12,7 +12,7 @@ from vlvm_jax.evaluation import asking, controls
 from vlvm_jax.evaluation.predictions import Predictions
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.inference.requests import Decoding
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 
 
 def listed(count, clips=3):

@@ -13,7 +13,7 @@ from vlvm_jax.evaluation import benchmark
 from vlvm_jax.evaluation.benchmark import Options
 from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.inference.requests import Decoding
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 
 TRUE = {"a": "red", "b": "blue", "c": "green", "d": "red"}
 

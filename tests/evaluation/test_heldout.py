@@ -7,13 +7,13 @@ from recipes import small
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.data import pipeline
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sources import mixture
-from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.prepare import sample_spec, with_embedded_data
 
 

@@ -14,7 +14,7 @@ from vlvm_jax.evaluation import benchmark, controls, question_lists
 from vlvm_jax.evaluation.benchmark import Options
 from vlvm_jax.inference import loading
 from vlvm_jax.inference.requests import Decoding, Request
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlvm_jax.data.sources.records import MediaKind
+from vlvm_jax.data.record import MediaKind
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import results
 from vlvm_jax.evaluation.question_lists import Question

@@ -10,7 +10,7 @@ import tiny_checkpoints as tiny
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.records import Turn
+from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.answering import Answering, Decoding, Request
 from vlvm_jax.inference.engine import length_bucket, power_bucket

@@ -12,15 +12,15 @@ from one_stage import get_config as one_stage
 
 from configs import own
 from vlvm_jax.config import Config, MeshConfig, build
-from vlvm_jax.data.text.conversation import load_tokenizer
+from vlvm_jax.data.prompt.conversation import load_tokenizer
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.answering import Answering, Decoding, Request
 from vlvm_jax.inference.engine import Engine
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.weights.importing import import_checkpoint
 
 SHORT = Decoding(max_new_tokens=12)
@@ -87,7 +87,7 @@ def test_a_run_answers_with_its_own_tokenizer_template_and_frames(run, data_root
 
 def test_a_question_is_written_as_in_training(run, data_root):
     """Greedy decoding is what `evaluation.heldout` scores: the same token ids up to the answer."""
-    from vlvm_jax.data.sources.records import Record, Turn
+    from vlvm_jax.data.record import Record, Turn
 
     clip = str(next(data_root.rglob("heldout_videos/*.mp4")))
     prompts = load(str(run), mesh=ONE).prompts

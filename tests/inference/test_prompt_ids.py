@@ -8,7 +8,7 @@ import tiny_checkpoints as tiny
 from hf_checkpoints import FAMILIES, processor
 from PIL import Image
 
-from vlvm_jax.data.sources.records import Turn
+from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.loading import load
 from vlvm_jax.inference.prompts import Prompts

@@ -19,9 +19,9 @@ from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.training.checkpoint import StageCheckpoints
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.partition import resolve
 from vlvm_jax.training.step import make_step
 

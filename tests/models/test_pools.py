@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.models import pools
+from vlvm_jax.models.adapters import _pools as pools
 
 INDEX = np.arange(576, dtype=np.float32).reshape(24, 24)
 

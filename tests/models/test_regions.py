@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.models.pools import grid_pool
-from vlvm_jax.models.regions import Boxes, region
+from vlvm_jax.models.adapters._pools import grid_pool
+from vlvm_jax.models.adapters._regions import Boxes, region
 
 ALPHAS = {0.2: (57, 5, 11), 0.3: (86, 7, 13), 0.4: (115, 8, 15), 0.5: (144, 8, 17), 0.6: (172, 9, 19),
           0.7: (201, 10, 20), 0.8: (230, 11, 21), 0.9: (259, 11, 23)}  # fmt: skip

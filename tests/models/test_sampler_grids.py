@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.models import samplers
-from vlvm_jax.models.samplers import FixedWeights
+from vlvm_jax.models.adapters import _samplers as samplers
+from vlvm_jax.models.adapters._samplers import FixedWeights
 
 
 @settings(max_examples=50, deadline=None)

@@ -8,7 +8,14 @@ import pytest
 from flax import nnx
 from scipy.special import erf, expit, softmax
 
-from vlvm_jax.models.samplers import EncoderAttention, FixedWeights, LocalWeightedPool, RandomK, ScoredTopK, SoftSlots
+from vlvm_jax.models.adapters._samplers import (
+    EncoderAttention,
+    FixedWeights,
+    LocalWeightedPool,
+    RandomK,
+    ScoredTopK,
+    SoftSlots,
+)
 
 B, T, SIDE, C, K, HIDDEN = 2, 3, 4, 6, 4, 5
 N = SIDE * SIDE

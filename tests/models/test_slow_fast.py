@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.models import frame_paths
-from vlvm_jax.models.frame_paths import ClipFrames
+from vlvm_jax.models.adapters import _frame_paths as frame_paths
+from vlvm_jax.models.adapters._frame_paths import ClipFrames
 
 FREEVA = {
     "d1": {"num_frames": "all", "pool": "concat"},

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vlvm_jax.parallel import hlo
+from vlvm_jax.ahead_of_time import hlo
 
 
 def test_collectives_in_a_loop_count_every_turn():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlvm_jax.data.media import Sample
+from vlvm_jax.data.sample.assemble import Sample
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Request
 from vlvm_jax.models.video_llm import Batch

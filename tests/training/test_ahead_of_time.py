@@ -10,10 +10,11 @@ import pytest
 from hypothesis import strategies as st
 from recipes import small
 
+from vlvm_jax.ahead_of_time import programs
+from vlvm_jax.ahead_of_time import report as compile_report
 from vlvm_jax.config import Config, MeshConfig, build, to_json
 from vlvm_jax.parallel import topology as topology_lib
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training import ahead_of_time, compile_report
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ def compiled(topology: str, made: Config, name: str = "instruct", rows: int | No
     """The report, the topology and the mesh."""
     parsed = topology_lib.parse(topology)
     mesh = make_mesh(made.mesh, parsed.devices())
-    return ahead_of_time.compile_program(ahead_of_time.program(made, name, rows, mesh), mesh, parsed), parsed, mesh
+    return programs.compile_program(programs.program(made, name, rows, mesh), mesh, parsed), parsed, mesh
 
 
 FAMILIES = {
@@ -78,7 +79,7 @@ def test_prefill_and_decode():
     prefill, parsed, _ = compiled("v5e-4", made, "prefill")
     decode, _, _ = compiled("v5e-4", made, "decode")
     assert prefill.fits and decode.fits
-    cache = 2 * LAYERS * (256 + ahead_of_time.NEW_TOKENS) * 2 * 128 * 2 * prefill.batch_size / parsed.chips
+    cache = 2 * LAYERS * (256 + programs.NEW_TOKENS) * 2 * 128 * 2 * prefill.batch_size / parsed.chips
     assert decode.donated > 0.9 * cache
     assert decode.flops.decoder < prefill.flops.decoder / 100
     assert prefill.flops.backward == 0
@@ -103,7 +104,7 @@ def test_the_search_finds_the_largest_size_in_few_trials(fixed, each, power, fir
         need = int(fixed + each * size**power)
         return need if need < 2 * limit else None
 
-    found = ahead_of_time.largest_size(needs, limit, first)
+    found = programs.largest_size(needs, limit, first)
     assert found == 0 or needs(found) <= limit
     assert (needs(found + max(1, found // 8)) or 10**18) > limit
     assert len(trials) < 30
@@ -117,7 +118,7 @@ def test_the_search_follows_a_line(by_line, tried):
         trials.append(size)
         return 3000 + 100 * size
 
-    assert ahead_of_time.largest_size(needs, 16000, 16, by_line=by_line) == 130
+    assert programs.largest_size(needs, 16000, 16, by_line=by_line) == 130
     assert trials == tried
 
 
@@ -128,7 +129,7 @@ def test_the_search_goes_back_where_the_line_promised_too_much():
         trials.append(size)
         return max(3000 + 100 * size, 200 * size)
 
-    assert 72 <= ahead_of_time.largest_size(needs, 16000, 16) <= 80
+    assert 72 <= programs.largest_size(needs, 16000, 16) <= 80
     assert len(trials) <= 5
 
 
@@ -142,8 +143,8 @@ def test_the_search_begins_with_the_rows_it_is_told(monkeypatch):
         needed = each * program.batch_size
         return SimpleNamespace(needed=needed, fits=needed <= topology.chip.hbm, batch_size=program.batch_size)
 
-    monkeypatch.setattr(ahead_of_time, "compile_program", compile_program)
-    find = functools.partial(ahead_of_time.search, made, "instruct", make_mesh(made.mesh, parsed.devices()), parsed)
+    monkeypatch.setattr(programs, "compile_program", compile_program)
+    find = functools.partial(programs.search, made, "instruct", make_mesh(made.mesh, parsed.devices()), parsed)
     assert 880 < find(lambda _: None, rows=96).batch_size <= 1000
     assert tried[0] == 96
     tried.clear()

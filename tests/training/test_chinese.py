@@ -18,8 +18,8 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import prepare, stages
-from vlvm_jax.training.interrupt import StopSignal
 
 pytestmark = pytest.mark.slow
 

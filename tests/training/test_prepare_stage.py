@@ -8,7 +8,7 @@ from vlvm_jax.config import Config, StageConfig, build
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import InputError
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.prepare import (
     num_steps,
     prepare_stage,

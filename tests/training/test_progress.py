@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from vlvm_jax.training import progress
-from vlvm_jax.training.progress import Meter, Reading, Waiting, show_table
+from vlvm_jax import console
+from vlvm_jax.console import Meter, Reading, Waiting, show_table
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -49,7 +49,7 @@ def test_a_meter_counts(clock, capsys):
 def test_waiting_is_told_again_with_its_time(monkeypatch):
     """However late a busy machine wakes the thread, each line comes in its turn."""
     lines: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(progress, "say", lines.put)
+    monkeypatch.setattr(console, "say", lines.put)
     with Waiting("compiling the prefill step", every=0.05, grace=0.01) as waits:
         assert lines.get(timeout=30) == "compiling the prefill step ..."
         assert re.fullmatch(r"compiling the prefill step \.\.\. \d+ s", lines.get(timeout=30))
@@ -66,16 +66,16 @@ def test_a_short_wait_is_not_told(capsys):
 
 
 def test_a_process_that_shows_nothing_waits_silently(capsys, monkeypatch):
-    monkeypatch.setattr(progress.console, "quiet", True)
+    monkeypatch.setattr(console.console, "quiet", True)
     with Waiting("compiling", every=0.05, grace=0.01):
         time.sleep(0.1)
     assert capsys.readouterr().out == ""
 
 
 def test_progress_on_stderr(capsys):
-    with progress.on_stderr():
-        progress.say("reading")
-    progress.say("written")
+    with console.on_stderr():
+        console.say("reading")
+    console.say("written")
     assert capsys.readouterr() == ("written\n", "reading\n")
 
 
@@ -84,7 +84,7 @@ def test_tables_are_whole(width, capsys, monkeypatch):
     from rich.table import Table
 
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(progress.console, "_width", width)  # the console read COLUMNS when it was made
+    monkeypatch.setattr(console.console, "_width", width)  # the console read COLUMNS when it was made
     pattern = "adapter/temporal_connector/**/lora_[ab]/kernel at 2e-05"
     table = Table()
     for column in ("stage", "trains", "parameters"):
@@ -93,8 +93,8 @@ def test_tables_are_whole(width, capsys, monkeypatch):
     show_table(table)
     out = capsys.readouterr().out
     assert pattern in out and "6,738,415,616" in out and "…" not in out
-    monkeypatch.setattr(progress.console, "_force_terminal", True)
-    monkeypatch.setattr(progress.console, "no_color", True)
+    monkeypatch.setattr(console.console, "_force_terminal", True)
+    monkeypatch.setattr(console.console, "no_color", True)
     show_table(table)
     out = capsys.readouterr().out
     cells = [re.split("[┃│]", line) for line in out.splitlines()]

@@ -9,15 +9,15 @@ import transformers
 from etils import epath
 from families import NAMES
 
-from vlvm_jax.weights import exporting
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.importing import import_checkpoint
 
 
 def round_trip(source: Path, folder: Path, **options: Any) -> Path:
     """Out of one directory, through an import, into another."""
     import_checkpoint(str(source), epath.Path(folder / "imported"))
-    exporting.export_checkpoint(str(folder / "imported"), folder / "exported", Options(verify=False, **options))
+    write.export_checkpoint(str(folder / "imported"), folder / "exported", Options(verify=False, **options))
     return folder / "exported"
 
 

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from vlvm_jax.weights import card
+from vlvm_jax.weights.export import card
 
 KIND, PROMPT = "颜色 🎬", "红 what ماذا " * 800
 

@@ -21,9 +21,9 @@ from vlvm_jax.config import LoraConfig, ModelConfig, to_json
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
-from vlvm_jax.weights import card, lora, verify
-from vlvm_jax.weights.exporting import Export, Options
-from vlvm_jax.weights.safetensors_files import INDEX, SafetensorsReader
+from vlvm_jax.weights.export import card, lora, verify
+from vlvm_jax.weights.export.write import Export, Options
+from vlvm_jax.weights.hf.safetensors_files import INDEX, SafetensorsReader
 from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
 
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))

@@ -19,8 +19,8 @@ from recipes import ROOT
 from safetensors.numpy import save_file
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.weights import exporting
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.importing import import_checkpoint
 
 FILE = "model.safetensors"
@@ -33,7 +33,7 @@ def refused(source: Path | str, folder: Path, pattern: str) -> None:
     """An import and an export of the source fail alike, in one line, and leave nothing."""
     for convert in (
         lambda: import_checkpoint(str(source), epath.Path(folder / "destination")),
-        lambda: exporting.export_checkpoint(str(source), folder / "destination", Options(verify=False)),
+        lambda: write.export_checkpoint(str(source), folder / "destination", Options(verify=False)),
     ):
         before = sorted(folder.iterdir())
         with pytest.raises(InputError) as caught:
@@ -332,7 +332,7 @@ def test_an_import_that_is_not_whole(copy, tmp_path, spoil, pattern):
     import_checkpoint(str(copy()), epath.Path(tmp_path / "imported"))
     spoil(tmp_path / "imported")
     with pytest.raises(InputError, match=pattern.format(tmp_path / "imported")):
-        exporting.export_checkpoint(str(tmp_path / "imported"), tmp_path / "destination", Options(verify=False))
+        write.export_checkpoint(str(tmp_path / "imported"), tmp_path / "destination", Options(verify=False))
     assert not (tmp_path / "destination").exists()
 
 
@@ -376,7 +376,7 @@ def test_an_import_that_is_stopped_leaves_nothing(copy, tmp_path, share):
 def test_an_export_that_is_stopped_leaves_nothing(copy, tmp_path, share):
     source = copy()
     with pytest.raises(Stopped):
-        exporting.export_checkpoint(str(source), tmp_path / "destination", Options(verify=False), stop_at(share))
+        write.export_checkpoint(str(source), tmp_path / "destination", Options(verify=False), stop_at(share))
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -387,7 +387,7 @@ def test_what_a_killed_conversion_left_is_cleared_away(copy, tmp_path):
         (tmp_path / f"destination.{suffix}" / "half").write_text("")
     import_checkpoint(str(source), epath.Path(tmp_path / "destination"))
     shutil.rmtree(tmp_path / "destination")
-    exporting.export_checkpoint(str(source), tmp_path / "destination", Options(verify=False))
+    write.export_checkpoint(str(source), tmp_path / "destination", Options(verify=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["destination", "source"]
     assert not list((tmp_path / "destination").rglob("half"))
 
@@ -401,7 +401,7 @@ def test_a_source_that_shrinks_while_it_is_read(copy, tmp_path):
 
     for convert in (
         lambda: import_checkpoint(str(source), epath.Path(tmp_path / "destination"), cut),
-        lambda: exporting.export_checkpoint(str(source), tmp_path / "destination", Options(verify=False), cut),
+        lambda: write.export_checkpoint(str(source), tmp_path / "destination", Options(verify=False), cut),
     ):
         whole = (source / FILE).read_bytes()
         with pytest.raises(InputError, match=f"^{source / FILE}: not a whole safetensors file"):

@@ -22,11 +22,11 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.training.checkpoint import StageCheckpoints
-from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.weights import exporting, ladder
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import ladder, write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HF_FOLDER, open_source
 
@@ -254,7 +254,7 @@ def test_a_run_is_exported_as_the_class_its_pooling_is(bases, data_root, monkeyp
     """Trained for a step by the library itself; the runs of the tests below are written by hand."""
     monkeypatch.setenv("VLVM_JAX_DATA", str(data_root))
     stages.run(config_of(bases["llava"], NEXT_VIDEO), epath.Path(tmp_path / "run"), StopSignal())
-    result = exporting.export_checkpoint(str(tmp_path / "run"), tmp_path / "export", Options())
+    result = write.export_checkpoint(str(tmp_path / "run"), tmp_path / "export", Options())
     assert (result.rung.number, result.rung.family) == (2, "llava_next_video")
     assert result.verified is not None and result.verified.difference < 1e-5 and result.verified.same_answer
     check_trained(load_strictly(tmp_path / "export", "llava_next_video"), bases["llava"])
@@ -285,7 +285,7 @@ def check_trained(model, base: Path) -> None:
 def test_a_trained_model_as_its_class(trained, bases, base, options, media, rung, family, tmp_path):
     run = trained(base, options)
     folder = tmp_path / "export"
-    result = exporting.export_checkpoint(str(run), folder, Options(media=media, verify=rung > 1))
+    result = write.export_checkpoint(str(run), folder, Options(media=media, verify=rung > 1))
     assert (result.rung.number, result.rung.family) == (rung, family)
     if (report := result.verified) is not None:
         assert report.difference < 1e-5 and report.same_answer
@@ -313,7 +313,7 @@ def test_a_trained_model_as_its_class(trained, bases, base, options, media, rung
 def test_what_the_class_answers_to_a_clip_is_what_it_was_compared_on(trained, tmp_path):
     """The tokens of the exported config, counted by hand: frames x (grid / 2)^2, and OneVision's newline."""
     folder = tmp_path / "export"
-    exporting.export_checkpoint(str(trained("llava odd", ONEVISION)), folder, Options(verify=False))
+    write.export_checkpoint(str(trained("llava odd", ONEVISION)), folder, Options(verify=False))
     model = load_strictly(folder, "llava_onevision")
     clip = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 2, 3, 20, 20)).astype(np.float32))
     count = 2 * 3**2 + 1
@@ -326,7 +326,7 @@ def test_a_refused_export_leaves_nothing(trained, tmp_path):
     run = trained("llava", NEXT_VIDEO)
     for asked, reason in (("llava", "pools frames"), ("llava_onevision", "pools frames"), ("bert", "not a class")):
         with pytest.raises(InputError, match=f"--format={asked}: .*{reason}"):
-            exporting.export_checkpoint(str(run), tmp_path / "export", Options(format=asked))
+            write.export_checkpoint(str(run), tmp_path / "export", Options(format=asked))
     assert not list(tmp_path.iterdir())
 
 
@@ -337,14 +337,14 @@ def test_lora_goes_out_merged_or_as_an_adapter(asked, dtype, bases, tmp_path):
     values["model"]["lora"] = {"rank": 2, "alpha": 4.0, "parts": ["decoder", "encoder"]}
     stored_run(build(Config, values), epath.Path(tmp_path) / "run")
     options = Options(lora=asked, dtype=dtype)
-    result = exporting.export_checkpoint(str(tmp_path / "run"), tmp_path / "out", options)
+    result = write.export_checkpoint(str(tmp_path / "run"), tmp_path / "out", options)
     assert result.rung.number == 1 and result.verified is not None and result.verified.same_answer
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists() == (asked == "peft")
-    plain = exporting.export_checkpoint(str(bases["llava"]), tmp_path / "base", Options(verify=False))
+    plain = write.export_checkpoint(str(bases["llava"]), tmp_path / "base", Options(verify=False))
     assert result.parameters == plain.parameters
 
 
 def test_an_adapter_that_is_not_there_is_not_written(trained, tmp_path):
     with pytest.raises(InputError, match=r"--lora=peft: .* has no LoRA parameters"):
-        exporting.export_checkpoint(str(trained("llava", {})), tmp_path / "out", Options(lora="peft"))
+        write.export_checkpoint(str(trained("llava", {})), tmp_path / "out", Options(lora="peft"))
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch, VideoLLM
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.weights import lora
+from vlvm_jax.weights.export import lora
 
 LENGTH, IMAGE_TOKEN, PATCHES, LAYERS = 10, 39, 4, 2
 VISION = VisionConfig(

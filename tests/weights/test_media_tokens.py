@@ -7,8 +7,8 @@ from etils import epath
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from vlvm_jax.weights.class_config import MediaTokens
-from vlvm_jax.weights.media_tokens import choose, write_tokenizer
+from vlvm_jax.families.write import MediaTokens
+from vlvm_jax.weights.export.media_tokens import choose, write_tokenizer
 
 WORDS = 10
 

@@ -9,12 +9,12 @@ from etils import epath
 
 from vlvm_jax.data.files import CODE_KEYS
 from vlvm_jax.data.images.image_rules import read_settings
-from vlvm_jax.data.text.tokenizer_files import checkpoint_tokenizer
+from vlvm_jax.data.prompt.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.loading import load
 from vlvm_jax.inference.requests import Decoding, Request
-from vlvm_jax.weights import exporting, verify
-from vlvm_jax.weights.exporting import Export, Options
+from vlvm_jax.weights.export import verify, write
+from vlvm_jax.weights.export.write import Export, Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source
 from vlvm_jax.weights.torch_model import names as own_names
@@ -97,7 +97,7 @@ def test_answers_and_imports(tmp_path, tripwire):
 def test_an_export_as_a_class_of_transformers(tmp_path, tripwire):
     pytest.importorskip("torch")
     folder = trapped(tmp_path / "model", tripwire)
-    result = exporting.export_checkpoint(str(folder), tmp_path / "out", Options())
+    result = write.export_checkpoint(str(folder), tmp_path / "out", Options())
     assert result.rung.family == "llava_onevision" and result.verified is not None
     assert not assert_names_no_code(tmp_path / "out")
     assert not (tmp_path / "out" / "custom_generate").exists()
@@ -106,7 +106,7 @@ def test_an_export_as_a_class_of_transformers(tmp_path, tripwire):
 def test_an_export_with_our_own_file(tmp_path, tripwire):
     pytest.importorskip("torch")
     folder = trapped(tmp_path / "model", tripwire)
-    result = exporting.export_checkpoint(str(folder), tmp_path / "out", Options(format="vlvm", media="video"))
+    result = write.export_checkpoint(str(folder), tmp_path / "out", Options(format="vlvm", media="video"))
     assert result.rung.family == "vlvm" and result.verified is not None
     ours = own_names.source_files("frames")
     assert assert_names_no_code(tmp_path / "out", own=["auto_map"]) == ours.keys()

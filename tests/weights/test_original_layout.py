@@ -12,8 +12,8 @@ from exports import load_strictly, round_trip
 from families import SPECS, read_tensors
 from safetensors.numpy import save_file
 
-from vlvm_jax.weights import exporting
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import HFDirectory, open_source
 
@@ -44,7 +44,7 @@ def test_the_original_layout_becomes_the_class(checkpoints, name, language, with
     """The same logits and the same settings; the vocabulary has gained rows for the media tokens."""
     family = SPECS[name].family
     import_checkpoint(str(checkpoints.original(name, language, with_tower=with_tower)), epath.Path(tmp_path / "in"))
-    result = exporting.export_checkpoint(str(tmp_path / "in"), tmp_path / "out", Options())
+    result = write.export_checkpoint(str(tmp_path / "in"), tmp_path / "out", Options())
     assert result.rung.family == family and result.verified is not None and result.verified.same_answer
     ours, theirs = load_strictly(tmp_path / "out", family), checkpoints.model(name)
     ids = torch.from_numpy(np.random.default_rng(0).integers(3, families.IMAGE, (1, 12)))
@@ -87,7 +87,7 @@ def test_an_original_with_one_layer_in_its_connector_has_no_class(checkpoints, t
     tensors = {name.replace("projector.0.", "projector."): t for name, t in read_tensors(source).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if "projector.2." not in name}
     save_file(tensors, source / "model.safetensors")
-    result = exporting.export_checkpoint(str(source), tmp_path / "out", Options())
+    result = write.export_checkpoint(str(source), tmp_path / "out", Options())
     assert (result.rung.number, result.rung.family) == (4, "vlvm")
     assert "a two-layer connector, this model a linear one" in result.rung.reason
     assert result.verified is not None and result.verified.difference < 1e-5 and result.verified.same_answer

@@ -20,21 +20,21 @@ from PIL import Image
 
 from configs import own
 from vlvm_jax.config import AdapterConfig, Config, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig, build
-from vlvm_jax.data import llava_layout
 from vlvm_jax.data.images.image_rules import image_rule, read_settings
-from vlvm_jax.data.processor import load_processor
+from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.tools import check
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import llava_layout
 from vlvm_jax.inference.answering import Decoding, Request
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models.adapters import build_adapter
 from vlvm_jax.models.adapters.base import FrameLayout
 from vlvm_jax.models.vision import VisionFeatures
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import prepare, stages
-from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.weights import exporting
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import open_source
@@ -74,7 +74,7 @@ def ask(source, folder, kind="video"):
 def test_answers_from_the_directory_an_import_and_an_export(folder, tmp_path, name, tokens):
     """The import can be read where the tower's directory is no more."""
     import_checkpoint(str(folder / name), epath.Path(tmp_path / "imported"))
-    exporting.export_checkpoint(str(folder / name), tmp_path / "exported", Options(verify=False))
+    write.export_checkpoint(str(folder / name), tmp_path / "exported", Options(verify=False))
     tower = folder / f"{name}-tower"
     answers = [ask(folder / name, folder)]
     tower.rename(tower.with_name("gone"))
@@ -197,7 +197,7 @@ def clip_layout(frames):
 def test_a_grid_of_newlines_has_a_class_of_its_own(folder, tmp_path):
     """The same in PyTorch, with a clip and with an image."""
     for media, family in (("all", "vlvm"), ("image", "llava_onevision")):
-        result = exporting.export_checkpoint(str(folder / "video"), tmp_path / media, Options(media=media))
+        result = write.export_checkpoint(str(folder / "video"), tmp_path / media, Options(media=media))
         assert result.rung.family == family and result.verified is not None and result.verified.same_answer
 
 
@@ -374,7 +374,7 @@ def test_a_tokenizer_without_tokenizer_json_goes_out_with_its_media_tokens(folde
     (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
     settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "chat_template": originals.TEMPLATE}
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    exporting.export_checkpoint(str(source), tmp_path / "out", Options(verify=False))
+    write.export_checkpoint(str(source), tmp_path / "out", Options(verify=False))
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer("what is <image> it ?", add_special_tokens=False)["input_ids"]

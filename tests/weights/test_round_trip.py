@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.weights import exporting
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source
 
@@ -128,7 +128,7 @@ def test_the_config_is_the_class_s_own(checkpoints, tmp_path):
 
 def test_a_directory_is_exported_without_an_import_too(checkpoints, tmp_path):
     source = checkpoints("llava siglip-head mistral gqa1", "hub")
-    result = exporting.export_checkpoint(str(source), tmp_path / "exported", Options(verify=False))
+    result = write.export_checkpoint(str(source), tmp_path / "exported", Options(verify=False))
     assert_same_tensors(read_tensors(tmp_path / "exported"), read_tensors(source))
     assert result.parameters == sum(tensor.size for tensor in read_tensors(source).values())
     assert result.bytes == sum(tensor.nbytes for tensor in read_tensors(source).values())

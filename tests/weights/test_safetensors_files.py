@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.weights.safetensors_files import DTYPES, INDEX, SafetensorsReader, SafetensorsWriter
+from vlvm_jax.weights.hf.safetensors_files import DTYPES, INDEX, SafetensorsReader, SafetensorsWriter
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 TENSORS = st.dictionaries(st.text(min_size=1, max_size=12), st.tuples(SHAPES, st.sampled_from(list(DTYPES.values()))))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.errors import InputError
-from vlvm_jax.models import samplers
+from vlvm_jax.models.adapters import _samplers as samplers
 from vlvm_jax.models.adapters import available, build_adapter
 from vlvm_jax.models.adapters.base import FrameLayout
 from vlvm_jax.models.vision import VisionFeatures

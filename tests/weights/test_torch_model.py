@@ -17,9 +17,9 @@ from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text import conversation
-from vlvm_jax.data.text.templates import TEMPLATES
+from vlvm_jax.data.prompt import conversation
+from vlvm_jax.data.prompt.templates import TEMPLATES
+from vlvm_jax.data.record import Turn
 from vlvm_jax.models.video_llm import Batch, VideoLLM
 
 SIZE, FRAMES, LENGTH, NEW = 16, 6, 80, 4

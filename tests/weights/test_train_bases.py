@@ -13,12 +13,12 @@ from families import bare, clip, llama, randomized
 
 from configs import ftfv
 from vlvm_jax.config import Config, build, to_json
-from vlvm_jax.data.processor import load_processor
+from vlvm_jax.data.sample.processor import load_processor
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.prepare import with_checkpoint_files
-from vlvm_jax.weights import exporting
-from vlvm_jax.weights.exporting import Options
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import open_source
 
@@ -46,7 +46,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def export(run: Path, folder: Path) -> Path:
-    result = exporting.export_checkpoint(str(run), folder, Options())
+    result = write.export_checkpoint(str(run), folder, Options())
     assert result.verified is not None and result.verified.difference < 1e-5 and result.verified.same_answer
     return folder
 

@@ -13,7 +13,7 @@ from data.hf_checkpoints import checkpoint
 from hf import randomize
 from recipes import ROOT, environment
 
-from vlvm_jax.data.processor import load_processor
+from vlvm_jax.data.sample.processor import load_processor
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from families import NAMES, SPECS, read_tensors
 from safetensors.numpy import save_file
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.weights import exporting, verify
-from vlvm_jax.weights.exporting import Export, Options
+from vlvm_jax.weights.export import verify, write
+from vlvm_jax.weights.export.write import Export, Options
 from vlvm_jax.weights.sources import open_source
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
     ],
 )  # fmt: skip
 def test_the_comparison_agrees(checkpoints, name, tmp_path):
-    result = exporting.export_checkpoint(str(checkpoints(name)), tmp_path / "out", Options())
+    result = write.export_checkpoint(str(checkpoints(name)), tmp_path / "out", Options())
     report = result.verified
     assert report is not None and report.difference < 1e-5
     assert report.same_answer is (True if SPECS[name].family in NAMES else None)

@@ -171,7 +171,7 @@ def _define_prepare() -> None:
 
 
 def _workers() -> int:
-    from vlvm_jax.data.tuning import usable_cores
+    from vlvm_jax.data.batch.tuning import usable_cores
 
     given = flags.FLAGS.workers
     return usable_cores() if given is None else given
@@ -182,16 +182,16 @@ def _check(files: list[str]) -> None:
     if not files and f.config is None:
         raise InputError("expected `check FILE...`, or --config to check a recipe's own data; see --help")
 
-    from vlvm_jax.training.progress import Meter, Waiting, console, say
+    from vlvm_jax.console import Meter, Waiting, console, say
 
     for flag, file in (("--json", f.json), ("--picture", f.picture)):
         if file is not None:
             storage.check_output(file, flag, folder=False)
     with Waiting("starting"):
+        from vlvm_jax.data.record import evenly
         from vlvm_jax.data.sources import mixture
-        from vlvm_jax.data.sources.records import evenly
         from vlvm_jax.data.tools import check, check_report, check_samples, prepare
-        from vlvm_jax.data.workers import stoppable
+        from vlvm_jax.workers import stoppable
 
     stage, spec, share = _stage() if f.config is not None else (None, None, 0.01)
     share = share if f.max_bad_share is None else f.max_bad_share
@@ -235,12 +235,12 @@ def _check(files: list[str]) -> None:
 
 def _stage() -> tuple[Any, Any, float]:
     """The stage that --config and --stage name, how it makes samples, and the share that may be bad."""
-    from vlvm_jax.training.progress import Waiting
+    from vlvm_jax.console import Waiting
 
     with Waiting("reading the recipe"):
         from vlvm_jax.config import command_line, require_stages
+        from vlvm_jax.stop import StopSignal
         from vlvm_jax.training import prepare
-        from vlvm_jax.training.interrupt import StopSignal
         from vlvm_jax.weights.initial import Initial
 
         config = command_line.read()
@@ -280,10 +280,10 @@ def _prepare(arguments: list[str]) -> None:
         raise InputError(f"{runner_flags[0]} is a flag of a Beam runner; name one with --runner")
     storage.check_output(f.output, "--output")
     _check_name(f.name)
+    from vlvm_jax.console import Meter, say
     from vlvm_jax.data.tools import prepare, prepare_beam
     from vlvm_jax.data.tools.reencode import Target
-    from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter, say
+    from vlvm_jax.workers import stoppable
 
     job = prepare.Job(
         sources=tuple(sources),
@@ -311,8 +311,8 @@ def _prepare(arguments: list[str]) -> None:
 def _tell(report: Any, output: str) -> None:
     from rich.table import Table
 
+    from vlvm_jax.console import show_table
     from vlvm_jax.data.tools.prepare import DROPPED
-    from vlvm_jax.training.progress import show_table
 
     table = Table(title=f"{report.manifest.name}: {output}", title_justify="left", show_header=False)
     table.add_column()
@@ -328,10 +328,10 @@ def _tell(report: Any, output: str) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
+    from vlvm_jax.console import Meter, number_of, say
     from vlvm_jax.data.sources import shards
     from vlvm_jax.data.tools import prepare
-    from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter, number_of, say
+    from vlvm_jax.workers import stoppable
 
     if len(arguments) != 1 or not arguments[0].strip("/ "):
         raise InputError("expected `verify DIR`; see --help")
@@ -350,7 +350,7 @@ def _verify(arguments: list[str]) -> None:
 
 
 def _define_synthesize() -> None:
-    from vlvm_jax.data.sources.text_pages import TextPages
+    from vlvm_jax.data.pages.media import TextPages
 
     flags.DEFINE_multi_string("source", [], "Files of texts.")
     flags.DEFINE_string("out", None, "Folder.")
@@ -378,11 +378,11 @@ def _synthesize(arguments: list[str]) -> None:
 
     from vlvm_jax import __version__
     from vlvm_jax.config import build
-    from vlvm_jax.data import text_filters
-    from vlvm_jax.data.sources.text_pages import TextPages
+    from vlvm_jax.console import Meter
+    from vlvm_jax.data.pages import filters
+    from vlvm_jax.data.pages.media import TextPages
     from vlvm_jax.data.tools import synthesize
-    from vlvm_jax.data.workers import stoppable
-    from vlvm_jax.training.progress import Meter
+    from vlvm_jax.workers import stoppable
 
     storage.check_output(f.out, "--out")
     _check_name(f.name)
@@ -395,7 +395,7 @@ def _synthesize(arguments: list[str]) -> None:
         format=f.format,
         name=f.name,
         options=build(TextPages, {name: value for name, value in given.items() if value is not None}, "flags"),
-        limits=text_filters.filters(f.preset, **{name: f[name].value for name in _LIMITS}),
+        limits=filters.filters(f.preset, **{name: f[name].value for name in _LIMITS}),
         tokenizer=f.tokenizer,
         limit=f.limit,
         per_part=f.per_part,
@@ -413,8 +413,8 @@ def _synthesize(arguments: list[str]) -> None:
 def _tell_pages(report: Any, job: Any, rate: float | None) -> None:
     from rich.table import Table
 
+    from vlvm_jax.console import say, show_table
     from vlvm_jax.data.tools.synthesize import DROPPED
-    from vlvm_jax.training.progress import say, show_table
 
     counts = report.counts
     table = Table(title=report.path, title_justify="left", show_header=False)
@@ -450,8 +450,8 @@ def _diversity(arguments: list[str]) -> None:
     if arguments or not f.data or not f.out:
         raise InputError("expected `diversity --data=SOURCE --out=FILE.png`; see --help")
     storage.check_output(f.out, "--out", folder=False)
+    from vlvm_jax.console import say
     from vlvm_jax.data.tools import diversity, prepare
-    from vlvm_jax.training.progress import say
 
     names = diversity.short_names(f.data)
     found = {

@@ -15,22 +15,23 @@ import grain
 import numpy as np
 from PIL import Image
 
-from vlvm_jax.data import packing, tuning, video
-from vlvm_jax.data.cache import MediaCache
-from vlvm_jax.data.decoding.sampling import FrameRule, ShortVideo
+from vlvm_jax.data.batch import packing, tuning
+from vlvm_jax.data.batch.loading import loaded
+from vlvm_jax.data.batch.skipped import SkipLog
+from vlvm_jax.data.batch.stream import WHOLE, Part, PartOf
+from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import grid
 from vlvm_jax.data.images.squares import Fit, to_square
-from vlvm_jax.data.loading import loaded
-from vlvm_jax.data.media import Medium, Sample, assemble
-from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
-from vlvm_jax.data.skipped import SkipLog
-from vlvm_jax.data.sources.records import MediaKind, Record, Turn, evenly
-from vlvm_jax.data.stream import WHOLE, Part, PartOf
-from vlvm_jax.data.text import answers, conversation, prompts, templates
-from vlvm_jax.data.text.conversation import Expansion, Prompt, Template
-from vlvm_jax.data.text.scoring import ClipText, scored_text, scoring_tokenizer
-from vlvm_jax.data.tuning import Loading
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.media.cache import MediaCache
+from vlvm_jax.data.media.frame_rules import FrameRule, ShortVideo
+from vlvm_jax.data.prompt import answers, conversation, markers, templates
+from vlvm_jax.data.prompt.conversation import Expansion, Prompt, Template
+from vlvm_jax.data.prompt.guidance import ClipText, scored_text, scoring_tokenizer
+from vlvm_jax.data.record import MediaKind, Record, Turn, evenly
+from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
+from vlvm_jax.data.sample.processor import ImageLayout, Processor, load_processor
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
 
@@ -52,7 +53,7 @@ class SampleSpec:
       image_layout: `anyres` cuts images into tiles as the processor's family does.
       frame_sampling, fps, folder_fps, short_video: which frames of a clip, see `video.decode_frames`.
       seed: with which frames are drawn from segments; None for their midpoints.
-      time_instruction: a sentence with its times follows every clip, see `prompts.time_instruction`.
+      time_instruction: a sentence with its times follows every clip, see `markers.time_instruction`.
       cache_bytes: of decoded media that each loading process keeps.
       frame_fit: how frames, and images shown as one square, become squares, see `squares.to_square`; `auto` as the
         processor says, cropped without one.
@@ -263,7 +264,7 @@ class SampleLoader:
         return grid.size(first.shape[0], first.shape[1], self.spec.frames_per_video)
 
     def _clip_expansion(self, times: Sequence[float], duration: float | None) -> Expansion:
-        note = prompts.time_instruction(times, duration) if self.spec.time_instruction else ""
+        note = markers.time_instruction(times, duration) if self.spec.time_instruction else ""
         return Expansion((self.spec.video_tokens[len(times)],), note=note)
 
     def media(self, record: Record, index: int = 0) -> list[Medium]:

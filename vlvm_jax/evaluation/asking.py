@@ -13,7 +13,7 @@ from vlvm_jax.evaluation.predictions import Predictions
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Answer, Decoding, Request
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 
 _SAID = ("finish", "prompt_tokens", "visual_tokens", "new_tokens")  # of an answer, for its prediction
 _BATCHES = 4  # asked at once: what their answers are sorted into by length, and what a kill may cost

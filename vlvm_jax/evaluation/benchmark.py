@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vlvm_jax import config as config_lib
 from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config, DType
+from vlvm_jax.console import Meter, Waiting, number_of, say
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import asking, controls, question_lists, results
 from vlvm_jax.evaluation.controls import SWAPPING, Control
@@ -20,9 +21,8 @@ from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.inference import loading
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Decoding
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.prepare import environment
-from vlvm_jax.training.progress import Meter, Waiting, number_of, say
 from vlvm_jax.weights.sources import open_source
 
 CARD, RESULTS, SCORED = "run_card.json", "results.json", "scored.jsonl"

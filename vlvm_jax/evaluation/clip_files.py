@@ -1,8 +1,8 @@
 """Which file in the media folder a benchmark means by the name of a clip."""
 
 from vlvm_jax import storage
-from vlvm_jax.data.sources.media_names import ClipFinder, join, without_scheme
-from vlvm_jax.data.sources.records import LISTED, Name
+from vlvm_jax.data.media_names import ClipFinder, join, without_scheme
+from vlvm_jax.data.record import LISTED, Name
 from vlvm_jax.errors import InputError
 
 

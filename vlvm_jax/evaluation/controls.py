@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from vlvm_jax.data.media import Medium
-from vlvm_jax.data.sources.records import Record
+from vlvm_jax.data.record import Record
+from vlvm_jax.data.sample.assemble import Medium
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.inference.answering import Answering

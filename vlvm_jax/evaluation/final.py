@@ -11,18 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import Config, EvalConfig
+from vlvm_jax.console import Meter, Waiting
 from vlvm_jax.data import pipeline
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.record import Record, usable
 from vlvm_jax.data.sources import mixture
-from vlvm_jax.data.sources.records import Record, usable
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.adapters.base import FrameLayout, Guidance
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
-from vlvm_jax.training.interrupt import StopSignal
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.prepare import sample_spec
-from vlvm_jax.training.progress import Meter, Waiting
 
 MAJORITY_OF = 20_000  # training records at most, whose answers the majority control counts: all are read for it
 

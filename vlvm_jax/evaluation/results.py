@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from vlvm_jax.data.sources.records import short
+from vlvm_jax.console import number_of, say, show_table
+from vlvm_jax.data.record import short
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import scoring
 from vlvm_jax.evaluation.question_lists import Question
 from vlvm_jax.evaluation.scoring import MATCHES, PARSERS, Mark, Match, Parser
 from vlvm_jax.evaluation.yes_no import is_yes_no
-from vlvm_jax.training.progress import number_of, say, show_table
 
 Denominator = Literal["all", "answered", "released"]
 Line = Mapping[str, Any]  # of predictions

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlvm_jax import storage
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.media import Medium, Sample
+from vlvm_jax.data.sample.assemble import Medium, Sample
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.engine import Engine, length_bucket, power_bucket
 from vlvm_jax.inference.prompts import Prompts, padded

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vlvm_jax.console import Waiting
 from vlvm_jax.models import decoding
 from vlvm_jax.models.adapters.base import Features, FrameLayout, Guidance
 from vlvm_jax.models.decoder import CACHE_AXES, KVCache
@@ -22,7 +23,6 @@ from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.cpu_options import compiler_options
-from vlvm_jax.training.progress import Waiting
 
 CHUNK = 16  # tokens between two looks of the host
 _FEWEST = 32  # positions of a bucket

@@ -19,6 +19,7 @@ from vlvm_jax.config import (
     MeshConfig,
     ModelConfig,
 )
+from vlvm_jax.console import Reading, Waiting
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.answering import CACHE_BYTES, ROWS, Answering
@@ -29,8 +30,8 @@ from vlvm_jax.models.params import Model, Params, Splits
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import prepare
-from vlvm_jax.training.progress import Reading, Waiting
-from vlvm_jax.weights import lora, side_files
+from vlvm_jax.weights.export import lora
+from vlvm_jax.weights.hf import side_files
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlvm_jax.data.media import Medium
+from vlvm_jax.data.sample.assemble import Medium
 from vlvm_jax.inference.answering import Answering, Look
 from vlvm_jax.inference.requests import Answer, Request
 

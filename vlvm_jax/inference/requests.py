@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from vlvm_jax.data.sources.records import MediaKind, Turn
+from vlvm_jax.data.record import MediaKind, Turn
 from vlvm_jax.errors import InputError
 
 

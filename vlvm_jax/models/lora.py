@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on the dense layers of tower and decoder.
 
 The parameters stand beside the kernel they adapt: `decoder/layers/self_attn/q_proj/lora_a`, [layers, in, rank].
-Merging them into the kernels and handing them to PEFT: `vlvm_jax.weights.lora`.
+Merging them into the kernels and handing them to PEFT: `vlvm_jax.weights.export.lora`.
 """
 
 from collections.abc import Mapping

@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from vlvm_jax import storage
+from vlvm_jax.console import Waiting
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models.params import Params
 from vlvm_jax.parallel import rules
-from vlvm_jax.training.progress import Waiting
 from vlvm_jax.weights import checksums, integrity, param_store
 
 

@@ -16,15 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import StageConfig
+from vlvm_jax.console import Meter, Waiting
 from vlvm_jax.errors import Interrupted
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Params
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import process_rows
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.checkpoint import StageCheckpoints
-from vlvm_jax.training.interrupt import StopSignal
-from vlvm_jax.training.progress import Meter, Waiting
 from vlvm_jax.training.step import StepFunctions, TrainState
 from vlvm_jax.training.throughput import Throughput, Watch, brief
 

@@ -17,7 +17,9 @@ from jax.sharding import Mesh
 from vlvm_jax import config as config_lib
 from vlvm_jax import json_text, manifest, memory, storage
 from vlvm_jax.config import Config, DataConfig, EvalConfig, ModelConfig, StageConfig
-from vlvm_jax.data import packing, pipeline
+from vlvm_jax.console import Meter, say
+from vlvm_jax.data import pipeline
+from vlvm_jax.data.batch import packing
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pipeline import SampleSpec
 from vlvm_jax.data.sources import mixture
@@ -26,11 +28,11 @@ from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.models.adapters.base import LearnsByItself, VideoAdapter
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import processes, rules
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.partition import Partition
-from vlvm_jax.training.progress import Meter, say
-from vlvm_jax.weights import hub, integrity
+from vlvm_jax.weights import integrity
+from vlvm_jax.weights.hf import hub
 from vlvm_jax.weights.initial import Initial
 
 

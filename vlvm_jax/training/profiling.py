@@ -7,8 +7,8 @@ from types import TracebackType
 
 import jax
 
+from vlvm_jax.console import say
 from vlvm_jax.errors import InputError
-from vlvm_jax.training.progress import say
 
 STEPS = 5  # that a signal asks for
 

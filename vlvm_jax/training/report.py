@@ -12,11 +12,11 @@ from rich.table import Table
 
 from vlvm_jax import json_text, storage
 from vlvm_jax.config import Config
+from vlvm_jax.console import number_of, say, show_table
 from vlvm_jax.data import picture_text
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
 from vlvm_jax.training.prepare import PreparedStage, adapter_of
-from vlvm_jax.training.progress import number_of, say, show_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -14,12 +14,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, manifest, storage
+from vlvm_jax import console, json_text, manifest, storage
+from vlvm_jax.ahead_of_time.programs import count_step
 from vlvm_jax.config import Config, StageConfig
+from vlvm_jax.console import number_of, say
 from vlvm_jax.data import pipeline
+from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.sources import mixture
-from vlvm_jax.data.stream import Batches, Part
 from vlvm_jax.errors import brief
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
@@ -28,11 +30,10 @@ from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import peak_flops
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training import progress, report
-from vlvm_jax.training.ahead_of_time import count_step
+from vlvm_jax.training import report
 from vlvm_jax.training.checkpoint import StageCheckpoints
-from vlvm_jax.training.interrupt import StopSignal
 from vlvm_jax.training.loop import StageRun, run_stage
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
@@ -50,7 +51,6 @@ from vlvm_jax.training.prepare import (
     write_run_card,
 )
 from vlvm_jax.training.profiling import Profiler
-from vlvm_jax.training.progress import number_of, say
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
 from vlvm_jax.weights import integrity
@@ -70,13 +70,13 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
     """
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
-    progress.console.quiet = not processes.primary()
+    console.console.quiet = not processes.primary()
     config_lib.require_stages(config)
     for entry in (entry for stage in config.stages for entry in stage.data):
         mixture.require_path(entry)
-    with progress.Waiting("starting the devices"):
+    with console.Waiting("starting the devices"):
         mesh = make_mesh(config.mesh)
-    with progress.Waiting("checking the recipe"):
+    with console.Waiting("checking the recipe"):
         check_mesh(config, mesh)
         check_adapter(config)
         check_guidance(config)
@@ -91,12 +91,12 @@ def _run(
     profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
     asked = config
     config = with_embedded_data(config, stop)
-    with progress.Waiting("opening the files of the model"):
+    with console.Waiting("opening the files of the model"):
         initial = Initial(config.model)
         config = with_checkpoint_files(config, initial)
     prepared = []
     for stage in config.stages:
-        with progress.Waiting(f"{stage.name}: reading the annotations"):
+        with console.Waiting(f"{stage.name}: reading the annotations"):
             prepared.append(prepare_stage(config, stage))
     processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
     claim_workdir(asked, workdir)
@@ -337,7 +337,7 @@ def initial_params(
     if params is not None:
         return params
     if isinstance(start, Initial):
-        return start.params(abstract, mesh, config.seed, progress.Reading())
+        return start.params(abstract, mesh, config.seed, console.Reading())
     checkpoints = StageCheckpoints(start / "checkpoints", config.checkpoint.keep)
     try:
         return checkpoints.restore_params(abstract, mesh)

@@ -12,7 +12,8 @@ from etils import epath
 from vlvm_jax import __version__, manifest, storage
 from vlvm_jax import config as config_lib
 from vlvm_jax.errors import InputError
-from vlvm_jax.weights import param_store, side_files
+from vlvm_jax.weights import param_store
+from vlvm_jax.weights.hf import side_files
 from vlvm_jax.weights.sources import FORMAT, HF_FOLDER, MODEL_FILE, PARAMS_FOLDER, HFDirectory, open_source
 
 

@@ -14,7 +14,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
-from vlvm_jax.weights import clip_source, side_files
+from vlvm_jax.weights.hf import clip_source, side_files
 from vlvm_jax.weights.param_store import local_bytes
 from vlvm_jax.weights.sources import Source, Stored, open_source, same_part
 

@@ -25,10 +25,11 @@ from vlvm_jax.config import (
     build,
 )
 from vlvm_jax.errors import InputError
+from vlvm_jax.families.read import HFModel
 from vlvm_jax.models.params import Params
-from vlvm_jax.weights import hub, integrity, param_store
-from vlvm_jax.weights.hf_config import HFModel
-from vlvm_jax.weights.hf_source import HFSource, Tell, model_shapes, silent
+from vlvm_jax.weights import integrity, param_store
+from vlvm_jax.weights.hf import hub
+from vlvm_jax.weights.hf.source import HFSource, Tell, model_shapes, silent
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"

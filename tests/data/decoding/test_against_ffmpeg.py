@@ -7,9 +7,9 @@ import pytest
 from data.media_files import write_clip
 from data.numbered_clips import numbers_in, picture, shown_by_ffmpeg
 
-from vlvm_jax.data.decoding import sampling
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.video import decode_clip
+from vlvm_jax.data.media import frame_rules
+from vlvm_jax.data.media.frames import decode_clip
 
 FRAMES = 40
 NTSC = Fraction(30000, 1001)
@@ -103,9 +103,9 @@ def test_the_other_rules_count_in_the_mean_rate(clip, rule):
     numbers, taken = take(path, 8, rule=rule, seed=(1, 2))
     assert taken.times == pytest.approx([times[number] for number in numbers], abs=2e-3)
     if constant:
-        assert numbers == sampling.choose(FRAMES, 25.0, 8, rule=rule, seed=(1, 2))
+        assert numbers == frame_rules.choose(FRAMES, 25.0, 8, rule=rule, seed=(1, 2))
         return
-    chosen = sampling.choose(10_000, 10_000 / end, 8, rule=rule, seed=None)
+    chosen = frame_rules.choose(10_000, 10_000 / end, 8, rule=rule, seed=None)
     if rule != "segment":  # whose draws follow the number of frames that is stated
         near = [{at(clip, (index / 10_000 + shift / FRAMES) * end) for shift in (-1, 0, 1)} for index in chosen]
         assert all(set(range(min(some), max(some) + 1)) & set(numbers) for some in near)

@@ -5,10 +5,10 @@ import pytest
 from data.media_files import moving
 from PIL import Image
 
-from vlvm_jax.data import video
-from vlvm_jax.data.decoding import animation
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.media import animation
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import Target

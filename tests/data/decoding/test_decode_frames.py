@@ -10,14 +10,13 @@ import pytest
 from data.media_files import decode_all, moving, remux, write_clip, write_sound
 from PIL import Image
 
-from vlvm_jax.data import video
-from vlvm_jax.data.decoding import decode, video_file
-from vlvm_jax.data.decoding.cursor import Cursor
-from vlvm_jax.data.decoding.sampling import uniform_indices
-from vlvm_jax.data.decoding.video_file import VideoFile
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.containers import open_medium
-from vlvm_jax.data.video import decode_clip
+from vlvm_jax.data.media import decode, frames, video_file
+from vlvm_jax.data.media.containers import open_medium
+from vlvm_jax.data.media.cursor import Cursor
+from vlvm_jax.data.media.frame_rules import uniform_indices
+from vlvm_jax.data.media.frames import decode_clip
+from vlvm_jax.data.media.video_file import VideoFile
 from vlvm_jax.storage import StorageError
 
 SIZE = (64, 48)
@@ -286,7 +285,7 @@ def test_a_few_frames_of_a_long_clip_read_a_small_part_of_it(tmp_path, name):
 
 
 def test_frames_far_from_any_keyframe_are_not_worth_a_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr("vlvm_jax.data.decoding.cursor.MAX_WORK", 64 * 64 * 50)
+    monkeypatch.setattr("vlvm_jax.data.media.cursor.MAX_WORK", 64 * 64 * 50)
     few, many = (write_clip(tmp_path / f"{gop}.mp4", moving(70, SIZE), gop=gop, b_frames=0) for gop in (5, 1000))
     assert len(decode_clip(few, 8, lambda pixels: pixels).frames) == 8
     with pytest.raises(BadSampleError) as caught:
@@ -459,4 +458,4 @@ def test_a_rate_of_a_clip_with_fewer_frames_than_allowed(tmp_path):
 
 def test_small_frames_by_the_public_name(tmp_path):
     path = write_clip(tmp_path / "c.webm", moving(30, SIZE), codec="libvpx-vp9")
-    assert video.read_clip(path, 5, 16, span=(1, 2)).shape == (5, 16, 16, 3)
+    assert frames.read_clip(path, 5, 16, span=(1, 2)).shape == (5, 16, 16, 3)

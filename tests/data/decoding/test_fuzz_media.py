@@ -15,8 +15,8 @@ from data.media_files import decode_all, moving, write_clip, write_sound
 from PIL import Image
 
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.sources.mixture import read_mixture
 
 SIZE, COUNT = (32, 24), 5

@@ -13,15 +13,15 @@ import pytest
 from data.media_files import decode_all, write_clip
 from data.numbered_clips import SIZE, numbers_in, picture, shown_by_ffmpeg
 
-from vlvm_jax.data.decoding import video_file
-from vlvm_jax.data.decoding.sampling import uniform_indices
-from vlvm_jax.data.decoding.video_file import open_video
 from vlvm_jax.data.faults import BadSampleError, reading
-from vlvm_jax.data.text.prompts import PromptTokens, stamped_frames
+from vlvm_jax.data.media import video_file
+from vlvm_jax.data.media.frame_rules import uniform_indices
+from vlvm_jax.data.media.frames import decode_clip
+from vlvm_jax.data.media.video_file import open_video
+from vlvm_jax.data.prompt.markers import PromptTokens, stamped_frames
 from vlvm_jax.data.tools import check
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.prepare import open_records
-from vlvm_jax.data.video import decode_clip
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
 
@@ -52,7 +52,7 @@ def test_whatever_the_decoder_raises_is_a_bad_sample(tmp_path, monkeypatch, erro
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("vlvm_jax.data.decoding.cursor.Cursor.shown_at", fail)
+    monkeypatch.setattr("vlvm_jax.data.media.cursor.Cursor.shown_at", fail)
     with pytest.raises(BadSampleError) as caught:
         take(path)
     assert caught.value.cause == "corrupt"

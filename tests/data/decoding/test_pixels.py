@@ -12,10 +12,10 @@ from data.media_files import moving, write_clip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlvm_jax.data import video
-from vlvm_jax.data.decoding.pixels import UPRIGHT, Orientation, orientation
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.media.pixels import UPRIGHT, Orientation, orientation
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import Target
@@ -190,7 +190,7 @@ def test_impossible_shapes_of_pixels_are_refused(tmp_path, aspect, cause):
 
 
 def test_the_limit_is_of_the_size_that_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr("vlvm_jax.data.decoding.pixels.MAX_PIXELS", 200 * 96)
+    monkeypatch.setattr("vlvm_jax.data.media.pixels.MAX_PIXELS", 200 * 96)
     assert first_frame(with_aspect(tmp_path / "a.mp4", 1, 1)).shape == (96, 160, 3)
     with pytest.raises(BadSampleError, match=r"too_large.* 320 x 96"):
         first_frame(CASES / "sar/sar.mp4")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from data.media_files import moving, write_clip
 
-from vlvm_jax.data.decoding import pyav
-from vlvm_jax.data.decoding.sampling import uniform_indices
-from vlvm_jax.data.video import decode_clip
+from vlvm_jax.data.media import pyav
+from vlvm_jax.data.media.frame_rules import uniform_indices
+from vlvm_jax.data.media.frames import decode_clip
 
 
 def test_rationals_are_fractions_or_none():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.data.decoding.sampling import (
+from vlvm_jax.data.media.frame_rules import (
     choose,
     fps_indices,
     fps_times,

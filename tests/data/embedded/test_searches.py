@@ -12,13 +12,13 @@ from scipy import ndimage
 from tokenizers import Tokenizer
 
 from vlvm_jax.config import MixtureEntry, build
-from vlvm_jax.data.decoding.sampling import uniform_indices
 from vlvm_jax.data.embedded import scenes, searches, shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
+from vlvm_jax.data.media.frame_rules import uniform_indices
+from vlvm_jax.data.media.frames import open_image, read_clip
+from vlvm_jax.data.prompt.guidance import ScoringTokenizer
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.sources.annotations import read_annotations
-from vlvm_jax.data.text.scoring import ScoringTokenizer
-from vlvm_jax.data.video import open_image, read_clip
 from vlvm_jax.errors import InputError
 
 SIZE, FRAMES, SHOWN, CELLS = 96, 32, 2, 6

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 
 from vlvm_jax.data.embedded import scenes, shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
+from vlvm_jax.data.media.frames import read_clip, read_image
 from vlvm_jax.data.sources.annotations import read_annotations
-from vlvm_jax.data.video import read_clip, read_image
 
 # More than a chunk of images, so that several workers share a split.
 OPTIONS = ShapesOptions(train_images=110, train_videos=12, heldout_images=10, heldout_videos=12, size=32, num_frames=6)

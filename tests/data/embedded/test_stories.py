@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.data.embedded import scenes, shapes, stories
-from vlvm_jax.data.video import decode_frames
+from vlvm_jax.data.media.frames import decode_frames
 
 OPTIONS = shapes.ShapesOptions(
     train_images=0, train_videos=0, heldout_images=0, heldout_videos=0, train_stories=24, heldout_stories=6,

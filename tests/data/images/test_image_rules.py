@@ -14,8 +14,8 @@ from PIL import Image
 
 import vlvm_jax
 from vlvm_jax.data.images.image_rules import PixelProcessor, image_rule, read_settings
-from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.text_images import PageOptions, render_pages
+from vlvm_jax.data.pages.draw import PageOptions, render_pages
+from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.errors import InputError
 
 SIZES = [(32, 32), (50, 70), (70, 50), (20, 130), (131, 23), (33, 32), (200, 210)]  # height, width
@@ -332,7 +332,7 @@ def test_everything_works_where_torch_is_not_installed(tmp_path):
         import sys
         sys.path[:0] = sys.argv[1:3]
         import numpy as np
-        from vlvm_jax.data.processor import load_processor
+        from vlvm_jax.data.sample.processor import load_processor
         image = np.zeros((50, 70, 3), np.uint8)
         for folder in sys.argv[3:]:
             for layout in ("single", "anyres"):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from vlvm_jax.data import video
 from vlvm_jax.data.images.squares import padded, to_square
+from vlvm_jax.data.media import frames
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -21,7 +21,7 @@ def picture(width, height, seed=0):
 @pytest.mark.parametrize("edges", [(64, 48), (48, 64), (33, 100), (24, 24)])
 @pytest.mark.parametrize("fit", ["auto", "crop"])
 def test_crop_is_clips_rule(edges, fit):
-    np.testing.assert_array_equal(to_square(picture(*edges), 24, fit, CLIP_MEAN), video.resize(picture(*edges), 24))
+    np.testing.assert_array_equal(to_square(picture(*edges), 24, fit, CLIP_MEAN), frames.resize(picture(*edges), 24))
 
 
 @pytest.mark.parametrize("edges", [(64, 48), (48, 64), (33, 100), (24, 24)])

@@ -10,12 +10,12 @@ import pytest
 from data.media_files import moving
 from PIL import ExifTags, Image, ImageOps
 
-from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import stills
 from vlvm_jax.data.images.image_rules import MODULES, PixelProcessor
 from vlvm_jax.data.images.squares import to_square
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import Target

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.record import Turn
 from vlvm_jax.data.sources.annotations import read_annotations
-from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.errors import InputError
 
 

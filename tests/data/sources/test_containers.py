@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from stored import clip, jpeg, shades, write_shards
 
-from vlvm_jax.data.sources import containers
-from vlvm_jax.data.sources.containers import frame_names, frame_rate, open_medium
+from vlvm_jax.data.media import containers
+from vlvm_jax.data.media.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError
 

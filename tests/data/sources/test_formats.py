@@ -6,8 +6,8 @@ import pytest
 
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sources.mixture import open_source
-from vlvm_jax.data.sources.records import Record, Turn
 from vlvm_jax.errors import InputError
 
 

@@ -11,11 +11,13 @@ from recipes import ROOT
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
+from vlvm_jax.data import record as records
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.media import containers
 from vlvm_jax.data.pipeline import split_turns
-from vlvm_jax.data.sources import containers, formats, media_keys, records
+from vlvm_jax.data.record import Turn
+from vlvm_jax.data.sources import formats, media_keys
 from vlvm_jax.data.sources.mixture import open_source
-from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.data.tools import record_bytes
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.clip_files import ClipFiles

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vlvm_jax.config import MixtureEntry, StageConfig, build
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.record import usable
 from vlvm_jax.data.sources.mixture import Mixture, open_source, read_mixture, sample
-from vlvm_jax.data.sources.records import usable
 from vlvm_jax.errors import InputError
 
 MEDIA = [{"image": "i.png"}, {"video": "v.mp4"}, {}, {}]

@@ -16,9 +16,9 @@ from stored import clip, jpeg, shades, write_shards
 
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.containers import frame_names, open_medium
+from vlvm_jax.data.media.containers import frame_names, open_medium
+from vlvm_jax.data.record import Turn
 from vlvm_jax.data.sources.mixture import open_source
-from vlvm_jax.data.sources.records import Turn
 from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError
 
@@ -343,7 +343,7 @@ def test_tfds_types_filter(dataset):
 
 TRAIN = """
 import pickle, sys
-from vlvm_jax.data.sources.containers import open_medium
+from vlvm_jax.data.media.containers import open_medium
 source = pickle.load(sys.stdin.buffer)
 print([len(open_medium(record.media[0][1]).read()) > 100 for record in source], "tensorflow" in sys.modules)
 """

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from vlvm_jax.config import MixtureEntry, build
-from vlvm_jax.data import text_images, video
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.media import containers
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.pages import draw
+from vlvm_jax.data.pages.media import TextPages, TextPagesFile
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, make_dataset
-from vlvm_jax.data.sources import containers
 from vlvm_jax.data.sources.mixture import read_mixture
-from vlvm_jax.data.sources.text_pages import TextPages, TextPagesFile
 from vlvm_jax.errors import InputError
 
 PAGES = {"chunk_tokenizer": "whitespace", "layout_engine": "basic"}
@@ -46,9 +47,9 @@ def test_a_record_shows_all_pages_before_its_question(texts):
     record = found[3]
     context = found.texts.triplet(3).context
     options = TextPages(**PAGES)
-    assert len(record.media) == len(text_images.chunk(context, options)) == 4
+    assert len(record.media) == len(draw.chunk(context, options)) == 4
     assert record.turns[0].question == "<image>\n" * 4 + "what is 3 ?" and record.turns[0].answer == "it is 3"
-    rendered = text_images.render_pages(context, options)
+    rendered = draw.render_pages(context, options)
     for (kind, path), pixels in zip(record.media, rendered.pages, strict=True):
         assert kind == "image" and np.array_equal(np.asarray(video.open_image(path)), pixels)
         assert video.image_size(path) == (448, 448)
@@ -60,7 +61,7 @@ def test_pages_as_a_clip(texts):
     assert set(found.kinds) == {"video"}
     ((kind, path),) = found[3].media
     clip = video.read_clip(path, 8, 448)
-    pages = text_images.render_pages(found.texts.triplet(3).context, TextPages(**PAGES)).pages
+    pages = draw.render_pages(found.texts.triplet(3).context, TextPages(**PAGES)).pages
     assert kind == "video" and np.array_equal(clip, pages)
     assert len(containers.frame_names(path)) == 4 and found[3].turns[0].question.startswith("<image>\n")
     assert np.array_equal(video.read_clip(path, 2, 448), pages[[1, 3]])  # of a clip the frame rule takes what it takes
@@ -124,9 +125,7 @@ def test_the_pipeline_keeps_pages_together(texts, spec, workers, pack):
             shown = frames[media > 0]
             done = 0
             for index in dict.fromkeys(record[segments > 0].tolist()):
-                pages = text_images.render_pages(
-                    mixture.parts[0].source.texts.triplet(index).context, TextPages(**PAGES)
-                )
+                pages = draw.render_pages(mixture.parts[0].source.texts.triplet(index).context, TextPages(**PAGES))
                 assert np.array_equal(shown[done : done + len(pages.pages)], pages.pages)
                 done += len(pages.pages)
                 seen.append(index)
@@ -173,11 +172,11 @@ def test_every_option_that_decides_a_page_is_in_its_path(texts):
     """Workers have the path alone."""
     pages = {
         "chunk_size": 50, "page_size": 300, "font_size": 15, "margin": 11, "vertical_align": "top",
-        "line_advance": "font_metrics", "overflow": "new_page", "font": str(text_images.FONT),
+        "line_advance": "font_metrics", "overflow": "new_page", "font": str(draw.FONT),
         "max_missing_glyphs": 0.5, "rewrite_long_answer": False, "chunk_mode": "n_parts", "parts": 3,
     }  # fmt: skip
     found = TextPagesFile.open(texts, PAGES | pages)
-    rendered = text_images.render_pages(found.texts.triplet(3).context, TextPages(**PAGES | pages))
+    rendered = draw.render_pages(found.texts.triplet(3).context, TextPages(**PAGES | pages))
     assert len(found[3].media) == len(rendered.pages) > 4
     for (_, path), pixels in zip(found[3].media, rendered.pages, strict=True):
         assert np.array_equal(np.asarray(video.open_image(path)), pixels)

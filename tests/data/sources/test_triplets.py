@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vlvm_jax.data.sources import triplets
-from vlvm_jax.data.sources.triplets import DOCUMENT_REQUEST, NotUsed, TripletOptions
+from vlvm_jax.data.pages import triplets
+from vlvm_jax.data.pages.triplets import DOCUMENT_REQUEST, NotUsed, TripletOptions
 from vlvm_jax.errors import InputError
 
 BOOK = "It was the best of times,\nit was the worst of times. " * 3

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlvm_jax.data.text import answers, templates
-from vlvm_jax.data.text.answers import TEMPLATES, read_template, render_question
+from vlvm_jax.data.prompt import answers, templates
+from vlvm_jax.data.prompt.answers import TEMPLATES, read_template, render_question
 from vlvm_jax.errors import InputError
 
 OPTIONS = ("red", "green {question}", "blue")

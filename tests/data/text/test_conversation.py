@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text.conversation import encode, load_tokenizer
-from vlvm_jax.data.text.templates import TEMPLATES
+from vlvm_jax.data.prompt.conversation import encode, load_tokenizer
+from vlvm_jax.data.prompt.templates import TEMPLATES
+from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
 
 SPECIAL = [

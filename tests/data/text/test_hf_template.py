@@ -4,10 +4,10 @@ import pytest
 from hf_checkpoints import CHATML, INST, TOKENIZERS, USER_COLON, UTTERANCES
 from transformers import PreTrainedTokenizerFast
 
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text.conversation import tokenize
-from vlvm_jax.data.text.hf_template import HFTemplate
-from vlvm_jax.data.text.prompts import clip_template
+from vlvm_jax.data.prompt.checkpoint_template import HFTemplate
+from vlvm_jax.data.prompt.conversation import tokenize
+from vlvm_jax.data.prompt.markers import clip_template
+from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
 
 LLAMA, BYTES = TOKENIZERS["llama_like"](), TOKENIZERS["byte_level"]()

@@ -5,10 +5,10 @@ import pytest
 from data.hf_checkpoints import FAMILIES, MARKS, TOKENIZERS, checkpoint
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text import templates
-from vlvm_jax.data.text.conversation import encode
+from vlvm_jax.data.prompt import templates
+from vlvm_jax.data.prompt.conversation import encode
+from vlvm_jax.data.record import Turn
+from vlvm_jax.data.sample.processor import load_processor
 
 IN_QUESTION = Turn("What does the <video> tag do, and <image>?", "it plays")
 IN_ANSWER = Turn("list the tags", "<video>, <audio>, <image>")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.video_utils import VideoMetadata
 
-from vlvm_jax.data.text.prompts import (
+from vlvm_jax.data.prompt.markers import (
     PromptTokens,
     clip_template,
     in_words,

@@ -6,10 +6,10 @@ import time
 import pytest
 from hf_checkpoints import CHATML, INST, TOKENIZERS, USER_COLON, UTTERANCES
 
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text import sandbox
-from vlvm_jax.data.text.hf_template import HFTemplate
-from vlvm_jax.data.text.prompts import clip_template
+from vlvm_jax.data.prompt import sandbox
+from vlvm_jax.data.prompt.checkpoint_template import HFTemplate
+from vlvm_jax.data.prompt.markers import clip_template
+from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
 
 TOKENIZER = TOKENIZERS["byte_level"]()

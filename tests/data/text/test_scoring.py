@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.text.scoring import ScoringTokenizer, scored_text
+from vlvm_jax.data.prompt.guidance import ScoringTokenizer, scored_text
 from vlvm_jax.errors import InputError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz?"

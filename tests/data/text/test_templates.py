@@ -7,9 +7,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vlvm_jax.data.sources.records import Turn
-from vlvm_jax.data.text.conversation import Expansion, encode, tokenize
-from vlvm_jax.data.text.templates import TEMPLATES, get_template
+from vlvm_jax.data.prompt.conversation import Expansion, encode, tokenize
+from vlvm_jax.data.prompt.templates import TEMPLATES, get_template
+from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
 
 # The jinja sources that the families publish, but for their checks of the order of roles.

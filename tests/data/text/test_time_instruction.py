@@ -7,13 +7,13 @@ import pytest
 from hf_checkpoints import checkpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from vlvm_jax.data import video
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.media import frames
 from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, check_lengths
-from vlvm_jax.data.processor import load_processor
-from vlvm_jax.data.sources.records import Record, Turn
-from vlvm_jax.data.text import prompts
+from vlvm_jax.data.prompt import markers
+from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.errors import InputError
 
 FRAMES = 3
@@ -46,9 +46,9 @@ def world(tmp_path_factory):
 
 
 def sentence(path):
-    clip = video.decode_clip(path, FRAMES, lambda pixels: pixels)
+    clip = frames.decode_clip(path, FRAMES, lambda pixels: pixels)
     assert clip.duration == pytest.approx(2.5) and len(clip.times) == FRAMES
-    return prompts.time_instruction(clip.times, clip.duration)
+    return markers.time_instruction(clip.times, clip.duration)
 
 
 def test_it_follows_every_clip_on_a_line_of_its_own(world):

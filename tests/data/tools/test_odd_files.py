@@ -5,9 +5,9 @@ import pytest
 from data.odd_media import ODD
 from PIL import Image
 
-from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.media import frames
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import PROBED, Target
@@ -26,7 +26,7 @@ def cause(use):
 def test_all_commands_take_or_drop_the_same(tmp_path, kind):
     path = ODD[kind](tmp_path)
     record = Record("1", "notes.json: 0", (("video", path),), (Turn("What moves?", "It."),))
-    decoded = cause(lambda: video.decode_frames(path, PROBED))
+    decoded = cause(lambda: frames.decode_frames(path, PROBED))
     assert Checker([record], None)(0).cause == decoded
     for target in (Target(), Target(size=16), Target(fps=1)):
         assert cause(lambda target=target: record_bytes(record, target)) == decoded
@@ -38,11 +38,11 @@ def shows_the_same(tmp_path, kind, path, record):
     """A prepared clip shows at its times what the source does."""
     file = tmp_path / "prepared.mp4"
     file.write_bytes(record_bytes(record, Target(size=1000))[1][0].data)
-    prepared = video.decode_frames(str(file), 5)
+    prepared = frames.decode_frames(str(file), 5)
     if not any(word in kind for word in ("cut", "hole", "trunc", "damaged", "broken")):
-        assert prepared.duration == pytest.approx(video.decode_frames(path, 5).duration, abs=2e-3)
+        assert prepared.duration == pytest.approx(frames.decode_frames(path, 5).duration, abs=2e-3)
     try:
-        source = video.decode_frames(path, 1000)
+        source = frames.decode_frames(path, 1000)
     except BadSampleError:  # not every frame of it decodes
         return
     for time, pixels in zip(prepared.times, prepared.frames, strict=True):

@@ -17,7 +17,8 @@ from recipes import ROOT, environment
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data.sources import containers, shards
+from vlvm_jax.data.media import containers
+from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.data.tools import prepare
 from vlvm_jax.data.tools.prepare import Job

@@ -15,9 +15,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from data.media_files import STEP, decode_all, grey, write_clip
 from PIL import Image
 
-from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.sources.records import Record, Turn
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.record_bytes import record_bytes

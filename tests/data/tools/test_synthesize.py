@@ -13,11 +13,12 @@ from recipes import ROOT, environment
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data import text_filters, text_images, video
 from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.media import frames
+from vlvm_jax.data.pages import draw, filters
+from vlvm_jax.data.pages.media import TextPages
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import read_mixture
-from vlvm_jax.data.sources.text_pages import TextPages
 from vlvm_jax.data.tools import prepare, synthesize
 from vlvm_jax.data.tools.synthesize import Job
 from vlvm_jax.errors import InputError, Interrupted
@@ -40,7 +41,7 @@ def media(path):
     found = []
     for record in read_mixture([MixtureEntry(path=str(path))], 0):
         pixels = [
-            np.asarray(video.open_image(name)) if kind == "image" else video.read_clip(name, 99, 448)
+            np.asarray(frames.open_image(name)) if kind == "image" else frames.read_clip(name, 99, 448)
             for kind, name in record.media
         ]
         found.append((record.id, record.kind, pixels, record.turns[0].question, record.turns[0].answer))
@@ -51,7 +52,7 @@ def expected(source, shown_as):
     (entry,) = [MixtureEntry(path=source, format="text_pages", pages=OPTIONS.model_dump() | {"shown_as": shown_as})]
     texts = read_mixture([entry], 0).parts[0].source.texts
     for index in range(len(texts)):
-        yield texts.triplet(index), text_images.render_pages(texts.triplet(index).context, OPTIONS).pages
+        yield texts.triplet(index), draw.render_pages(texts.triplet(index).context, OPTIONS).pages
 
 
 @pytest.mark.parametrize("format", ["llava", "array_record"])
@@ -81,7 +82,7 @@ def test_what_is_written_reads_back(tmp_path, format, shown_as):
 
 def test_texts_that_are_kept_are_drawn_on_the_fly(tmp_path):
     source = long_texts.write(tmp_path / "t.jsonl", 9)
-    limits = text_filters.filters(max_images=2)
+    limits = filters.filters(max_images=2)
     texts = run(Job((source,), str(tmp_path / "texts"), "triplets", options=OPTIONS, limits=limits))
     files = run(Job((source,), str(tmp_path / "files"), options=OPTIONS, limits=limits))
     assert texts.counts == files.counts and texts.counts["kept"] == 5 and texts.dropped == {"too_many_pages": 4}
@@ -89,7 +90,7 @@ def test_texts_that_are_kept_are_drawn_on_the_fly(tmp_path):
     for record, (name, _, pixels, question, answer) in zip(flown, media(files.path), strict=True):
         assert (record.id, record.turns[0].question, record.turns[0].answer) == (name, question, answer)
         for (_, path), page in zip(record.media, pixels, strict=True):
-            assert np.array_equal(np.asarray(video.open_image(path)), page)
+            assert np.array_equal(np.asarray(frames.open_image(path)), page)
 
 
 def test_what_is_dropped_is_counted_and_listed(tmp_path):
@@ -106,7 +107,7 @@ def test_what_is_dropped_is_counted_and_listed(tmp_path):
         {"context": "internationalization " * 115, "question": "what ?", "answer": "it"},
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    limits = text_filters.filters(max_images=8, tokens_per_image=10, max_total_tokens=90, max_question_words=9)
+    limits = filters.filters(max_images=8, tokens_per_image=10, max_total_tokens=90, max_question_words=9)
     job = Job((str(tmp_path / "t.jsonl"),), str(tmp_path / "out"), options=OPTIONS, limits=limits)
     with pytest.raises(InputError, match="give --tokenizer=DIR"):
         synthesize.make_plan(job)
@@ -123,7 +124,7 @@ def test_what_is_dropped_is_counted_and_listed(tmp_path):
     assert listed[-1]["source"].endswith("t.jsonl: record 7") and "'answer' must be a text" in listed[-1]["detail"]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["counts"]["kept"] == 2 and card["vlvm_jax"] == "1.2.3" and card["filters"]["max_images"] == 8
-    assert card["made_with"]["font_sha256"] == text_images.provenance(OPTIONS)["font_sha256"]
+    assert card["made_with"]["font_sha256"] == draw.provenance(OPTIONS)["font_sha256"]
     assert card["sources"][0]["left_out"] == {"empty": 1} and card["options"]["chunk_size"] == 115
 
 
@@ -194,6 +195,6 @@ def test_a_rerun_after_kill_9_makes_what_is_missing(tmp_path):
 
 def test_a_shard_without_a_sample_reads_back(tmp_path):
     source = long_texts.write(tmp_path / "t.jsonl", 4)
-    limits = text_filters.filters(max_images=1)
+    limits = filters.filters(max_images=1)
     report = run(Job((source,), str(tmp_path / "out"), "array_record", options=OPTIONS, limits=limits, per_part=1))
     assert len(media(report.path)) == 1 and len(shards.read_manifest(report.path).shards) == 4

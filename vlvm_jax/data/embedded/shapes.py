@@ -29,7 +29,7 @@ from vlvm_jax import storage
 from vlvm_jax.config import Settings
 from vlvm_jax.data.embedded import files, scenes, searches, stories, story_files
 from vlvm_jax.data.embedded.files import Split, conversation, write_mp4
-from vlvm_jax.data.workers import pool
+from vlvm_jax.workers import pool
 
 _INFO = "dataset.json"  # the last file that is written
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")

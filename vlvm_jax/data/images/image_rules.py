@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vlvm_jax.data import llava_layout
 from vlvm_jax.data.files import read_json, transformers_config
 from vlvm_jax.data.images import anyres, stills
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.errors import InputError, brief
+from vlvm_jax.families import llava_layout
 
 Picture = Image.Image | np.ndarray  # an array is [H, W, 3] uint8
 Frames = UInt8[np.ndarray, "n S S 3"]

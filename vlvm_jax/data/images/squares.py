@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vlvm_jax.data import video
 from vlvm_jax.data.images import stills
+from vlvm_jax.data.media import frames
 
 Fit = Literal["auto", "crop", "squash", "pad"]
 
@@ -26,7 +26,7 @@ def to_square(
     """
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else stills.rgb(image)
     if fit in ("auto", "crop"):
-        return video.resize(image, size)
+        return frames.resize(image, size)
     if fit == "pad":
         image = padded(image, mean)
     if image.size != (size, size):

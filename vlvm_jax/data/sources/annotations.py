@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from vlvm_jax.data import json_lines
-from vlvm_jax.data.sources import formats, records
-from vlvm_jax.data.sources.media_names import ClipsById
-from vlvm_jax.data.sources.records import Record, Source
+from vlvm_jax.data import json_lines, record
+from vlvm_jax.data.media_names import ClipsById
+from vlvm_jax.data.record import Record, Source
+from vlvm_jax.data.sources import formats
 from vlvm_jax.errors import InputError
 
 
@@ -51,7 +51,7 @@ class AnnotationFile(Source):
         if index in self.faults:
             raise InputError(self.faults[index])
         raw = json.loads(self.blob[self.ends[index] : self.ends[index + 1]])
-        return records.parse(raw, where, index, records.below(self.root))
+        return record.parse(raw, where, index, record.below(self.root))
 
 
 def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile:
@@ -81,7 +81,7 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
                 name = formats.detect(entry.value, where)
             found = formats.to_llava(entry.value, name, where, clip_of, notes.unread)
             if not confirmed:
-                records.parse(found, where, entry.index, records.below(root))
+                record.parse(found, where, entry.index, record.below(root))
                 confirmed = True
             blob += entry.text.encode() if found is entry.value else json.dumps(found).encode()
         except InputError as error:
@@ -89,8 +89,8 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
         except RecursionError:
             faults[entry.index], found = f"{where}: lists or objects nested too deeply", None
         ends.append(len(blob))
-        codes.append(records.kind_code(found))
-        type_codes.append(vocabulary.setdefault(records.types_of(found), len(vocabulary)))
+        codes.append(record.kind_code(found))
+        type_codes.append(vocabulary.setdefault(record.types_of(found), len(vocabulary)))
     if faults and not confirmed:
         raise InputError(faults[0])
     if not codes:

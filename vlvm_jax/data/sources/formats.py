@@ -20,11 +20,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlvm_jax.data.media_names import ENDINGS
+from vlvm_jax.data.record import check_object, short
 from vlvm_jax.data.sources import media_keys, options
 from vlvm_jax.data.sources.media_keys import ClipOf
-from vlvm_jax.data.sources.media_names import ENDINGS
 from vlvm_jax.data.sources.messages import from_messages
-from vlvm_jax.data.sources.records import check_object, short
 from vlvm_jax.errors import InputError
 
 # The keys that a record of each format has, in the order in which the formats are tried.

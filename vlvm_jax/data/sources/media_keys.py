@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vlvm_jax.data.sources.media_names import ENDINGS
-from vlvm_jax.data.sources.records import STILLS, MediaKind, short
+from vlvm_jax.data.media_names import ENDINGS
+from vlvm_jax.data.record import STILLS, MediaKind, short
 from vlvm_jax.errors import InputError
 
 READ: dict[str, MediaKind] = {"image": "image", "images": "image", "video": "video", "videos": "video"}

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vlvm_jax.data.record import STILLS, short
 from vlvm_jax.data.sources import media_keys
-from vlvm_jax.data.sources.records import STILLS, short
 from vlvm_jax.errors import InputError
 
 _OF_PARTS = {"type", "path", "url", "image", "video", "image_url", "video_url", "bytes"}

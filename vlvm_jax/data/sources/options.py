@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from vlvm_jax import json_text
-from vlvm_jax.data.sources.records import short
+from vlvm_jax.data.record import short
 from vlvm_jax.errors import InputError
 from vlvm_jax.json_text import LONE_SURROGATE
 

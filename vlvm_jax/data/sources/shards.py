@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import msgpack
 
 from vlvm_jax import json_text, storage
-from vlvm_jax.data.sources.records import MediaKind
+from vlvm_jax.data.record import MediaKind
 from vlvm_jax.errors import InputError, brief
 
 VERSION = 1

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vlvm_jax import json_text
+from vlvm_jax.data import record as records
 from vlvm_jax.data.extras import need
-from vlvm_jax.data.sources import containers, formats, media_keys, records, shards
-from vlvm_jax.data.sources.records import KINDS, MEDIA_KINDS, Name, Record, Source
+from vlvm_jax.data.media import containers
+from vlvm_jax.data.record import KINDS, MEDIA_KINDS, Name, Record, Source
+from vlvm_jax.data.sources import formats, media_keys, shards
 from vlvm_jax.data.sources.shards import ShardInfo
 from vlvm_jax.errors import InputError, brief
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlvm_jax.data import video
-from vlvm_jax.data.decoding.video_file import open_video
+from vlvm_jax.data import media_names
 from vlvm_jax.data.faults import BadSampleError, reading
-from vlvm_jax.data.sources import containers, media_names
-from vlvm_jax.data.sources.records import LISTED, MediaKind, Record
+from vlvm_jax.data.media import containers
+from vlvm_jax.data.media import frames as video
+from vlvm_jax.data.media.video_file import open_video
+from vlvm_jax.data.record import LISTED, MediaKind, Record
 from vlvm_jax.data.tools.reencode import PROBED
-from vlvm_jax.data.workers import Aside, pool
+from vlvm_jax.workers import Aside, pool
 
 if TYPE_CHECKING:
     from vlvm_jax.data.pipeline import SampleSpec

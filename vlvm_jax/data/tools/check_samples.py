@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.media import Medium, Sample
-from vlvm_jax.data.sources.records import Record, evenly
+from vlvm_jax.data.record import Record, evenly
+from vlvm_jax.data.sample.assemble import Medium, Sample
 from vlvm_jax.data.tools.check import Finding
 
 if TYPE_CHECKING:

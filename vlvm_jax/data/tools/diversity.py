@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from vlvm_jax.data.extras import need
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.picture_text import PictureText
-from vlvm_jax.data.sources.records import PLACEHOLDERS, Record
+from vlvm_jax.data.record import PLACEHOLDERS, Record
 from vlvm_jax.errors import InputError, brief
 
 _WHY = "draws instructions"

@@ -22,15 +22,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from vlvm_jax import json_text, storage
 from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.record import evenly
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import Mixture, read_mixture
-from vlvm_jax.data.sources.records import evenly
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.record_bytes import record_bytes
 from vlvm_jax.data.tools.reencode import AS_THEY_ARE, Target
-from vlvm_jax.data.workers import made
 from vlvm_jax.errors import InputError
+from vlvm_jax.workers import made
 
 PLAN = "plan.json"
 DROPPED = "dropped.jsonl"

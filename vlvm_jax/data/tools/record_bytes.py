@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlvm_jax.data.faults import BadSampleError, reading
-from vlvm_jax.data.sources import containers, shards
-from vlvm_jax.data.sources.records import MEDIA_KINDS, STILLS, MediaKind, Record
+from vlvm_jax.data.media import containers
+from vlvm_jax.data.record import MEDIA_KINDS, STILLS, MediaKind, Record
+from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.reencode import Target

@@ -19,13 +19,13 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 from PIL import Image
 
-from vlvm_jax.data.decoding import decode, sampling
-from vlvm_jax.data.decoding.cursor import Cursor, Picture
-from vlvm_jax.data.decoding.decode import Grid
-from vlvm_jax.data.decoding.pixels import COLOR_RANGE, COLORSPACE, Converter
-from vlvm_jax.data.decoding.video_file import VideoFile, open_video
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.images import stills
+from vlvm_jax.data.media import decode, frame_rules
+from vlvm_jax.data.media.cursor import Cursor, Picture
+from vlvm_jax.data.media.decode import Grid
+from vlvm_jax.data.media.pixels import COLOR_RANGE, COLORSPACE, Converter
+from vlvm_jax.data.media.video_file import VideoFile, open_video
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
@@ -99,7 +99,7 @@ def probe(data: bytes, where: str, span: tuple[float, float] | None = None) -> N
     Raises:
       BadSampleError: `no_video`, `corrupt`, `too_large`, `too_slow` or `empty`.
     """
-    choose = functools.partial(sampling.choose, count=PROBED, rule="uniform")
+    choose = functools.partial(frame_rules.choose, count=PROBED, rule="uniform")
     decode.take_frames(io.BytesIO(data), where, choose, lambda pixels: pixels[:1, :1], at_most=PROBED, span=span)
 
 

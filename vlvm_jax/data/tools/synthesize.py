@@ -20,17 +20,17 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
 from vlvm_jax import json_text, storage
-from vlvm_jax.data import text_filters, text_images
-from vlvm_jax.data.sources import shards, triplets
+from vlvm_jax.data.pages import draw, filters, triplets
+from vlvm_jax.data.pages.draw import MissingGlyphs, PageFiles
+from vlvm_jax.data.pages.filters import Filters
+from vlvm_jax.data.pages.media import TextPages
+from vlvm_jax.data.pages.triplets import Triplet, TripletFile
+from vlvm_jax.data.prompt import conversation
+from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo, StoredMedium
-from vlvm_jax.data.sources.text_pages import TextPages
-from vlvm_jax.data.sources.triplets import Triplet, TripletFile
-from vlvm_jax.data.text import conversation
-from vlvm_jax.data.text_filters import Filters
-from vlvm_jax.data.text_images import MissingGlyphs, PageFiles
 from vlvm_jax.data.tools.prepare import alone
-from vlvm_jax.data.workers import made
 from vlvm_jax.errors import InputError
+from vlvm_jax.workers import made
 
 Format = Literal["llava", "array_record", "triplets"]
 FORMATS: tuple[Format, ...] = ("llava", "array_record", "triplets")
@@ -140,8 +140,8 @@ def make_plan(job: Job) -> Plan:
             "the filter of max_total_tokens counts the base model's tokens of question and answer: give "
             "--tokenizer=DIR, a directory with its tokenizer.json"
         )
-    text_images.font(job.options)
-    text_images.chunk("", job.options)
+    draw.font(job.options)
+    draw.chunk("", job.options)
     files = tuple(triplets.read_triplets(path, job.options) for path in job.sources)
     total = sum(map(len, files))
     plan = Plan(job, files, _settings(job, files), total if job.limit is None else min(job.limit, total))
@@ -173,7 +173,7 @@ def _settings(job: Job, files: Sequence[TripletFile]) -> dict[str, Any]:
         "format": job.format,
         "name": job.name,
         "options": job.options.model_dump(),
-        "made_with": text_images.provenance(job.options),
+        "made_with": draw.provenance(job.options),
         "filters": job.limits.model_dump(),
         "tokenizer": tokenizer,
         "sources": [
@@ -229,7 +229,7 @@ def write_part(plan: Plan, index: int, tick: Callable[[], None] = lambda: None) 
             try:
                 triplet = file.triplet(place)
                 pages = PageFiles(triplet.context, plan.job.options)
-                cause = text_filters.reason(
+                cause = filters.reason(
                     triplet.question, triplet.answer, len(pages), file.layout, plan.job.limits, count_tokens
                 )
                 detail = f"{len(pages)} pages"
@@ -238,7 +238,7 @@ def write_part(plan: Plan, index: int, tick: Callable[[], None] = lambda: None) 
             else:
                 if cause is None:
                     sink.add(number, triplet, pages)
-                    boxes = text_images.missing_glyphs(triplet.context, plan.job.options).total()
+                    boxes = draw.missing_glyphs(triplet.context, plan.job.options).total()
                     counts.update(kept=1, pages=len(pages), overflowed=pages.overflowed, boxes=boxes)
             if cause is not None:
                 dropped.append({"text": number, "source": file.where(place), "cause": cause, "detail": detail})

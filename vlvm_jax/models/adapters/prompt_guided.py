@@ -18,9 +18,7 @@ from pydantic import Field
 
 from vlvm_jax.config import ClipConfig, ModelConfig, Settings
 from vlvm_jax.errors import InputError
-from vlvm_jax.models.adapters.base import FrameLayout, Guidance, LearnsByItself, Losses
-from vlvm_jax.models.clip import Clip, contrastive_losses, cosine, resized
-from vlvm_jax.models.frame_paths import (
+from vlvm_jax.models.adapters._frame_paths import (
     Chosen,
     Count,
     FastOptions,
@@ -36,8 +34,10 @@ from vlvm_jax.models.frame_paths import (
     take,
     uniform_picks,
 )
-from vlvm_jax.models.pools import GridPool
-from vlvm_jax.models.regions import Boxes, region
+from vlvm_jax.models.adapters._pools import GridPool
+from vlvm_jax.models.adapters._regions import Boxes, region
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance, LearnsByItself, Losses
+from vlvm_jax.models.clip import Clip, contrastive_losses, cosine, resized
 from vlvm_jax.models.vision import VisionTower
 
 _WHERE = "config.model.adapter.options"

@@ -11,8 +11,7 @@ from typing import Any
 from flax import nnx
 
 from vlvm_jax.config import ModelConfig, Settings
-from vlvm_jax.models.adapters.base import FrameLayout, Guidance
-from vlvm_jax.models.frame_paths import (
+from vlvm_jax.models.adapters._frame_paths import (
     Chosen,
     FastOptions,
     PathOptions,
@@ -21,6 +20,7 @@ from vlvm_jax.models.frame_paths import (
     make_path,
     uniform_picks,
 )
+from vlvm_jax.models.adapters.base import FrameLayout, Guidance
 
 
 class Adapter(PathsAdapter):

@@ -1,7 +1,7 @@
 """`weighted_sampler`: FTFV-LVLM's module (arXiv 2406.08024). Few weighted tokens per frame, images left whole.
 
 That the number of tokens of each frame is cut by a weighted token sampler is the paper's abstract; how it weights
-is our reading (vlvm_jax/models/samplers.py).
+is our reading (vlvm_jax/models/adapters/_samplers.py).
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from vlvm_jax.config import ModelConfig, Settings
 from vlvm_jax.errors import InputError
-from vlvm_jax.models import samplers
+from vlvm_jax.models.adapters import _samplers as samplers
 from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VideoAdapter, VisualTokens
 from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
