@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from vlvm_jax import samples
 from vlvm_jax.config import Config
 from vlvm_jax.console import say
 from vlvm_jax.evaluation import final
@@ -17,7 +18,7 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.storage import Logs, write_text
-from vlvm_jax.training import prepare, stages
+from vlvm_jax.training import plan, stages
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.throughput import Timeline, Watch
@@ -73,8 +74,8 @@ def train_and_ask(
 ) -> dict[str, Any]:
     """Trains a recipe's last stage from the image model, what that lacks being fresh, and returns what `summary.json`
     says of the stage and of the held-out sets: `stage` and `eval`."""
-    config = prepare.with_embedded_data(config, stop)
-    prepared = prepare.prepare_stage(config, config.stages[-1])
+    config = samples.with_embedded_data(config, stop)
+    prepared = plan.prepare_stage(config, config.stages[-1])
     workdir.mkdir(parents=True, exist_ok=True)
     start = _start_from(folder, image, config, mesh)
     with Logs(os.fspath(workdir)) as logs:
@@ -87,7 +88,7 @@ def train_and_ask(
 
 def ask_image_model(config: Config, image: Config, folder: epath.Path, mesh, stop: StopSignal) -> dict[str, Any]:
     """What the image model answers, in a recipe's settings and without any training: `eval` alone."""
-    config = prepare.with_embedded_data(config, stop)
+    config = samples.with_embedded_data(config, stop)
     results, _ = final.evaluate(config, _start_from(folder, image, config, mesh), [], mesh, stop)
     return {"eval": results}
 

@@ -23,9 +23,9 @@ from configs import free_video_llm
 from configs.free_video_llm import BUDGETS, FRAMES, budget
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.samples import adapter_of
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
-from vlvm_jax.training.prepare import adapter_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 
 from vlvm_jax.config import MixtureEntry
+from vlvm_jax.data.batch.dataset import make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.pages import draw
 from vlvm_jax.data.pages.draw import PageOptions
-from vlvm_jax.data.pipeline import SampleSpec, SkipLog, make_dataset
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
 
 PAGES_PER_TEXT = 20

@@ -24,8 +24,8 @@ from configs import red_villm
 from configs.common import PATCHES
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.samples import adapter_of
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training.prepare import adapter_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

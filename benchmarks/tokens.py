@@ -21,14 +21,15 @@ from etils import epath
 
 from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
 from configs import ftfv
+from vlvm_jax import samples
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.console import say
-from vlvm_jax.data.pipeline import SkipLog
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training import prepare, stages
+from vlvm_jax.training import plan, stages
 from vlvm_jax.training.loop import to_device
 from vlvm_jax.training.step import make_step
 
@@ -68,8 +69,8 @@ def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
     """Seconds per step of every setting: the median over rounds in which all settings take turns."""
     runs = {}
     for reading, tokens in SETTINGS:
-        config = prepare.with_embedded_data(setting(reading, tokens, 0, 10), stop)
-        prepared = prepare.prepare_stage(config, config.stages[-1])
+        config = samples.with_embedded_data(setting(reading, tokens, 0, 10), stop)
+        prepared = plan.prepare_stage(config, config.stages[-1])
         functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
         data = stages.make_batches(config, prepared, SkipLog(prepared.records, 1.0), mesh)
         batch = to_device(next(data), mesh)

@@ -6,10 +6,11 @@ import pytest
 from etils import epath
 
 from configs.free_video_llm import BUDGETS, PRESETS, get_config
+from vlvm_jax import samples
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training import prepare, stages
+from vlvm_jax.training import plan, stages
 
 LLAVA = "llava-v1.6-vicuna-7b"
 RELEASED = "slow_{}frms_spatial_1d_max_pool_roi{}-middle_{}frms_spatial_1d_max_pool_24x12-fast_{}frms_4x4"
@@ -24,13 +25,13 @@ def tokens(arg: str, frames: int | None = None) -> int:
     config = recipe(arg)
     asked = config.answers.frames
     assert asked is not None
-    return prepare.adapter_of(config).num_video_tokens(frames or asked)
+    return samples.adapter_of(config).num_video_tokens(frames or asked)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset):
     config = recipe(preset)
-    prepare.check_adapter(config)
+    plan.check_adapter(config)
     assert bool(config.stages) == (preset == "tiny")
     assert config.answers.frames and config.answers.frames > 1
     guided = config.model.adapter.name == "prompt_guided"
@@ -127,7 +128,7 @@ def test_what_cannot_be(arg, message):
 )
 def test_what_the_adapter_refuses(arg, message):
     with pytest.raises(InputError, match=message):
-        prepare.adapter_of(recipe(arg))
+        samples.adapter_of(recipe(arg))
 
 
 def test_every_option_of_the_adapter_can_be_overridden():

@@ -20,12 +20,13 @@ from recipes import small
 from vlvm_jax import gcs as ours
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data import pipeline
+from vlvm_jax.data.batch import dataset as dataset_lib
+from vlvm_jax.data.batch import skipped
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import InputError
+from vlvm_jax.samples import sample_spec
 from vlvm_jax.storage import StorageError
-from vlvm_jax.training.prepare import sample_spec
 from vlvm_jax.weights import param_store
 
 pytestmark = pytest.mark.slow
@@ -253,8 +254,8 @@ def batches(root, data_root):
     images = mixture.read_mixture([MixtureEntry(path=f"{root}/data/train_images.json")], 0)
 
     def make(workers: int, records: Sequence = images):
-        log = pipeline.SkipLog(records, 0.0)
-        dataset = pipeline.make_dataset(records, spec, rows=4, pack=False, skip_log=log, seed=0, workers=workers)
+        log = skipped.SkipLog(records, 0.0)
+        dataset = dataset_lib.make_dataset(records, spec, rows=4, pack=False, skip_log=log, seed=0, workers=workers)
         return iter(dataset), log
 
     return make

@@ -9,7 +9,7 @@ import pytest
 from configs import t2vid
 from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.errors import InputError
-from vlvm_jax.training.prepare import adapter_of
+from vlvm_jax.samples import adapter_of
 
 DATA = {
     "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 40,
@@ -146,8 +146,9 @@ def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, root, monkey
 
 
 def test_packed_epochs_are_steps(root, monkeypatch):
+    from vlvm_jax.samples import with_embedded_data
     from vlvm_jax.stop import StopSignal
-    from vlvm_jax.training.prepare import prepare_stage, with_embedded_data
+    from vlvm_jax.training.plan import prepare_stage
 
     config = with_embedded_data(small(root, monkeypatch, steps=None, epochs=2.0, batch_size=2), StopSignal())
     prepared = prepare_stage(config, config.stages[-1])

@@ -129,19 +129,19 @@ def test_corrupt_and_empty_videos_are_skipped_and_counted_up_to_the_share(tmp_pa
 def test_only_the_machinery_may_change_between_runs_of_a_workdir(tmp_path, capsys):
     from etils import epath
 
-    from vlvm_jax.training import prepare
+    from vlvm_jax.training import workdir as workdir_lib
 
     config = small()
-    prepare.claim_workdir(config, epath.Path(tmp_path))
+    workdir_lib.claim_workdir(config, epath.Path(tmp_path))
     values = to_json(config)
     other = build(Config, values | {"mesh": {"data": 1, "fsdp": 8}, "data": values["data"] | {"workers": 3}})
-    prepare.check_workdir(other, epath.Path(tmp_path))
+    workdir_lib.check_workdir(other, epath.Path(tmp_path))
     said = capsys.readouterr().out
     assert "continuing with another config.mesh.data: -1 there, 1 here" in said
     assert "continuing with another config.data.workers: 0 there, 3 here" in said
     for changed in ({"seed": 5}, {"data": values["data"] | {"fps": 2.0, "workers": 3}}):
         with pytest.raises(InputError, match="holds another config's run"):
-            prepare.check_workdir(build(Config, values | changed), epath.Path(tmp_path))
+            workdir_lib.check_workdir(build(Config, values | changed), epath.Path(tmp_path))
 
 
 def test_every_preset_builds():

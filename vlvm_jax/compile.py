@@ -48,7 +48,7 @@ def main() -> None:
     from vlvm_jax.parallel import libtpu_log
     from vlvm_jax.parallel import topology as topology_lib
     from vlvm_jax.parallel.mesh import make_mesh
-    from vlvm_jax.training.prepare import check_adapter, check_mesh
+    from vlvm_jax.training.plan import check_adapter, check_mesh
 
     if _CONFIG.value is None or _TOPOLOGY.value is None:
         raise InputError("--config and --topology are required; see --help")

@@ -13,11 +13,13 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlvm_jax.data.batch.dataset import make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.pipeline import SampleSpec, SkipLog, make_dataset
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.spec import SampleSpec
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,14 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from vlvm_jax.data.batch.dataset import make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 NUM = 13

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, split_turns
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.data.sample.spec import SampleSpec
+from vlvm_jax.data.sample.turns import split_turns
 
 FRAMES = 8
 

@@ -8,8 +8,9 @@ from data.media_files import STEP, grey, write_clip
 from PIL import Image
 
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.data.sample.spec import SampleSpec
 
 
 @pytest.fixture(scope="module")

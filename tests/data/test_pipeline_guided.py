@@ -12,13 +12,16 @@ from tokenizers import processors
 
 from vlvm_jax.config import DataConfig, build
 from vlvm_jax.data.batch import skipped
+from vlvm_jax.data.batch.dataset import empty_batch, make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.images import anyres, grid
 from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, empty_batch, make_dataset
 from vlvm_jax.data.prompt.answers import render_question
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 P = 6

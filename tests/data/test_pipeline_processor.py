@@ -12,10 +12,13 @@ from PIL import Image
 
 from vlvm_jax import config as config_lib
 from vlvm_jax.config import DataConfig
+from vlvm_jax.data.batch.dataset import make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sample.processor import load_processor
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 GRID, SLOTS = 16, 17

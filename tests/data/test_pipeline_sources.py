@@ -11,8 +11,11 @@ from stored import clip, jpeg, write_shards
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
+from vlvm_jax.data.batch.dataset import make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, check_lengths, make_dataset
+from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
 from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError

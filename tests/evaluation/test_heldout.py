@@ -6,15 +6,16 @@ import numpy as np
 from recipes import small
 
 from vlvm_jax.config import MeshConfig
-from vlvm_jax.data import pipeline
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample import loader as loader_lib
+from vlvm_jax.data.sample import turns
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.samples import sample_spec, with_embedded_data
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training.prepare import sample_spec, with_embedded_data
 
 
 def record(question: str, answer: str, kind: str = "color") -> Record:
@@ -41,13 +42,13 @@ def test_right_means_that_greedy_decoding_gives_the_answer(embedded):
     config = with_embedded_data(small(), StopSignal())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     held_out = config.evals[0]
-    asked = pipeline.split_turns(mixture.read_mixture(held_out.data, 0))[:24]
+    asked = turns.split_turns(mixture.read_mixture(held_out.data, 0))[:24]
     model = Model(config.model)
     params = jax.jit(lambda: model.init(1))()
     spec = sample_spec(config, held_out)
     answers = heldout.ask(heldout.make_predict(config.model, mesh), params, asked, spec, held_out, mesh, workers=0)
     assert [a.record for a in answers] == asked
-    loader = pipeline.SampleLoader(asked, spec)
+    loader = loader_lib.SampleLoader(asked, spec)
     for index in (0, 5, 11):
         sample = loader.load(index)
         learned = int(sample["loss_mask"].sum())

@@ -15,7 +15,7 @@ from vlvm_jax.config import MeshConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.clip import contrastive_losses
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training import prepare
+from vlvm_jax.training import plan
 from vlvm_jax.training.loop import to_device
 
 CONFIG = small()
@@ -145,13 +145,13 @@ def test_batches_of_a_guided_model_have_questions():
 
 def test_rows_an_adapter_cannot_read_are_refused():
     name = STAGE.name
-    prepare.check_adapter(recipe(GUIDED))
+    plan.check_adapter(recipe(GUIDED))
     with pytest.raises(InputError, match=f"config.stages.{name}.pack: .*'prompt_guided' reads one question a row; set"):
-        prepare.check_adapter(recipe(GUIDED, pack=True))
+        plan.check_adapter(recipe(GUIDED, pack=True))
     with pytest.raises(InputError, match=f"config.stages.{name}.pack: .*'slow_fast' reads one clip a row; set"):
-        prepare.check_adapter(recipe(guided.config("slow_fast", 4), pack=True, objective="text"))
+        plan.check_adapter(recipe(guided.config("slow_fast", 4), pack=True, objective="text"))
     with pytest.raises(InputError, match=f"config.stages.{name}.objective: the adapter 'slow_fast' learns nothing by"):
-        prepare.check_adapter(recipe(guided.config("slow_fast", 4)))
+        plan.check_adapter(recipe(guided.config("slow_fast", 4)))
     held_out = CONFIG.evals[0].model_copy(update={"pack": True})
     with pytest.raises(InputError, match=rf"config.evals.{held_out.name}.pack"):
-        prepare.check_adapter(recipe(GUIDED).model_copy(update={"evals": (held_out,)}))
+        plan.check_adapter(recipe(GUIDED).model_copy(update={"evals": (held_out,)}))

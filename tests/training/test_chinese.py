@@ -11,15 +11,16 @@ from stored import clip
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs import red_villm
+from vlvm_jax import samples
 from vlvm_jax.config import Config, build
-from vlvm_jax.data.pipeline import SampleLoader
+from vlvm_jax.data.sample.loader import SampleLoader
 from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training import prepare, stages
+from vlvm_jax.training import plan, stages
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def config(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def loader(config):
     return SampleLoader(
-        prepare.prepare_stage(config, config.stages[0]).records, prepare.sample_spec(config, config.stages[0])
+        plan.prepare_stage(config, config.stages[0]).records, samples.sample_spec(config, config.stages[0])
     )
 
 

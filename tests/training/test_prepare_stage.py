@@ -5,17 +5,13 @@ import recipes
 
 from configs import ftfv, red_villm
 from vlvm_jax.config import Config, StageConfig, build
-from vlvm_jax.data import pipeline
+from vlvm_jax.data.sample import loader as loader_lib
+from vlvm_jax.data.sample import turns
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import InputError
+from vlvm_jax.samples import sample_spec, with_checkpoint_files, with_embedded_data
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training.prepare import (
-    num_steps,
-    prepare_stage,
-    sample_spec,
-    with_checkpoint_files,
-    with_embedded_data,
-)
+from vlvm_jax.training.plan import num_steps, prepare_stage
 
 
 def stage(**values):
@@ -66,9 +62,9 @@ def test_every_embedded_record_fits_the_rows_of_the_tiny_recipes(recipe):
     for stage in config.stages:
         prepare_stage(config, stage)
     for held_out in config.evals:
-        records = pipeline.split_turns(mixture.read_mixture(held_out.data, 0))
-        loader = pipeline.SampleLoader(records, sample_spec(config, held_out))
-        pipeline.check_lengths(loader, held_out.name, 0.0, probe=len(records))
+        records = turns.split_turns(mixture.read_mixture(held_out.data, 0))
+        loader = loader_lib.SampleLoader(records, sample_spec(config, held_out))
+        loader_lib.check_lengths(loader, held_out.name, 0.0, probe=len(records))
 
 
 # --- samples guided by their question ----------------------------------------------------------------------------
@@ -103,7 +99,7 @@ def test_clips_of_guided_stages_have_rows_of_their_own(guided):
     guided.stages[-1].pack = False
     config = built(guided)
     prepared = prepare_stage(config, config.stages[-1])
-    sample = pipeline.SampleLoader(prepared.records, prepared.spec)(0)
+    sample = loader_lib.SampleLoader(prepared.records, prepared.spec)(0)
     assert sample["prompt_ids"].shape == (8,) and sample["prompt_ids"][0] == 2  # <s>
 
 

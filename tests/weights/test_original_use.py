@@ -19,6 +19,7 @@ from flax import nnx
 from PIL import Image
 
 from configs import own
+from vlvm_jax import samples
 from vlvm_jax.config import AdapterConfig, Config, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig, build
 from vlvm_jax.data.images.image_rules import image_rule, read_settings
 from vlvm_jax.data.sample.processor import load_processor
@@ -32,7 +33,7 @@ from vlvm_jax.models.adapters import build_adapter
 from vlvm_jax.models.adapters.base import FrameLayout
 from vlvm_jax.models.vision import VisionFeatures
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training import prepare, stages
+from vlvm_jax.training import stages
 from vlvm_jax.weights.export import write
 from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.importing import import_checkpoint
@@ -315,10 +316,10 @@ def test_it_trains_and_answers_from_the_run(folder, tmp_path):
         adapter={**recipe.model.adapter.to_dict(), "options": dict(open_source(str(source), "").adapter.options)},
     )
     config = build(Config, recipe)
-    ready = prepare.with_checkpoint_files(config, Initial(config.model))
+    ready = samples.with_checkpoint_files(config, Initial(config.model))
     found = mixture.read_mixture(ready.stages[0].data, 0)
     findings = check.examine(
-        check.Checker(found, prepare.sample_spec(ready, ready.stages[0])), range(8), 0, lambda _: None
+        check.Checker(found, samples.sample_spec(ready, ready.stages[0])), range(8), 0, lambda _: None
     )
     assert check.summarise(findings, len(found), None)["usable"] == 8
     stages.run(config, epath.Path(tmp_path / "run"), StopSignal())

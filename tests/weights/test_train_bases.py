@@ -14,9 +14,9 @@ from families import bare, clip, llama, randomized
 from configs import ftfv
 from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.data.sample.processor import load_processor
+from vlvm_jax.samples import with_checkpoint_files
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
-from vlvm_jax.training.prepare import with_checkpoint_files
 from vlvm_jax.weights.export import write
 from vlvm_jax.weights.export.write import Options
 from vlvm_jax.weights.initial import Initial

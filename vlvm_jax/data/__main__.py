@@ -238,9 +238,9 @@ def _stage() -> tuple[Any, Any, float]:
     from vlvm_jax.console import Waiting
 
     with Waiting("reading the recipe"):
+        from vlvm_jax import samples as samples_lib
         from vlvm_jax.config import command_line, require_stages
         from vlvm_jax.stop import StopSignal
-        from vlvm_jax.training import prepare
         from vlvm_jax.weights.initial import Initial
 
         config = command_line.read()
@@ -250,11 +250,11 @@ def _stage() -> tuple[Any, Any, float]:
     if wanted not in names:
         raise InputError(f"--stage: no stage {wanted!r} in {config.name}; there are {', '.join(names)}")
     with StopSignal() as stop:
-        config = prepare.with_embedded_data(config, stop)
+        config = samples_lib.with_embedded_data(config, stop)
     with Waiting("opening the files of the model"):
-        config = prepare.with_checkpoint_files(config, Initial(config.model))
+        config = samples_lib.with_checkpoint_files(config, Initial(config.model))
         stage = config.stages[names.index(wanted)]
-        spec = prepare.sample_spec(config, stage)
+        spec = samples_lib.sample_spec(config, stage)
     return stage, spec, config.data.max_bad_share
 
 

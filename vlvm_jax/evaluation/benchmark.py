@@ -21,8 +21,8 @@ from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.inference import loading
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Decoding
+from vlvm_jax.run_card import environment
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training.prepare import environment
 from vlvm_jax.weights.sources import open_source
 
 CARD, RESULTS, SCORED = "run_card.json", "results.json", "scored.jsonl"

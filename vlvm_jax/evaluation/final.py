@@ -12,17 +12,18 @@ from jax.sharding import Mesh
 
 from vlvm_jax.config import Config, EvalConfig
 from vlvm_jax.console import Meter, Waiting
-from vlvm_jax.data import pipeline
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.record import Record, usable
+from vlvm_jax.data.sample import loader as loader_lib
+from vlvm_jax.data.sample import turns
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.evaluation import heldout
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.adapters.base import FrameLayout, Guidance
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
+from vlvm_jax.samples import sample_spec
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training.prepare import sample_spec
 
 MAJORITY_OF = 20_000  # training records at most, whose answers the majority control counts: all are read for it
 
@@ -60,7 +61,7 @@ def evaluate(
     predict = heldout.make_predict(config.model, mesh)
     segmented = params_lib.split(params, {})
     for held_out in config.evals:
-        asked = pipeline.split_turns(usable(mixture.read_mixture(held_out.data, held_out.seed)))
+        asked = turns.split_turns(usable(mixture.read_mixture(held_out.data, held_out.seed)))
         if held_out.limit is not None:
             asked = asked[: held_out.limit]
         has_video = any(record.kind == "video" for record in asked)
@@ -93,7 +94,7 @@ def draw_clips(
     config: Config, params: Params, held_out: EvalConfig, asked: list[Record], mesh: Mesh, count: int = 3
 ) -> list[Picture]:
     """Frames and sampler weights of a few clips, each another clip and another type of question."""
-    loader = pipeline.SampleLoader(asked, sample_spec(config, held_out))
+    loader = loader_lib.SampleLoader(asked, sample_spec(config, held_out))
     model = Model(config.model)
 
     @functools.partial(jax.jit, out_shardings=rules.replicated(mesh))

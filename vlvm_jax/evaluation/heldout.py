@@ -16,9 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import EvalConfig, ModelConfig
+from vlvm_jax.data.batch.dataset import empty_batch, make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Part
-from vlvm_jax.data.pipeline import SampleSpec, SkipLog, empty_batch, make_dataset
 from vlvm_jax.data.record import Record
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.models.params import Model, Params, whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import processes, rules

@@ -28,9 +28,9 @@ from typing import Any, Literal
 from vlvm_jax import storage
 from vlvm_jax.data import json_lines
 from vlvm_jax.data import record as records
-from vlvm_jax.data.pipeline import split_turns
 from vlvm_jax.data.prompt.conversation import PLACEHOLDER
 from vlvm_jax.data.record import MediaKind, Record, check_object, short
+from vlvm_jax.data.sample.turns import split_turns
 from vlvm_jax.data.sources import formats, media_keys, options
 from vlvm_jax.data.sources.options import LETTERS, Choice
 from vlvm_jax.errors import InputError

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from vlvm_jax import config as config_lib
+from vlvm_jax import samples
 from vlvm_jax.config import (
     AnswerConfig,
     Config,
@@ -20,7 +21,7 @@ from vlvm_jax.config import (
     ModelConfig,
 )
 from vlvm_jax.console import Reading, Waiting
-from vlvm_jax.data.pipeline import SampleSpec
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.answering import CACHE_BYTES, ROWS, Answering
 from vlvm_jax.inference.engine import Engine
@@ -29,7 +30,6 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params, Splits
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training import prepare
 from vlvm_jax.weights.export import lora
 from vlvm_jax.weights.hf import side_files
 from vlvm_jax.weights.initial import Initial
@@ -114,7 +114,7 @@ def _of_recipe(checkpoint: str | None, config: Config, where: str) -> _Setup:
     if "{embedded}" in f"{data.tokenizer} {data.prompt_tokenizer}":
         files = getattr(initial.sources.get("decoder"), "hf_files", None)
         data = _with_files(data, files, f"{where}: {checkpoint}")
-    config = prepare.with_checkpoint_files(config.model_copy(update={"data": data}), initial)
+    config = samples.with_checkpoint_files(config.model_copy(update={"data": data}), initial)
     parts = (*config.stages[-1:], *config.evals)
     frames = config.answers.frames or (parts[-1].frames_per_video if parts else FRAMES)
     return _Setup(config.model, config.data, config.answers, frames)
@@ -193,7 +193,7 @@ def _spec(model: ModelConfig, data: DataConfig, frames: int, length: int | None)
     if length is not None and not 0 < length <= longest:
         raise InputError(f"length: {length}; expected 1 to {longest}, the decoder's max_position_embeddings")
     asked = EvalConfig(name="answers", data=(), batch_size=1, frames=frames, length=length or longest, pack=False)
-    return prepare.spec_of(model, data, asked)
+    return samples.spec_of(model, data, asked)
 
 
 def _spread(decoder: DecoderConfig) -> MeshConfig:

@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Int
 
 from vlvm_jax.config import AnswerConfig
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
 from vlvm_jax.data.prompt.answers import read_template, render_question
 from vlvm_jax.data.prompt.conversation import ANY_PLACEHOLDER, Message, Prompt
 from vlvm_jax.data.prompt.guidance import scored_text, scoring_tokenizer
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.record import Record
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
+from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 from vlvm_jax.inference.requests import Request
 from vlvm_jax.json_text import LONE_SURROGATE

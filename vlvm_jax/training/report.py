@@ -16,7 +16,8 @@ from vlvm_jax.console import number_of, say, show_table
 from vlvm_jax.data import picture_text
 from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
-from vlvm_jax.training.prepare import PreparedStage, adapter_of
+from vlvm_jax.samples import adapter_of
+from vlvm_jax.training.plan import PreparedStage
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -18,9 +18,9 @@ from vlvm_jax import console, json_text, manifest, storage
 from vlvm_jax.ahead_of_time.programs import count_step
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.console import number_of, say
-from vlvm_jax.data import pipeline
+from vlvm_jax.data.batch import dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
-from vlvm_jax.data.pipeline import SkipLog
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import brief
 from vlvm_jax.evaluation import final
@@ -30,6 +30,7 @@ from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import peak_flops
+from vlvm_jax.samples import with_checkpoint_files, with_embedded_data
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training import report
@@ -37,22 +38,11 @@ from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.loop import StageRun, run_stage
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
-from vlvm_jax.training.prepare import (
-    PreparedStage,
-    check_adapter,
-    check_guidance,
-    check_mesh,
-    check_shared,
-    check_workdir,
-    claim_workdir,
-    prepare_stage,
-    with_checkpoint_files,
-    with_embedded_data,
-    write_run_card,
-)
+from vlvm_jax.training.plan import PreparedStage, check_adapter, check_guidance, check_mesh, prepare_stage
 from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
+from vlvm_jax.training.workdir import check_shared, check_workdir, claim_workdir, write_run_card
 from vlvm_jax.weights import integrity
 from vlvm_jax.weights.initial import Initial, draw
 from vlvm_jax.weights.sources import HF_FOLDER
@@ -225,13 +215,13 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     stage = prepared.stage
     share, shares = processes.batch_share(mesh)
     rows = stage.batch_size // shares
-    loading = pipeline.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
+    loading = dataset.plan_loading(prepared.records, prepared.spec, rows, stage.pack, config.data.workers)
     if config.data.workers == "auto":
         where = f"{number_of(loading.workers, 'worker process')} with" if loading.workers else "this process, on"
         say(f"{stage.name}: samples are loaded by {where} {number_of(loading.threads, 'thread')}")
 
     def make(part: Part):
-        return pipeline.make_dataset(
+        return dataset.make_dataset(
             prepared.records,
             prepared.spec,
             rows=rows,

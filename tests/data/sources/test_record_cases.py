@@ -14,8 +14,8 @@ from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data import record as records
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import containers
-from vlvm_jax.data.pipeline import split_turns
 from vlvm_jax.data.record import Turn
+from vlvm_jax.data.sample.turns import split_turns
 from vlvm_jax.data.sources import formats, media_keys
 from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.data.tools import record_bytes

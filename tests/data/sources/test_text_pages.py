@@ -9,13 +9,16 @@ import pytest
 from PIL import Image
 
 from vlvm_jax.config import MixtureEntry, build
+from vlvm_jax.data.batch.dataset import make_dataset
+from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import containers
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.pages import draw
 from vlvm_jax.data.pages.media import TextPages, TextPagesFile
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, SkipLog, make_dataset
+from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
 from vlvm_jax.errors import InputError
 

@@ -10,10 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import frames
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec, check_lengths
 from vlvm_jax.data.prompt import markers
 from vlvm_jax.data.record import Record, Turn
+from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sample.processor import load_processor
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 FRAMES = 3

@@ -8,14 +8,14 @@ from PIL import Image
 from recipes import small
 from rich.console import Console
 
-from vlvm_jax.data import pipeline
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.sample import loader as loader_lib
 from vlvm_jax.data.tools import check, check_report
 from vlvm_jax.data.tools.check import Checker, MediumFacts
 from vlvm_jax.data.tools.prepare import open_records
-from vlvm_jax.training.prepare import sample_spec
+from vlvm_jax.samples import sample_spec
 
 
 def examine(records, spec=None, workers=0):
@@ -59,14 +59,14 @@ def test_lengths_and_drops_are_those_of_training(embedded):
     spec, folder = recipe_spec(embedded)
     records = open_records([str(folder / "heldout_videos.json"), str(folder / "heldout_images.json")])
     findings = examine(records, spec)
-    loader = pipeline.SampleLoader(records, spec)
+    loader = loader_lib.SampleLoader(records, spec)
     samples = [loader.load(index) for index in range(len(records))]
     assert [finding.tokens for finding in findings] == [len(sample["token_ids"]) for sample in samples]
     assert [finding.visual for finding in findings] == [int(sample["media_mask"].sum()) for sample in samples]
     assert not any(finding.cause for finding in findings)
     middle = sorted(finding.tokens for finding in findings)[len(findings) // 2]
     tight, _ = recipe_spec(embedded, length=middle)
-    loader = pipeline.SampleLoader(records, tight)
+    loader = loader_lib.SampleLoader(records, tight)
     dropped = []
     for index in range(len(records)):
         try:

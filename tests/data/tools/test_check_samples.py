@@ -12,11 +12,12 @@ from recipes import small
 
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
-from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
+from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.tools import check_report, check_samples
 from vlvm_jax.data.tools.check import Finding
 from vlvm_jax.data.tools.prepare import open_records
-from vlvm_jax.training.prepare import sample_spec
+from vlvm_jax.samples import sample_spec
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from weights.families import randomized
 from configs import own
 from vlvm_jax.config import Config, MixtureEntry, build
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.samples import sample_spec
 from vlvm_jax.training import partition
-from vlvm_jax.training.prepare import sample_spec
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from vlvm_jax.data.tools.reencode import PROBED
 from vlvm_jax.workers import Aside, pool
 
 if TYPE_CHECKING:
-    from vlvm_jax.data.pipeline import SampleSpec
+    from vlvm_jax.data.sample.spec import SampleSpec
 
 FRAMES = PROBED  # taken from a clip when no config says how many, so that `prepare` drops the same
 _CHUNK = 8  # records a worker takes at a time
@@ -76,7 +76,7 @@ class Checker:
     def __init__(self, records: Sequence[Record], spec: "SampleSpec | None"):
         self.records, self.spec, self._loader = records, spec, None
         if spec is not None:
-            from vlvm_jax.data.pipeline import SampleLoader  # with Grain, which takes seconds
+            from vlvm_jax.data.sample.loader import SampleLoader  # with Grain, which takes seconds
 
             # Of any length, so that it is known how long samples are that are too long.
             self._loader = SampleLoader(records, dataclasses.replace(spec, length=2**31 - 1))

@@ -16,7 +16,8 @@ from vlvm_jax.data.sample.assemble import Medium, Sample
 from vlvm_jax.data.tools.check import Finding
 
 if TYPE_CHECKING:
-    from vlvm_jax.data.pipeline import SampleLoader, SampleSpec
+    from vlvm_jax.data.sample.loader import SampleLoader
+    from vlvm_jax.data.sample.spec import SampleSpec
 
 Part = Literal["prompt", "visual", "learned"]
 SAMPLES = 4  # in a picture
@@ -60,7 +61,7 @@ def choose(findings: Sequence[Finding], count: int = SAMPLES) -> list[int]:
 
 def show_samples(records: Sequence[Record], spec: "SampleSpec", indices: Sequence[int]) -> list[Shown]:
     """The samples of some records, made as in training, without those that turn out to be unusable."""
-    from vlvm_jax.data.pipeline import SampleLoader  # with Grain, which takes seconds
+    from vlvm_jax.data.sample.loader import SampleLoader  # with Grain, which takes seconds
 
     loader = SampleLoader(records, spec)
     shown = []

@@ -1,111 +1,30 @@
-"""Records to batches with Grain: load in worker processes, pack rows of fixed shape, batch. No jax in here.
-
-Samples are decoded and tokenised in workers; packing and batching happen after them in the main process, so that the
-order of samples does not depend on the number of workers, and so that what is skipped is counted in one place.
-"""
+"""Record to sample, in a worker process: decode the media, write the prompt, tokenise it."""
 
 import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import grain
 import numpy as np
 from PIL import Image
 
-from vlvm_jax.data.batch import packing, tuning
-from vlvm_jax.data.batch.loading import loaded
-from vlvm_jax.data.batch.skipped import SkipLog
-from vlvm_jax.data.batch.stream import WHOLE, Part, PartOf
-from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import grid
-from vlvm_jax.data.images.squares import Fit, to_square
+from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.media.cache import MediaCache
-from vlvm_jax.data.media.frame_rules import FrameRule, ShortVideo
-from vlvm_jax.data.prompt import answers, conversation, markers, templates
+from vlvm_jax.data.prompt import conversation, markers, templates
 from vlvm_jax.data.prompt.conversation import Expansion, Prompt, Template
-from vlvm_jax.data.prompt.guidance import ClipText, scored_text, scoring_tokenizer
-from vlvm_jax.data.record import MediaKind, Record, Turn, evenly
+from vlvm_jax.data.prompt.guidance import scored_text, scoring_tokenizer
+from vlvm_jax.data.record import MediaKind, Record, evenly
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
-from vlvm_jax.data.sample.processor import ImageLayout, Processor, load_processor
+from vlvm_jax.data.sample.processor import Processor, load_processor
+from vlvm_jax.data.sample.spec import SampleSpec
+from vlvm_jax.data.sample.turns import bare, rendered
 from vlvm_jax.errors import InputError
 from vlvm_jax.storage import StorageError
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleSpec:
-    """How a record becomes a sample; everything is plain data, so that it travels to workers.
-
-    Attributes:
-      length: L, tokens per row.
-      frames: T, frames per row.
-      frames_per_video: frames taken from one clip.
-      image_tokens: visual tokens of an image.
-      video_tokens: `video_tokens[n]` visual tokens of a clip of n frames.
-      control: None, or what evaluation does to clips, `blank_video`, `shuffled_frames`, or to what guides the look at
-        them, `shuffled_prompt`.
-      processor: directory whose image settings, tokenizer class and, for the `chat_template` "checkpoint", template are
-        used as transformers uses them; None for this library's own.
-      image_layout: `anyres` cuts images into tiles as the processor's family does.
-      frame_sampling, fps, folder_fps, short_video: which frames of a clip, see `video.decode_frames`.
-      seed: with which frames are drawn from segments; None for their midpoints.
-      time_instruction: a sentence with its times follows every clip, see `markers.time_instruction`.
-      cache_bytes: of decoded media that each loading process keeps.
-      frame_fit: how frames, and images shown as one square, become squares, see `squares.to_square`; `auto` as the
-        processor says, cropped without one.
-      image_mean: the tower's; the colour around padded pictures where there is no processor.
-      clips: `grid` shows a clip as one image of `frames_per_video` tiles, see `images.grid`.
-      prompt_tokenizer: of the CLIP text tower that reads a sample's first question: samples have `prompt_ids`.
-      prompt_length: P of `prompt_ids`.
-      clip_text: whether that tower reads a question's options too.
-      prompt_template: in which questions are put, see `answers.render_question`; `prompt_ids` are those of the question
-        alone.
-      max_clips: of a sample; None for any number.
-    """
-
-    length: int
-    frames: int
-    frames_per_video: int
-    image_size: int
-    image_tokens: int
-    video_tokens: tuple[int, ...]
-    tokenizer: str
-    chat_template: str
-    frame_sampling: FrameRule = "uniform"
-    fps: float = 1.0
-    folder_fps: float = 1.0
-    seed: int | None = None
-    loss_on: str = "answer"
-    control: str | None = None
-    processor: str | None = None
-    image_layout: ImageLayout = "single"
-    time_instruction: bool = False
-    cache_bytes: int = 0
-    short_video: ShortVideo = "formula"
-    frame_fit: Fit = "auto"
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    clips: Literal["frames", "grid"] = "frames"
-    prompt_tokenizer: str | None = None
-    prompt_length: int = 77
-    clip_text: ClipText = "question"
-    prompt_template: str = "question"
-    max_clips: int | None = None
-
-    def check(self, where: str, has_video: bool) -> None:
-        """Raises `InputError` when a clip's visual tokens alone overflow the row."""
-        if not has_video or self.clips == "grid":
-            return
-        tokens = self.video_tokens[self.frames_per_video]
-        if tokens >= self.length:
-            raise InputError(
-                f"{where}.length: a clip of {self.frames_per_video} frames takes {tokens} visual tokens "
-                f"({tokens / self.frames_per_video:g} a frame), which leaves no room for text in a length of "
-                f"{self.length}; raise length, or take fewer frames or tokens per frame"
-            )
 
 
 class SampleLoader:
@@ -205,7 +124,7 @@ class SampleLoader:
     def encode(self, record: Record, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
         """Token ids of a record whose media become these, or `BadSampleError` for more than fit."""
         spec = self.spec
-        turns = [_rendered(turn, spec.prompt_template, bool(record.media)) for turn in record.turns]
+        turns = [rendered(turn, spec.prompt_template, bool(record.media)) for turn in record.turns]
         prompt = self.template.conversation(turns, self._kinds(record), system=record.system)
         tokens = self.tokenize(prompt, expansions)
         if len(tokens.ids) > spec.length:
@@ -353,7 +272,7 @@ class SampleLoader:
         if record is None:
             return {"prompt_ids": np.zeros(spec.prompt_length, np.int32), "prompt_cut": np.zeros(0, bool)}
         first = self._another(record, index).turns[0] if spec.control == "shuffled_prompt" else record.turns[0]
-        text = scored_text(_bare(first), first.options, spec.clip_text)
+        text = scored_text(bare(first), first.options, spec.clip_text)
         ids, cut = scoring_tokenizer(spec.prompt_tokenizer, spec.prompt_length)(text)
         return {"prompt_ids": ids, "prompt_cut": np.ones(int(cut), bool)}
 
@@ -364,127 +283,15 @@ class SampleLoader:
                 other = self.records[(index + step) % len(self.records)]
             except BadSampleError:
                 continue
-            if _bare(other.turns[0]) != _bare(record.turns[0]):
+            if bare(other.turns[0]) != bare(record.turns[0]):
                 return other
         return record
 
 
-def _bare(turn: Turn) -> str:
-    """A question without its placeholders."""
-    return turn.question.replace(conversation.PLACEHOLDER, "").strip()
-
-
-def _rendered(turn: Turn, template: str, has_media: bool = True) -> Turn:
-    """A turn whose question stands in the template, its placeholders before it."""
-    if template == "question" and not turn.options:
-        return turn
-    media = f"{conversation.PLACEHOLDER}\n" * turn.question.count(conversation.PLACEHOLDER) if has_media else ""
-    question = answers.render_question(_bare(turn) if has_media else turn.question, turn.options, template)
-    return dataclasses.replace(turn, question=media + question)
-
-
 _TIMED_SECONDS = 99.99
+
+
 _NO_TOKENS = conversation.Tokens(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, bool))
-
-
-def make_dataset(
-    records: Sequence[Record],
-    spec: SampleSpec,
-    *,
-    rows: int,
-    pack: bool,
-    skip_log: SkipLog,
-    seed: int | None,
-    workers: int | Literal["auto"] | Loading,
-    part: Part = WHOLE,
-) -> grain.IterDataset:
-    """Batches of `rows` rows, as dicts with the fields of `models.video_llm.Batch`, `record` and `last`.
-
-    `visual_index` and `visual_weight` are among them where the spec's processor cuts images so that they are needed.
-    `last` int64 [rows] numbers the last sample of each row among those of the reader, the skipped ones counted.
-
-    With a seed: shuffled anew every epoch, for ever. Without: once, in order, the last batch filled up with empty rows.
-    The batches are the same whatever the workers. With the spec's `prompt_tokenizer`, which needs rows of one sample,
-    `prompt_ids` int32 [rows, P] are among them.
-
-    Args:
-      workers: processes that load samples; see `plan_loading`.
-      part: of the samples in this order; all by default.
-
-    Raises:
-      InputError: packed rows of samples that are guided by their question.
-    """
-    check_guided(spec.prompt_tokenizer, pack, "config")
-    loading = workers if isinstance(workers, Loading) else plan_loading(records, spec, rows, pack, workers)
-    order = grain.MapDataset.range(len(records))
-    if seed is not None:
-        order = order.seed(seed).shuffle().repeat()
-    loader = SampleLoader(records, spec)
-    samples = grain.MapDataset.source(PartOf(order, part)).map(loader)
-    numbered = loaded(samples, loading, rows).map_with_index(functools.partial(packing.numbered, part.taken))
-    usable = numbered.filter(skip_log.usable)
-    batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
-    # Packing the next batches overlaps with the step on this one.
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=loading.batches)
-
-
-def check_guided(prompt_tokenizer: str | None, pack: bool, where: str) -> None:
-    """Raises `InputError` when clips that are looked at by their question would share rows."""
-    if pack and prompt_tokenizer is not None:
-        raise InputError(
-            f"{where}.pack: with config.data.prompt_tokenizer a question guides what is seen of its clip, and a row "
-            "holds one question; set pack to False"
-        )
-
-
-def plan_loading(
-    records: Sequence[Record], spec: SampleSpec, rows: int, pack: bool, workers: int | Literal["auto"]
-) -> Loading:
-    """How samples are loaded by that many workers, or by as many as a short measurement suggests."""
-    loader = SampleLoader(records, spec)
-    _, taps = loader.layout
-    return tuning.plan(
-        tuning.measure(loader, len(records), spec.length, spec.frames) if workers == "auto" else workers,
-        sample_bytes=3 * spec.frames * spec.image_size**2 + (10 + 8 * taps) * spec.length,
-        rows=rows,
-        pack=pack,
-        cache_bytes=spec.cache_bytes,
-    )
-
-
-def empty_batch(spec: SampleSpec, rows: int) -> dict[str, np.ndarray]:
-    """A batch as `make_dataset` gives them, without a sample in it."""
-    loader = SampleLoader([], spec)
-    nothing = grain.MapDataset.source([packing.numbered(0, 0, loader.empty())]).to_iter_dataset()
-    return next(iter(_batched(nothing, loader, rows, pack=spec.prompt_tokenizer is None)))
-
-
-def _batched(
-    samples: grain.IterDataset, loader: SampleLoader, rows: int, pack: bool, *, drop_remainder: bool = False
-) -> grain.IterDataset:
-    spec = loader.spec
-    return packing.batched(
-        samples, length=spec.length, frames=spec.frames, rows=rows, pack=pack, layout=loader.layout,
-        prompt_length=spec.prompt_length if spec.prompt_tokenizer is not None else 0,
-        drop_remainder=drop_remainder,
-    )  # fmt: skip
-
-
-def split_turns(records: Iterable[Record]) -> list[Record]:
-    """One record per question, each asked alone: an earlier answer must not help a later one."""
-    alone = []
-    for record in records:
-        media = "".join(f"{conversation.PLACEHOLDER}\n" for _ in record.media)
-        for number, turn in enumerate(record.turns):
-            question = turn.question
-            if record.media and question.count(conversation.PLACEHOLDER) != len(record.media):
-                question = media + question.replace(conversation.PLACEHOLDER, "").strip()
-            alone.append(
-                dataclasses.replace(
-                    record, id=f"{record.id}/{number}", turns=(dataclasses.replace(turn, question=question),)
-                )
-            )
-    return alone
 
 
 def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int = 256) -> list[tuple[int, int]]:

@@ -1,0 +1,137 @@
+"""What is resolved and checked before a stage trains. None of it needs parameters."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from vlvm_jax.config import Config, EvalConfig, StageConfig
+from vlvm_jax.console import say
+from vlvm_jax.data.batch import packing
+from vlvm_jax.data.sample import loader as loader_lib
+from vlvm_jax.data.sample import spec as spec_lib
+from vlvm_jax.data.sample.spec import SampleSpec
+from vlvm_jax.data.sources import mixture
+from vlvm_jax.data.sources.mixture import Mixture
+from vlvm_jax.errors import InputError
+from vlvm_jax.models.adapters.base import LearnsByItself
+from vlvm_jax.models.params import Model, whole_path
+from vlvm_jax.parallel import rules
+from vlvm_jax.samples import adapter_of, check_bytes, check_tiles, sample_spec
+from vlvm_jax.training import partition as partition_lib
+from vlvm_jax.training.partition import Partition
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedStage:
+    """A stage with everything checked before anything runs."""
+
+    stage: StageConfig
+    records: Mixture
+    spec: SampleSpec
+    num_steps: int
+    partition: Partition
+
+
+def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
+    """Raises `InputError` with the arithmetic when a stage's rows, or a large parameter, do not divide over the mesh.
+
+    Args:
+      rows: of every stage's batch, instead of what the config says.
+    """
+    rules.check_split({whole_path(path): a.shape for path, a in Model(config.model).abstract().items()}, mesh)
+    shards = rules.batch_shards(mesh)
+    if rows is not None and rows % shards:
+        raise InputError(f"--rows={rows}: the mesh's data x fsdp = {shards} does not divide it")
+    for stage in config.stages if rows is None else ():
+        rows = stage.batch_size // stage.accumulate
+        if rows % shards:
+            raise InputError(
+                f"config.stages.{stage.name}.batch_size: {stage.batch_size} rows / accumulate {stage.accumulate} = "
+                f"{rows} rows a micro-batch, which the mesh's data x fsdp = {shards} does not divide"
+            )
+    for held_out in config.evals:
+        if held_out.batch_size % shards:
+            raise InputError(
+                f"config.evals.{held_out.name}.batch_size: {held_out.batch_size} rows are not divided by the mesh's "
+                f"data x fsdp = {shards}"
+            )
+
+
+def check_adapter(config: Config) -> None:
+    """Raises `InputError` for stages and evaluations whose rows the adapter cannot read, or that it cannot learn."""
+    adapter, name = adapter_of(config), config.model.adapter.name
+    for kind, parts in (("stages", config.stages), ("evals", config.evals)):
+        for part in parts:
+            where = f"config.{kind}.{part.name}"
+            if part.pack and (adapter.needs_prompt or adapter.one_clip):
+                why = "one question" if adapter.needs_prompt else "one clip"
+                raise InputError(f"{where}.pack: the adapter {name!r} reads {why} a row; set pack to False")
+            if isinstance(part, EvalConfig) and "shuffled_prompt" in part.controls and not adapter.needs_prompt:
+                raise InputError(f"{where}.controls: the adapter {name!r} reads no question; leave out shuffled_prompt")
+            if (
+                isinstance(part, StageConfig)
+                and part.objective == "adapter"
+                and not isinstance(adapter, LearnsByItself)
+            ):
+                raise InputError(f"{where}.objective: the adapter {name!r} learns nothing by itself; use 'text'")
+
+
+def check_guidance(config: Config) -> None:
+    """Raises `InputError` where an adapter that reads questions would be given none, or longer ones than it reads."""
+    adapter, name = adapter_of(config), config.model.adapter.name
+    if not adapter.needs_prompt:
+        return
+    if config.data.prompt_tokenizer is None:
+        raise InputError(
+            f"config.data.prompt_tokenizer: the adapter {name!r} reads questions; name its text tower's tokenizer"
+        )
+    if config.data.prompt_length > adapter.prompt_length:
+        raise InputError(
+            f"config.data.prompt_length: {config.data.prompt_length}, but the text tower of the adapter {name!r} has "
+            f"{adapter.prompt_length} positions"
+        )
+
+
+def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
+    """Reads the stage's records and checks that they fit; needs no device."""
+    where = f"config.stages.{stage.name}"
+    check_bytes(config.model, stage, max(1, stage.batch_size // jax.process_count()))
+    found = mixture.read_mixture(stage.data, stage.seed)
+    for note in found.notes:
+        say(note)
+    spec = sample_spec(config, stage)
+    spec.check(where, found.kind_counts["video"] > 0)
+    spec_lib.check_guided(config.data.prompt_tokenizer, stage.pack and found.kind_counts["video"] > 0, where)
+    loader = loader_lib.SampleLoader(found, spec)
+    check_tiles(config, loader)
+    shapes = Model(config.model).abstract()
+    partition_lib.resets(stage, shapes)
+    partition_lib.copies(stage, shapes)
+    sizes = loader_lib.check_lengths(loader, where, config.data.max_bad_share)
+    steps = num_steps(stage, len(found), sizes)
+    return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
+
+
+def num_steps(stage: StageConfig, records: int, sizes: Sequence[tuple[int, int]]) -> int:
+    """The steps of a stage; for epochs as many as show each record that often at least, the last batch being full.
+
+    How many samples a packed batch holds is estimated from the sizes: the number of epochs is then about right.
+
+    Args:
+      sizes: tokens and frames of a spread of records.
+
+    Raises:
+      InputError: epochs of packed rows, and no size is known.
+    """
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    batch: float = stage.batch_size
+    if stage.pack:
+        if not sizes:
+            raise InputError(f"config.stages.{stage.name}.epochs: no record probed can be used; give steps")
+        batch = packing.samples_per_batch(sizes, length=stage.length, frames=stage.frames, rows=stage.batch_size)
+    return math.ceil(round(records * stage.epochs / batch, 6))

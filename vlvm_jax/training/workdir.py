@@ -1,0 +1,93 @@
+"""A run's folder: whose it is, and what says so."""
+
+import json
+import os
+import time
+from typing import Any
+
+from etils import epath
+
+from vlvm_jax import config as config_lib
+from vlvm_jax import json_text, manifest, storage
+from vlvm_jax.config import Config
+from vlvm_jax.console import say
+from vlvm_jax.errors import InputError
+from vlvm_jax.parallel import processes
+from vlvm_jax.run_card import environment
+from vlvm_jax.training.plan import PreparedStage
+from vlvm_jax.weights import integrity
+
+_ANEW = "; remove config.json and the folder hf there and run the same command again, which writes them anew"
+
+
+def check_workdir(config: Config, workdir: epath.Path) -> None:
+    """Raises `InputError` when the folder holds another config's run; only the machinery may have changed."""
+    if storage.is_remote(os.fspath(workdir)) and not storage.has_bucket(os.fspath(workdir)):
+        raise InputError(f"--workdir={workdir}: there is no such bucket; make it first")
+    path = workdir / "config.json"
+    mine = config_lib.to_json(config)
+    if path.exists():
+        integrity.check_beside_stages(workdir, _ANEW)
+        try:
+            theirs = json_text.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); remove it, if the run there is this config's") from None
+        for old, new, key, name in (
+            (theirs, mine, "mesh", "config.mesh"),
+            (theirs["data"], mine["data"], "workers", "config.data.workers"),
+            (theirs["data"], mine["data"], "cache_mb", "config.data.cache_mb"),
+        ):
+            if old.get(key) != new[key]:
+                say(f"{workdir}: continuing with another {_first_difference(old.get(key), new[key], name)}")
+                old[key] = new[key]
+        if theirs != mine:
+            key = _first_difference(theirs, mine)
+            raise InputError(
+                f"--workdir={workdir}: holds another config's run (they differ in {key}); give another folder, or the "
+                "same config to continue it"
+            )
+
+
+def claim_workdir(config: Config, workdir: epath.Path) -> None:
+    """Writes `config.json`. Called once everything is checked, so that a faulty config claims no folder."""
+    if not processes.primary():
+        return
+    (workdir / manifest.FILE).unlink(missing_ok=True)  # it is of the files before
+    storage.write_text(os.fspath(workdir / "config.json"), json.dumps(config_lib.to_json(config), indent=2))
+
+
+def check_shared(workdir: epath.Path, patience: float = 60.0) -> None:
+    """Raises `InputError` where process 0's folder is not seen; a network's file system may take its time."""
+    deadline = time.monotonic() + patience
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"--workdir={workdir}: process 0 wrote here, but this process sees nothing; share a folder"
+            )
+        time.sleep(1)
+
+
+def _first_difference(a: Any, b: Any, path: str = "config") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            if a.get(key) != b.get(key):
+                return _first_difference(a.get(key), b.get(key), f"{path}.{key}")
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            if x != y:
+                return _first_difference(x, y, f"{path}.{index}")
+    return f"{path}: {a!r} there, {b!r} here"
+
+
+def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedStage]) -> None:
+    """What would be needed to repeat the run, beside its result."""
+    if not processes.primary():
+        return
+    card = {
+        "config": config.name,
+        "config_hash": config_lib.fingerprint(config),
+        **environment(),
+        "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
+        "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
+    }
+    storage.write_text(os.fspath(workdir / "run_card.json"), json_text.readable(card, indent=2))
