@@ -65,7 +65,7 @@ class Results:
 def train_image_model(config: Config, workdir: epath.Path, stop: StopSignal) -> epath.Path:
     """Runs all stages of a recipe but the last in `workdir`, once; returns the folder of the last of these."""
     config = config.model_copy(update={"stages": config.stages[:-1], "evals": ()})
-    stages.run(config, workdir, stop)
+    stages.run(config, workdir, stop, final.evaluate)
     return workdir / config.stages[-1].name
 
 

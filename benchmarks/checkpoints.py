@@ -26,6 +26,7 @@ from configs import ftfv
 from vlvm_jax import config as config_lib
 from vlvm_jax import manifest
 from vlvm_jax.config import Config, build
+from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.stop import StopSignal
@@ -147,7 +148,7 @@ def measure_loop(rounds: int, folder: Path) -> None:
 
     loop._Log.add = timed
     with StopSignal() as stop:
-        stages.run(build(Config, values), epath.Path(folder / "loop"), stop)
+        stages.run(build(Config, values), epath.Path(folder / "loop"), stop, final.evaluate)
     few, many = times[bound][1:], times[_UNBOUND][1:]
     ratios = [one / other for one, other in zip(few, many, strict=True)]
     print(

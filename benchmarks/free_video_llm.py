@@ -22,6 +22,7 @@ from benchmarks.red_villm import spread
 from configs import free_video_llm
 from configs.free_video_llm import BUDGETS, FRAMES, budget
 from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.evaluation import final
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.samples import adapter_of
 from vlvm_jax.stop import StopSignal
@@ -100,7 +101,7 @@ def main() -> None:
     with StopSignal() as stop:
         for seed in args.seeds:
             image = image_setting(seed)
-            stages.run(image, workdir / f"models-{seed}", stop)
+            stages.run(image, workdir / f"models-{seed}", stop, final.evaluate)
             folder = workdir / f"models-{seed}" / image.stages[-1].name
             for name in args.only:
                 config = setting(name, seed)

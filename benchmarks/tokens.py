@@ -26,11 +26,11 @@ from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.console import say
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.batch import to_device
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import plan, stages
-from vlvm_jax.training.loop import to_device
 from vlvm_jax.training.step import make_step
 
 PATCHES = 36

@@ -79,6 +79,7 @@ def recipe(*keys):
 
 checkpoint = None  # what the recipe names
 if PRESET == "tiny":
+    from vlvm_jax.evaluation import final
     from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import stages
 
@@ -87,7 +88,7 @@ if PRESET == "tiny":
         config.data.embedded[key] = 16 * max(1, round(config.data.embedded[key] * SCALE / 16))
     checkpoint = str(WORK / f"tiny-{SCALE:g}")
     with StopSignal() as stop:  # interrupted, the cell continues where it was when it is run again
-        stages.run(build(Config, config), epath.Path(checkpoint).resolve(), stop)
+        stages.run(build(Config, config), epath.Path(checkpoint).resolve(), stop, final.evaluate)
 
 # %% [markdown]
 # ## A clip

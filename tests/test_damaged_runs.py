@@ -17,6 +17,7 @@ from recipes import ROOT, environment, errors_in
 from vlvm_jax import manifest, storage
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.weights import integrity
@@ -39,7 +40,7 @@ def finished(tmp_path_factory, data_root):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLVM_JAX_DATA", str(data_root))
-        stages.run(config(), epath.Path(workdir), StopSignal())
+        stages.run(config(), epath.Path(workdir), StopSignal(), final.evaluate)
     return workdir
 
 
@@ -70,7 +71,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 def test_a_finished_stage_goes_on_from_the_step_before(run, finished, capsys):
     flip(parameters(run / "instruct" / "checkpoints" / "6"))
-    stages.run(config(), epath.Path(run), StopSignal())
+    stages.run(config(), epath.Path(run), StopSignal(), final.evaluate)
     said = capsys.readouterr()
     assert "DAMAGED: params/ocdbt.process_0/d/" in said.err and "taking step 4" in said.err
     assert "instruct: continuing from step 4" in said.out
@@ -82,7 +83,7 @@ def test_a_run_all_of_whose_steps_are_damaged_ends_in_one_line(run):
     for step in ("2", "4", "6"):
         flip(parameters(run / "instruct" / "checkpoints" / step))
     with pytest.raises(InputError, match="every step is damaged"):
-        stages.run(config(), epath.Path(run), StopSignal())
+        stages.run(config(), epath.Path(run), StopSignal(), final.evaluate)
     assert checkpoints(run) == ["2", "4", "6"]
 
 
@@ -90,7 +91,7 @@ def test_the_result_of_a_stage_is_made_anew_where_its_file_is_damaged(run, capsy
     file = run / "instruct" / "result.json"
     before = manifest.unsealed(file.read_text())
     file.write_text(file.read_text().replace('"steps": 6', '"steps": 7'))
-    stages.run(config(), epath.Path(run), StopSignal())
+    stages.run(config(), epath.Path(run), StopSignal(), final.evaluate)
     assert "result.json: damaged (its checksum differs); writing it anew" in capsys.readouterr().out
     after = manifest.unsealed(file.read_text())
     assert after["last_loss"] == before["last_loss"] and after["steps"] == STEPS
@@ -99,12 +100,15 @@ def test_the_result_of_a_stage_is_made_anew_where_its_file_is_damaged(run, capsy
 @pytest.mark.parametrize("name", ["config.json", "hf/tokenizer.json", manifest.FILE])
 def test_the_files_beside_the_stages(run, name):
     flip(run / name, (run / name).read_bytes().index(b"}") - 1)
-    for use in (lambda: open_source(str(run), "SRC"), lambda: stages.run(config(), epath.Path(run), StopSignal())):
+    for use in (
+        lambda: open_source(str(run), "SRC"),
+        lambda: stages.run(config(), epath.Path(run), StopSignal(), final.evaluate),
+    ):
         with pytest.raises(InputError, match=rf"{run}: damaged: {name}: "):
             use()
     shutil.rmtree(run / "hf")
     (run / "config.json").unlink()
-    stages.run(config(), epath.Path(run), StopSignal())
+    stages.run(config(), epath.Path(run), StopSignal(), final.evaluate)
     assert integrity.check_beside_stages(epath.Path(run)) is None
     assert open_source(str(run), "SRC").shapes
 

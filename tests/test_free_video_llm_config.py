@@ -9,6 +9,7 @@ from configs.free_video_llm import BUDGETS, PRESETS, get_config
 from vlvm_jax import samples
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import plan, stages
 
@@ -143,5 +144,5 @@ def test_every_option_of_the_adapter_can_be_overridden():
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "tiny"])
 def test_what_trains_nothing_is_not_trained(preset, tmp_path):
     with pytest.raises(InputError, match=r"trains nothing; .*vlvm_jax.generate or vlvm_jax.evaluate"):
-        stages.run(recipe(preset), epath.Path(tmp_path / "run"), StopSignal())
+        stages.run(recipe(preset), epath.Path(tmp_path / "run"), StopSignal(), final.evaluate)
     assert not (tmp_path / "run").exists()

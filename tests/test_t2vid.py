@@ -114,10 +114,11 @@ def small(root, monkeypatch, **changes):
 def run(config, workdir):
     from etils import epath
 
+    from vlvm_jax.evaluation import final
     from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import stages
 
-    return stages.run(config, epath.Path(workdir), StopSignal())
+    return stages.run(config, epath.Path(workdir), StopSignal(), final.evaluate)
 
 
 def losses(workdir):

@@ -78,10 +78,11 @@ def spoilt(own_data, **changes) -> Config:
 def run(config: Config, workdir):
     from etils import epath
 
+    from vlvm_jax.evaluation import final
     from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import stages
 
-    return stages.run(config, epath.Path(workdir), StopSignal())
+    return stages.run(config, epath.Path(workdir), StopSignal(), final.evaluate)
 
 
 def test_a_missing_annotation_file(tmp_path, own_data):

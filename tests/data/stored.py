@@ -7,8 +7,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from vlvm_jax.data.media import shard_record
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sources import shards
-from vlvm_jax.data.sources.shards import ShardInfo, StoredMedium
+from vlvm_jax.data.sources.shards import ShardInfo
 
 
 def jpeg(shade: int, format: str = "JPEG") -> bytes:
@@ -50,7 +52,7 @@ def write_shards(folder, parts: list[list[tuple[dict, list[StoredMedium]]]], nam
         names.append(shards.shard_name(name, number, len(parts)))
         writer = ArrayRecordWriter(str(folder / names[-1]), "group_size:1")
         for record, media in part:
-            writer.write(shards.encode(record, media))
+            writer.write(shard_record.encode(record, media))
         writer.close()
         hashes.append(f"{number:064x}")
         kinds = [({m.kind for m in media} | {"text"}, record) for record, media in part]

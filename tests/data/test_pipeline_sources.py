@@ -14,10 +14,10 @@ from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
-from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError
 
 SAID = [{"from": "human", "value": "how many ?"}, {"from": "gpt", "value": "two"}]

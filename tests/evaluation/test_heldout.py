@@ -11,8 +11,8 @@ from vlvm_jax.data.sample import loader as loader_lib
 from vlvm_jax.data.sample import turns
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.evaluation import heldout
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.params import Model
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.samples import sample_spec, with_embedded_data
 from vlvm_jax.stop import StopSignal

@@ -14,6 +14,7 @@ from configs import own
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.data.prompt.conversation import load_tokenizer
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.inference.answering import Answering, Decoding, Request
 from vlvm_jax.inference.engine import Engine
 from vlvm_jax.inference.loading import load
@@ -45,7 +46,7 @@ def run(tmp_path_factory, data_root):
     values.evals = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLVM_JAX_DATA", str(data_root))
-        stages.run(build(Config, values), epath.Path(workdir), StopSignal())
+        stages.run(build(Config, values), epath.Path(workdir), StopSignal(), final.evaluate)
     return workdir
 
 
@@ -136,7 +137,7 @@ def test_lora_is_folded_in(run, folder, tmp_path):
     recipe.stages[0].trainable = {"decoder/**/lora_*": 0.5}
     recipe.stages[0].warmup_ratio = 0.0
     recipe.stages[0].length = 512
-    stages.run(build(Config, recipe), epath.Path(tmp_path / "run"), StopSignal())
+    stages.run(build(Config, recipe), epath.Path(tmp_path / "run"), StopSignal(), final.evaluate)
     answering = load(str(tmp_path / "run"), mesh=ONE)
     assert answering.engine.model.config.lora is None
     assert not any("lora" in path for path in answering.engine.params)

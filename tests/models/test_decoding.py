@@ -11,9 +11,10 @@ from hf import fill
 from recipes import small
 
 from vlvm_jax.models import decoding
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoding import NOTHING, Sampling
 from vlvm_jax.models.params import Model
-from vlvm_jax.models.video_llm import Batch, VideoLLM
+from vlvm_jax.models.video_llm import VideoLLM
 
 MODEL = Model(small().model)
 NEW = 6

@@ -14,6 +14,7 @@ from recipes import small
 from configs import ftfv
 from vlvm_jax.config import Config, LoraConfig, MeshConfig, ModelConfig, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.layers import Linear
 from vlvm_jax.models.params import Model, whole_path
@@ -174,7 +175,9 @@ def test_training_moves_every_adapter_and_leaves_the_base_to_the_bit(fresh, embe
     changes = {"trainable": (("decoder/**/lora_*", 1e-2),), "steps": 6, "log_every": 1, "weight_decay": 0.1}
     stage = config.stages[0].model_copy(update=changes)
     workdir = epath.Path(tmp_path) / "run"
-    summary = stages.run(config.model_copy(update={"stages": (stage,)}), workdir, StopSignal())["stages"][0]
+    summary = stages.run(config.model_copy(update={"stages": (stage,)}), workdir, StopSignal(), final.evaluate)[
+        "stages"
+    ][0]
     checkpoints = StageCheckpoints(workdir / stage.name / "checkpoints", 1)
     after = checkpoints.restore_params(jax.eval_shape(lambda: fresh), make_mesh(MeshConfig(), jax.devices()))
     checkpoints.close()

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.models.adapters.base import VisualTokens
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoder import init_cache
-from vlvm_jax.models.video_llm import Batch, VideoLLM, merge
+from vlvm_jax.models.video_llm import VideoLLM, merge
 
 VOCAB, WIDTH, N, K, FRAMES, LENGTH = 24, 16, 4, 2, 4, 18
 RNG = np.random.default_rng(0)

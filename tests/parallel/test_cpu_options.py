@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlvm_jax.ahead_of_time.programs import abstract_batch, abstract_step
 from vlvm_jax.config import Config, MeshConfig, ModelConfig, build
 from vlvm_jax.inference import engine as engine_lib
 from vlvm_jax.inference.engine import Engine
 from vlvm_jax.inference.loading import _splits
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoding import Limits
 from vlvm_jax.models.params import Model
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import cpu_options, rules
 from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.training.abstract import abstract_batch, abstract_step
 from vlvm_jax.training.partition import resolve
 from vlvm_jax.training.step import make_step
 

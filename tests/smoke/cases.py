@@ -7,7 +7,7 @@ import numpy as np
 from vlvm_jax.data.sample.assemble import Sample
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Request
-from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.models.batch import Batch
 
 FAMILIES = ("llava", "llava_onevision", "smolvlm")
 QUESTION = "what is in the picture ?"

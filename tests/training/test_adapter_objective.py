@@ -10,13 +10,12 @@ from recipes import small
 from steps import begin
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from vlvm_jax.ahead_of_time import programs
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.errors import InputError
+from vlvm_jax.models.batch import to_device
 from vlvm_jax.models.clip import contrastive_losses
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.training import plan
-from vlvm_jax.training.loop import to_device
+from vlvm_jax.training import abstract, plan
 
 CONFIG = small()
 ROWS, LENGTH, SIDE = 8, 24, 3
@@ -129,18 +128,18 @@ def recipe(model, **changes):
 
 def test_operations_are_counted_for_both_objectives():
     for model in (GUIDED, SHARED):
-        alone = programs.count_step(recipe(model), STAGE)
+        alone = abstract.count_step(recipe(model), STAGE)
         text = STAGE.model_copy(update={"objective": "text", "length": 64})
-        whole = programs.count_step(recipe(model, objective="text"), text)
+        whole = abstract.count_step(recipe(model, objective="text"), text)
         assert alone.decoder == 0 < whole.decoder
         assert min(alone.tower, alone.adapter, alone.backward, whole.adapter) > 0
 
 
 def test_batches_of_a_guided_model_have_questions():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert programs.abstract_batch(recipe(GUIDED), 2, 1, 8, mesh).prompt_ids.shape == (2, 9)
+    assert abstract.abstract_batch(recipe(GUIDED), 2, 1, 8, mesh).prompt_ids.shape == (2, 9)
     plain = recipe(guided.config("slow_fast", 4))
-    assert programs.abstract_batch(plain, 2, 1, 8, mesh).prompt_ids is None
+    assert abstract.abstract_batch(plain, 2, 1, 8, mesh).prompt_ids is None
 
 
 def test_rows_an_adapter_cannot_read_are_refused():

@@ -14,10 +14,11 @@ from configs import red_villm
 from vlvm_jax import samples
 from vlvm_jax.config import Config, build
 from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.evaluation import final
 from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.params import Model
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import plan, stages
@@ -93,7 +94,7 @@ def test_only_answers_are_learned_and_every_character_of_them(tokenizer, loader)
 
 def test_it_says_what_it_has_learned(config, tokenizer, loader, tmp_path):
     with StopSignal() as stop:
-        summary = stages.run(config, epath.Path(tmp_path) / "run", stop)
+        summary = stages.run(config, epath.Path(tmp_path) / "run", stop, final.evaluate)
     assert summary["stages"][0]["last_loss"] < 0.05
     mesh = make_mesh(config.mesh)
     abstract = jax.eval_shape(params_lib.join, Model(config.model).abstract())

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from recipes import small
 
-from vlvm_jax.ahead_of_time import programs
 from vlvm_jax.models import attention
+from vlvm_jax.training import abstract
 from vlvm_jax.training.flops import count
 
 CONFIG = small()
@@ -39,7 +39,7 @@ def of_stage(name, **changes):
     stage = next(stage for stage in CONFIG.stages if stage.name == name).model_copy(update=changes)
     model = CONFIG.model.model_copy(update={"decoder_remat": "none", "vision_remat": "none"})
     config = CONFIG.model_copy(update={"model": model})
-    return programs.count_step(config, stage), stage
+    return abstract.count_step(config, stage), stage
 
 
 def test_the_forward_pass_is_the_formula():

@@ -8,7 +8,7 @@ import numpy as np
 from etils.epath import Path
 from PIL import Image
 
-from vlvm_jax.evaluation.final import Picture
+from vlvm_jax.pictures import Picture
 from vlvm_jax.training import report
 
 KIND, LONG = "颜色", "红 what ماذا 🎬 $x$ " * 600

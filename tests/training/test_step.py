@@ -11,11 +11,10 @@ from recipes import small
 from steps import begin
 
 from vlvm_jax.config import AdapterConfig, MeshConfig
+from vlvm_jax.models.batch import Batch, to_device
 from vlvm_jax.models.params import whole_path
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import losses as losses_lib
-from vlvm_jax.training.loop import to_device
 
 CONFIG = small()
 ROWS, FRAMES, LENGTH = 8, 3, 24

@@ -19,6 +19,7 @@ from recipes import DATA
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json
 from vlvm_jax.data.embedded.shapes import vocab_size
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
@@ -253,7 +254,7 @@ def trained(bases, tmp_path_factory):
 def test_a_run_is_exported_as_the_class_its_pooling_is(bases, data_root, monkeypatch, tmp_path):
     """Trained for a step by the library itself; the runs of the tests below are written by hand."""
     monkeypatch.setenv("VLVM_JAX_DATA", str(data_root))
-    stages.run(config_of(bases["llava"], NEXT_VIDEO), epath.Path(tmp_path / "run"), StopSignal())
+    stages.run(config_of(bases["llava"], NEXT_VIDEO), epath.Path(tmp_path / "run"), StopSignal(), final.evaluate)
     result = write.export_checkpoint(str(tmp_path / "run"), tmp_path / "export", Options())
     assert (result.rung.number, result.rung.family) == (2, "llava_next_video")
     assert result.verified is not None and result.verified.difference < 1e-5 and result.verified.same_answer

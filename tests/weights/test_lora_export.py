@@ -17,10 +17,11 @@ from jax.sharding import PartitionSpec as P
 from vlvm_jax.config import AdapterConfig, DecoderConfig, LoraConfig, MeshConfig, ModelConfig, VisionConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.lora import attach
 from vlvm_jax.models.params import Model, Params
-from vlvm_jax.models.video_llm import Batch, VideoLLM
+from vlvm_jax.models.video_llm import VideoLLM
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.weights.export import lora

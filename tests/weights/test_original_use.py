@@ -26,6 +26,7 @@ from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.tools import check
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import final
 from vlvm_jax.families import llava_layout
 from vlvm_jax.inference.answering import Decoding, Request
 from vlvm_jax.inference.loading import load
@@ -322,7 +323,7 @@ def test_it_trains_and_answers_from_the_run(folder, tmp_path):
         check.Checker(found, samples.sample_spec(ready, ready.stages[0])), range(8), 0, lambda _: None
     )
     assert check.summarise(findings, len(found), None)["usable"] == 8
-    stages.run(config, epath.Path(tmp_path / "run"), StopSignal())
+    stages.run(config, epath.Path(tmp_path / "run"), StopSignal(), final.evaluate)
     source.rename(tmp_path / "gone")
     (folder / "video-tower").rename(folder / "away")
     try:

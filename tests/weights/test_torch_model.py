@@ -20,7 +20,8 @@ from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionCon
 from vlvm_jax.data.prompt import conversation
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.record import Turn
-from vlvm_jax.models.video_llm import Batch, VideoLLM
+from vlvm_jax.models.batch import Batch
+from vlvm_jax.models.video_llm import VideoLLM
 
 SIZE, FRAMES, LENGTH, NEW = 16, 6, 80, 4
 TEMPLATE = TEMPLATES["bare"]

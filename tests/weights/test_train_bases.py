@@ -14,6 +14,7 @@ from families import bare, clip, llama, randomized
 from configs import ftfv
 from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.data.sample.processor import load_processor
+from vlvm_jax.evaluation import final
 from vlvm_jax.samples import with_checkpoint_files
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
@@ -40,7 +41,7 @@ def recipe(arg: str, stage: int, **model: Any) -> Config:
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
     """The one stage's entry of the summary."""
-    (stage,) = stages.run(config, epath.Path(workdir), StopSignal())["stages"]
+    (stage,) = stages.run(config, epath.Path(workdir), StopSignal(), final.evaluate)["stages"]
     assert stage["steps"] >= 2 and stage["compilations"] == 1 and np.isfinite(stage["last_loss"])
     return stage
 

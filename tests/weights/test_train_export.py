@@ -127,8 +127,8 @@ def ours(run: Path, clips: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.
 
     from vlvm_jax.models import decoding
     from vlvm_jax.models import params as params_lib
+    from vlvm_jax.models.batch import Batch
     from vlvm_jax.models.params import Model
-    from vlvm_jax.models.video_llm import Batch
     from vlvm_jax.weights.sources import Stored, open_source
 
     source = open_source(str(run), "run")

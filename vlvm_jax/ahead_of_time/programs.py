@@ -16,22 +16,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vlvm_jax.ahead_of_time import hlo
-from vlvm_jax.config import Config, DecoderConfig, MeshConfig, ModelConfig, StageConfig
+from vlvm_jax.config import Config, DecoderConfig, StageConfig
 from vlvm_jax.models import decoding
 from vlvm_jax.models.decoder import CACHE_AXES, KVCache, init_cache
 from vlvm_jax.models.params import Model, whole_path
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
-from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import Topology
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training.flops import StepFlops, count, forward_flops, step_flops
-from vlvm_jax.training.partition import Partition
-from vlvm_jax.training.step import make_step
+from vlvm_jax.training.flops import StepFlops, count, forward_flops
 
 INFERENCE = ("prefill", "decode")
 NEW_TOKENS = 256  # that a cache has room for beside the prompt
-_STEPS = 1000  # of the schedule; no part of the program depends on it but a few constants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,50 +153,6 @@ def abstract_cache(config: DecoderConfig, rows: int, slots: int, mesh: Mesh, dty
         a = getattr(cache, name)
         arrays[name] = jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.sharding(axes, a.shape, mesh))
     return KVCache(**arrays)
-
-
-def abstract_step(model: ModelConfig, stage: StageConfig, partition: Partition, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """A stage's train function and the shapes of its state and frozen parameters."""
-    functions = make_step(model, stage, partition, mesh, _STEPS)
-    abstract = Model(model, partition.splits).abstract()
-    trainable = {path: a for path, a in abstract.items() if path in partition.rates}
-    frozen = {
-        path: jax.ShapeDtypeStruct(a.shape, jnp.dtype(stage.frozen_dtype))
-        for path, a in abstract.items()
-        if path not in partition.rates
-    }
-    state = jax.eval_shape(functions.init, trainable, jax.ShapeDtypeStruct((2,), jnp.uint32))
-    return functions.train, state, frozen
-
-
-def abstract_batch(config: Config, rows: int, frames: int, length: int, mesh: Mesh) -> Batch:
-    """Shapes of a batch."""
-    size = config.model.vision.image_size
-    model = Model(config.model)
-    prompt = model.bind(model.abstract()).adapter.prompt_length
-
-    def shape(dtype, *dims: int) -> Any:
-        return jax.ShapeDtypeStruct(dims, dtype, sharding=rules.batch_sharding(dims, mesh))
-
-    return Batch(
-        frames=shape(jnp.uint8, rows, frames, size, size, 3),
-        media=shape(jnp.int32, rows, frames),
-        is_video=shape(jnp.bool_, rows, frames),
-        token_ids=shape(jnp.int32, rows, length),
-        media_mask=shape(jnp.bool_, rows, length),
-        positions=shape(jnp.int32, rows, length),
-        segment_ids=shape(jnp.int32, rows, length),
-        loss_mask=shape(jnp.bool_, rows, length),
-        prompt_ids=shape(jnp.int32, rows, prompt) if prompt else None,
-    )
-
-
-def count_step(config: Config, stage: StageConfig) -> StepFlops:
-    """The step's operations; they depend on no device."""
-    one = make_mesh(MeshConfig(), jax.devices()[:1])
-    partition = partition_lib.resolve(config.model, stage)
-    batch = abstract_batch(config, stage.batch_size, stage.frames, stage.length, one)
-    return step_flops(config.model, stage, lambda model: abstract_step(model, stage, partition, one), batch)
 
 
 def compile_program(made: Program, mesh: Mesh, topology: Topology) -> Report:

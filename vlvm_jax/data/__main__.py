@@ -350,7 +350,7 @@ def _verify(arguments: list[str]) -> None:
 
 
 def _define_synthesize() -> None:
-    from vlvm_jax.data.pages.media import TextPages
+    from vlvm_jax.data.sources.text_pages import TextPages
 
     flags.DEFINE_multi_string("source", [], "Files of texts.")
     flags.DEFINE_string("out", None, "Folder.")
@@ -380,7 +380,7 @@ def _synthesize(arguments: list[str]) -> None:
     from vlvm_jax.config import build
     from vlvm_jax.console import Meter
     from vlvm_jax.data.pages import filters
-    from vlvm_jax.data.pages.media import TextPages
+    from vlvm_jax.data.sources.text_pages import TextPages
     from vlvm_jax.data.tools import synthesize
     from vlvm_jax.workers import stoppable
 

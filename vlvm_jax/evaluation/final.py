@@ -1,6 +1,5 @@
 """What a training run asks its model at the end: the held-out questions, the controls, and a few frames to look at."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -26,21 +25,6 @@ from vlvm_jax.samples import sample_spec
 from vlvm_jax.stop import StopSignal
 
 MAJORITY_OF = 20_000  # training records at most, whose answers the majority control counts: all are read for it
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """Frames of one clip with the share of each patch that reaches the decoder.
-
-    Attributes:
-      frames: uint8 [T, H, W, 3].
-      weights: [T, side, side] summed over the sampler's K tokens, or None where the adapter weighs nothing.
-      title: what was asked and what is true.
-    """
-
-    frames: np.ndarray
-    weights: np.ndarray | None
-    title: str
 
 
 def evaluate(

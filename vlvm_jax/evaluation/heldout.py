@@ -21,12 +21,11 @@ from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Part
 from vlvm_jax.data.record import Record
 from vlvm_jax.data.sample.spec import SampleSpec
+from vlvm_jax.models.batch import Batch, rows_to_device, to_device
 from vlvm_jax.models.params import Model, Params, whole_path
-from vlvm_jax.models.video_llm import Batch
+from vlvm_jax.models.video_llm import right_tokens
 from vlvm_jax.parallel import processes, rules
 from vlvm_jax.parallel.cpu_options import compiler_options
-from vlvm_jax.training.loop import rows_to_device, to_device
-from vlvm_jax.training.losses import right_tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from vlvm_jax.inference.prompts import Prompts, padded
 from vlvm_jax.inference.requests import Answer, Decoding, Request
 from vlvm_jax.inference.text import AnswerText
 from vlvm_jax.models.adapters.base import Features
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoding import Limits, Sampling
-from vlvm_jax.models.video_llm import Batch
 
 __all__ = ["Answer", "Answering", "Decoding", "Look", "Request", "Seen"]
 

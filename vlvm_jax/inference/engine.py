@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from vlvm_jax.console import Waiting
 from vlvm_jax.models import decoding
 from vlvm_jax.models.adapters.base import Features, FrameLayout, Guidance
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoder import CACHE_AXES, KVCache
 from vlvm_jax.models.decoding import Limits, Progress, Sampling
 from vlvm_jax.models.params import Model, Params
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.cpu_options import compiler_options
 

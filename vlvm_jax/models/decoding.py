@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from vlvm_jax.models.adapters.base import Features
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoder import KVCache, init_cache
-from vlvm_jax.models.video_llm import Batch, VideoLLM
+from vlvm_jax.models.video_llm import VideoLLM
 
 NOTHING = -1  # in the place of a token that was not said
 

@@ -1,7 +1,5 @@
 """VideoLLM = tower + adapter + decoder, and the merge of visual tokens into the text."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,49 +12,6 @@ from vlvm_jax.models.decoder import Decoder, KVCache
 from vlvm_jax.models.lora import attach
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.parallel.rules import constrain
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One batch of packed rows; every shape is fixed for a stage.
-
-    Attributes:
-      frames: [B, T, H, W, 3] uint8.
-      media: [B, T] 0 for padding, else the id of the image or clip within the row.
-      is_video: [B, T].
-      token_ids: [B, L]; visual positions hold any id and are marked in `media_mask`.
-      media_mask: [B, L] True where a visual token goes.
-      positions: [B, L], from 0 within each packed sample.
-      segment_ids: [B, L] 0 for padding, else the sample within the row.
-      loss_mask: [B, L] True for tokens to be predicted.
-      prompt_ids: [B, P] or None. The row's question in the tokens of the adapter's own text tower, for adapters that
-        read it; such rows hold one sample.
-      visual_index, visual_weight: [B, L, P] or None. Which of the adapter's V slots make the token at each marked
-        position, and how much of each: images tiled as LLaVA-NeXT does are read across their tiles
-        (`data/images/anyres.py`). None: the valid slots in order.
-      prompt_ids: [B, P] of what is asked, for adapters that need it (`Guidance`); None for all others.
-    """
-
-    frames: UInt8[Array, "B T H W 3"]
-    media: Int[Array, "B T"]
-    is_video: Bool[Array, "B T"]
-    token_ids: Int[Array, "B L"]
-    media_mask: Bool[Array, "B L"]
-    positions: Int[Array, "B L"]
-    segment_ids: Int[Array, "B L"]
-    loss_mask: Bool[Array, "B L"]
-    visual_index: Int[Array, "B L P"] | None = None
-    visual_weight: Float[Array, "B L P"] | None = None
-    prompt_ids: Int[Array, "B P"] | None = None
-
-    @property
-    def layout(self) -> FrameLayout:
-        return FrameLayout(self.media, self.is_video, room=self.token_ids.shape[1])
-
-    @property
-    def guidance(self) -> Guidance | None:
-        return None if self.prompt_ids is None else Guidance(self.prompt_ids)
 
 
 class VideoLLM(nnx.Module):
@@ -149,3 +104,10 @@ def merge_indexed(
         taken = jnp.take_along_axis(visual.tokens, index[..., tap, None], axis=1)
         merged = merged + weight[..., tap, None] * taken.astype(jnp.float32)
     return jnp.where(media_mask[..., None], merged.astype(text.dtype), text)
+
+
+def right_tokens(model: VideoLLM, hidden: Float[Array, "B L C"], batch: Batch) -> tuple[Array, Array, Array]:
+    """Per position: is the next token a learned one, would greedy decoding say it, and what it would say."""
+    targets, learned = next_tokens(batch)
+    said = jnp.argmax(model.decoder.logits(hidden), axis=-1)
+    return learned, (said == targets) & learned, said

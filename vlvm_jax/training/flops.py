@@ -17,8 +17,8 @@ from jax.interpreters import partial_eval
 
 from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.attention import in_full
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.params import Model
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.training import losses
 
 

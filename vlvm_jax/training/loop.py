@@ -20,9 +20,6 @@ from vlvm_jax.console import Meter, Waiting
 from vlvm_jax.errors import Interrupted
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Params
-from vlvm_jax.models.video_llm import Batch
-from vlvm_jax.parallel import rules
-from vlvm_jax.parallel.mesh import process_rows
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.step import StepFunctions, TrainState
@@ -54,26 +51,6 @@ class StageRun:
     flops: float | None = None
     seconds: float = 0.0
     load_first: Callable[[], None] = lambda: None
-
-
-def to_device(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This process's rows of a batch as global arrays; fields that the data does not have stay None."""
-    fields = [field.name for field in dataclasses.fields(Batch) if field.name in batch]
-    return Batch(**{name: rows_to_device(batch[name], mesh) for name in fields})
-
-
-def rows_to_device(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows (`processes.batch_share`) of an array [B, T, ...] or [B, L, ...] as a global one."""
-    held = process_rows(mesh)[jax.process_index()]
-    rows = len(local) // len(held)
-    shape = (rows * rules.batch_shards(mesh), *local.shape[1:])
-
-    def piece(index: Any) -> np.ndarray:
-        start, stop, _ = index[0].indices(shape[0])
-        first = held.index(start // rows) * rows
-        return local[(slice(first, first + stop - start), *index[1:])]
-
-    return jax.make_array_from_callback(shape, rules.batch_sharding(shape, mesh), piece)
 
 
 def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None:

@@ -4,19 +4,12 @@ vocabulary, or what the adapter itself has to learn."""
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vlvm_jax.models.adapters.base import LearnsByItself
-from vlvm_jax.models.video_llm import Batch, VideoLLM
+from vlvm_jax.models.batch import Batch
+from vlvm_jax.models.video_llm import VideoLLM
 from vlvm_jax.parallel import rules
-
-
-def next_tokens(batch: Batch) -> tuple[Array, Bool[Array, "B L"]]:
-    """The token after each position, and whether it is one to be learned within the same packed sample."""
-    targets = jnp.roll(batch.token_ids, -1, axis=1)
-    same = batch.segment_ids == jnp.roll(batch.segment_ids, -1, axis=1)
-    learned = (jnp.roll(batch.loss_mask, -1, axis=1) & same).at[:, -1].set(False)
-    return targets, learned
 
 
 def token_losses(
@@ -113,10 +106,3 @@ def _losses_backward(kept, given):
 
 
 _chunked_losses.defvjp(_losses_forward, _losses_backward)
-
-
-def right_tokens(model: VideoLLM, hidden: Float[Array, "B L C"], batch: Batch) -> tuple[Array, Array, Array]:
-    """Per position: is the next token a learned one, would greedy decoding say it, and what it would say."""
-    targets, learned = next_tokens(batch)
-    said = jnp.argmax(model.decoder.logits(hidden), axis=-1)
-    return learned, (said == targets) & learned, said

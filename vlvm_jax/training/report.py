@@ -11,11 +11,11 @@ from etils import epath
 from rich.table import Table
 
 from vlvm_jax import json_text, storage
+from vlvm_jax import pictures as pictures_lib
 from vlvm_jax.config import Config
 from vlvm_jax.console import number_of, say, show_table
-from vlvm_jax.data import picture_text
-from vlvm_jax.evaluation.final import Picture
 from vlvm_jax.models.params import Model
+from vlvm_jax.pictures import Picture
 from vlvm_jax.samples import adapter_of
 from vlvm_jax.training.plan import PreparedStage
 
@@ -112,17 +112,17 @@ def print_eval(name: str, result: Mapping[str, Any]) -> None:
 
 def _written(
     summary: Mapping[str, Any], losses: Mapping[str, Any], pictures: Sequence[Picture]
-) -> picture_text.PictureText:
+) -> pictures_lib.PictureText:
     """The user's texts in the picture, prepared for drawing."""
     kinds = [kind for result in summary["eval"].values() for kind in result["by_type"]]
-    return picture_text.PictureText([*losses, *summary["eval"], *kinds, *(picture.title for picture in pictures)])
+    return pictures_lib.PictureText([*losses, *summary["eval"], *kinds, *(picture.title for picture in pictures)])
 
 
 def draw(
     summary: Mapping[str, Any],
     losses: Mapping[str, list[tuple[int, float]]],
     pictures: Sequence[Picture],
-    written: picture_text.PictureText,
+    written: pictures_lib.PictureText,
 ):
     """Loss per stage, accuracy by type against its controls, sampled frames with the sampler's weights."""
     evals = list(summary["eval"].items())
@@ -140,7 +140,7 @@ def draw(
     return figure
 
 
-def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]], written: picture_text.PictureText) -> None:
+def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]], written: pictures_lib.PictureText) -> None:
     axes = np.atleast_1d(panel.subplots(1, max(1, len(losses)), sharey=True))
     for axis, (name, curve) in zip(axes, losses.items(), strict=False):
         steps, values = zip(*curve, strict=True)
@@ -150,7 +150,7 @@ def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]], writ
     axes[0].set_ylabel("loss")
 
 
-def _draw_accuracy(axis, name: str, result: Mapping[str, Any], written: picture_text.PictureText) -> None:
+def _draw_accuracy(axis, name: str, result: Mapping[str, Any], written: pictures_lib.PictureText) -> None:
     kinds = list(result["by_type"])
     series = {"model": result["by_type"], **{c.replace("_", " "): v["by_type"] for c, v in result["controls"].items()}}
     width = 0.8 / len(series)
@@ -163,7 +163,7 @@ def _draw_accuracy(axis, name: str, result: Mapping[str, Any], written: picture_
     axis.legend(fontsize=7, ncols=4, loc="upper right")
 
 
-def _draw_frames(panel: Any, picture: Picture, written: picture_text.PictureText) -> None:
+def _draw_frames(panel: Any, picture: Picture, written: pictures_lib.PictureText) -> None:
     panel.suptitle(written(picture.title), fontsize=9)
     axes = np.atleast_1d(panel.subplots(1, len(picture.frames)))
     for index, axis in enumerate(axes):

@@ -5,8 +5,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +15,26 @@ from jax.sharding import Mesh
 
 from vlvm_jax import config as config_lib
 from vlvm_jax import console, json_text, manifest, storage
-from vlvm_jax.ahead_of_time.programs import count_step
 from vlvm_jax.config import Config, StageConfig
 from vlvm_jax.console import number_of, say
 from vlvm_jax.data.batch import dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
+from vlvm_jax.data.record import Record
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import brief
-from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.cpu_options import compiler_options
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import peak_flops
+from vlvm_jax.pictures import Picture
 from vlvm_jax.samples import with_checkpoint_files, with_embedded_data
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training import report
+from vlvm_jax.training.abstract import count_step
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.loop import StageRun, run_stage
 from vlvm_jax.training.metrics import MetricsWriter
@@ -48,10 +49,21 @@ from vlvm_jax.weights.initial import Initial, draw
 from vlvm_jax.weights.sources import HF_FOLDER
 
 
-def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | None = None) -> dict[str, Any]:
-    """Trains all stages and asks the held-out questions; returns what `summary.json` holds.
+class Evaluate(Protocol):
+    """Answers a config's held-out questions: `evaluation.final.evaluate`."""
+
+    def __call__(
+        self, config: Config, params: Params, trained_on: Sequence[Record], mesh: Mesh, stop: StopSignal
+    ) -> tuple[dict[str, Any], list[Picture]]: ...
+
+
+def run(
+    config: Config, workdir: epath.Path, stop: StopSignal, evaluate: Evaluate, profile: str | None = None
+) -> dict[str, Any]:
+    """Trains all stages and answers the held-out questions; returns the contents of `summary.json`.
 
     Args:
+      evaluate: answers the questions, once every stage is saved.
       profile: steps to trace, `STAGE:FIRST-LAST`.
 
     Raises:
@@ -72,11 +84,17 @@ def run(config: Config, workdir: epath.Path, stop: StopSignal, profile: str | No
         check_guidance(config)
         check_workdir(config, workdir)
     with storage.Logs(os.fspath(workdir)) as logs:
-        return _run(config, workdir, logs, mesh, stop, profile)
+        return _run(config, workdir, logs, mesh, stop, evaluate, profile)
 
 
 def _run(
-    config: Config, workdir: epath.Path, logs: storage.Logs, mesh: Mesh, stop: StopSignal, profile: str | None
+    config: Config,
+    workdir: epath.Path,
+    logs: storage.Logs,
+    mesh: Mesh,
+    stop: StopSignal,
+    evaluate: Evaluate,
+    profile: str | None,
 ) -> dict[str, Any]:
     profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
     asked = config
@@ -120,7 +138,7 @@ def _run(
                 results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
         assert params is not None
-        summary["eval"], pictures = final.evaluate(config, params, prepared[-1].records, mesh, stop)
+        summary["eval"], pictures = evaluate(config, params, prepared[-1].records, mesh, stop)
     finally:
         timeline.add("end")
         writer.close()

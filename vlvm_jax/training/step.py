@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from vlvm_jax.config import ModelConfig, StageConfig
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.params import Model, Params, segment_of, whole_path
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel import rules
 from vlvm_jax.training.losses import adapter_losses, token_losses
 from vlvm_jax.training.optimizer import make_optimizer, schedule, state_shardings

@@ -7,7 +7,7 @@ from stored import clip, jpeg, shades, write_shards
 
 from vlvm_jax.data.media import containers
 from vlvm_jax.data.media.containers import frame_names, frame_rate, open_medium
-from vlvm_jax.data.sources.shards import StoredMedium
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.errors import InputError
 
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlvm_jax.data.media import shard_record
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sources import shards
-from vlvm_jax.data.sources.shards import Manifest, ShardInfo, StoredMedium
+from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.errors import InputError
 
 INFO = ShardInfo(
@@ -29,12 +31,12 @@ frames = st.builds(
 
 @given(st.dictionaries(st.text(), st.text()), st.lists(files | frames, max_size=4))
 def test_what_is_encoded_is_decoded(record, media):
-    assert shards.decode(shards.encode(record, media)) == (record, media)
+    assert shard_record.decode(shard_record.encode(record, media)) == (record, media)
 
 
 def test_the_envelope_is_as_documented():
     media = [StoredMedium("image", "a.jpg", b"\xff\xd8"), StoredMedium("video", "c", frames=(b"x", b"y"), fps=2.0)]
-    assert msgpack.unpackb(shards.encode({"id": "1"}, media)) == {
+    assert msgpack.unpackb(shard_record.encode({"id": "1"}, media)) == {
         "record": {"id": "1"},
         "media": [
             {"kind": "image", "name": "a.jpg", "data": b"\xff\xd8"},
@@ -46,11 +48,11 @@ def test_the_envelope_is_as_documented():
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x93", b"plain text", msgpack.packb([1]), msgpack.packb({"record": {}}),
-     msgpack.packb({"record": {}, "media": [{"kind": "image"}]}), shards.encode({"id": "1"}, [])[:-1]],
+     msgpack.packb({"record": {}, "media": [{"kind": "image"}]}), shard_record.encode({"id": "1"}, [])[:-1]],
 )  # fmt: skip
 def test_other_bytes_are_refused(data):
     with pytest.raises(ValueError, match="not a record of a shard"):
-        shards.decode(data)
+        shard_record.decode(data)
 
 
 def test_manifests_are_read_as_written(tmp_path):

@@ -20,8 +20,8 @@ from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import containers
 from vlvm_jax.data.media.containers import frame_names, open_medium
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sources.mixture import open_source
-from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError
 
 pytestmark = pytest.mark.slow

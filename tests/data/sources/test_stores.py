@@ -17,9 +17,9 @@ from stored import clip, jpeg, shades, write_shards
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media.containers import frame_names, open_medium
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.record import Turn
 from vlvm_jax.data.sources.mixture import open_source
-from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError
 
 

@@ -16,10 +16,10 @@ from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import containers
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.pages import draw
-from vlvm_jax.data.pages.media import TextPages, TextPagesFile
 from vlvm_jax.data.sample.loader import SampleLoader
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
+from vlvm_jax.data.sources.text_pages import TextPages, TextPagesFile
 from vlvm_jax.errors import InputError
 
 PAGES = {"chunk_tokenizer": "whitespace", "layout_engine": "basic"}

@@ -16,9 +16,9 @@ from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.media import frames
 from vlvm_jax.data.pages import draw, filters
-from vlvm_jax.data.pages.media import TextPages
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.mixture import read_mixture
+from vlvm_jax.data.sources.text_pages import TextPages
 from vlvm_jax.data.tools import prepare, synthesize
 from vlvm_jax.data.tools.synthesize import Job
 from vlvm_jax.errors import InputError, Interrupted

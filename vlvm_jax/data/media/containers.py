@@ -4,10 +4,10 @@ A path of a medium is one string:
 
     a/b.mp4, gs://bucket/b.mp4         a file, or a folder of frames
     several of these, tabs between     the frames of one clip, in this order
-    FILE.array_record#RECORD/M         medium M of a record in a shard (`shards`)
+    FILE.array_record#RECORD/M         medium M of a record in a shard (`shard_record`)
     FILE.parquet#ROW/COLUMN[/I]        a row's bytes in a column, or item I of a list there
     FOLDER@SPLIT.tfds#EXAMPLE/FIELD[/I]  the same in a TFDS data set, in the ArrayRecord format
-    FILE?OPTIONS.text_pages#START-END[/I]  a text's pages or page I, drawn when they are read (`text_pages`)
+    FILE?OPTIONS.text_pages#START-END[/I]  a text's pages or page I, drawn when they are read (`pages.paths`)
 
 Readers are opened once per process, when they are first needed.
 """
@@ -24,11 +24,11 @@ from typing import Any, BinaryIO, TypeVar
 from vlvm_jax import json_text, storage
 from vlvm_jax.data import media_names
 from vlvm_jax.data.extras import need
-from vlvm_jax.data.pages import media as text_pages
+from vlvm_jax.data.media import shard_record as shard_record_lib
+from vlvm_jax.data.media.shard_record import StoredMedium
+from vlvm_jax.data.pages import paths as page_paths
 from vlvm_jax.data.pages.draw import PageFiles
 from vlvm_jax.data.record import LISTED, STILLS
-from vlvm_jax.data.sources import shards
-from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.errors import InputError, brief
 
 _STORED = re.compile(r"(?P<file>.+\.(?P<kind>array_record|parquet|tfds))#(?P<row>\d+)/(?P<place>[^/]+(/\d+)*)")
@@ -99,7 +99,7 @@ def _by_number(name: str) -> list[str | int]:
 
 def _stored(path: str) -> Any:
     """What a container holds under a path: bytes, or a list of them; None where the path is of no container."""
-    if (drawn := text_pages.stored(path)) is not None:
+    if (drawn := page_paths.stored(path)) is not None:
         return drawn
     match = _STORED.fullmatch(path)
     if match is None:
@@ -133,7 +133,7 @@ def shard_record(file: str, index: int) -> tuple[dict[str, Any], list[StoredMedi
       ValueError: there is no such record, or it is damaged.
       StorageError: storage does not answer.
     """
-    return shards.decode(_in_time(file, lambda: _read_array_record(file, index)))
+    return shard_record_lib.decode(_in_time(file, lambda: _read_array_record(file, index)))
 
 
 def _read_array_record(file: str, index: int) -> bytes:

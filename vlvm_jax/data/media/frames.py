@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.images import stills
+from vlvm_jax.data.images.squares import resize
 from vlvm_jax.data.media import decode, frame_rules
 from vlvm_jax.data.media.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.media.decode import Taken
@@ -159,23 +160,3 @@ def image_size(path: str) -> tuple[int, int]:
     """
     with reading(path), open_medium(path) as file, Image.open(file) as image:
         return stills.upright_size(image)
-
-
-def resize(image: Image.Image, size: int) -> np.ndarray:
-    """CLIP's rule: shortest edge to `size` (bicubic), then the centre square. uint8 [size, size, 3].
-
-    Of wide images only the square is computed, which takes half the time; by rounding, a few values in a thousand
-    differ by one. (Of high images Pillow would go over rows and columns in the other order.)
-    """
-    width, height = image.size
-    if (width, height) != (size, size):
-        short = min(width, height)
-        across, down = width * size // short, height * size // short
-        left, top = (across - size) // 2, (down - size) // 2
-        if width > height:
-            box = (left * width / across, 0, (left + size) * width / across, height)
-            image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-        else:
-            image = image.resize((across, down), Image.Resampling.BICUBIC)
-            image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image, np.uint8)

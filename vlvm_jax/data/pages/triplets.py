@@ -43,7 +43,7 @@ class TripletOptions(Settings):
     Natural Questions and 0 for the others.
     """
 
-    layout: Literal["auto", "triplets", "long_alpaca", "long_qlora", "booksum", "natural_questions"] = "auto"
+    layout: Literal["auto"] | Layout = "auto"
     rewrite_long_answer: bool = True
     min_words: NonNegativeInt | None = None
 

@@ -17,11 +17,11 @@ import numpy as np
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data import json_lines, media_names, yaml_text
-from vlvm_jax.data.pages.media import TextPagesFile
 from vlvm_jax.data.record import KINDS, STILLS, Record, Source, short
 from vlvm_jax.data.sources import formats, shards
 from vlvm_jax.data.sources.annotations import read_annotations
 from vlvm_jax.data.sources.stores import Columns, ParquetFile, Shard, TfdsSplit
+from vlvm_jax.data.sources.text_pages import TextPagesFile
 from vlvm_jax.errors import InputError, brief
 
 Kind = Literal["array_record", "parquet", "tfds", "mixture", "annotations"]

@@ -132,7 +132,7 @@ def draw(samples: Sequence[Shown]) -> tuple[bytes, str]:
     Returns:
       The PNG, and what to tell the user about characters that no font here has; "" if there are none.
     """
-    from vlvm_jax.data.picture_text import PictureText
+    from vlvm_jax.pictures import PictureText
 
     texts = [text for sample in samples for text in (sample.title, *(text for text, _ in sample.parts))]
     writing = PictureText(texts)

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from vlvm_jax.data.extras import need
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.picture_text import PictureText
 from vlvm_jax.data.record import PLACEHOLDERS, Record
 from vlvm_jax.errors import InputError, brief
+from vlvm_jax.pictures import PictureText
 
 _WHY = "draws instructions"
 _PERPLEXITY = 30.0  # scikit-learn's own; less where there are too few points for it

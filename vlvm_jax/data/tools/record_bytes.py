@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlvm_jax.data.faults import BadSampleError, reading
-from vlvm_jax.data.media import containers
+from vlvm_jax.data.media import containers, shard_record
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.record import MEDIA_KINDS, STILLS, MediaKind, Record
-from vlvm_jax.data.sources import shards
-from vlvm_jax.data.sources.shards import StoredMedium
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.reencode import Target
 
@@ -23,7 +22,7 @@ def record_bytes(record: Record, target: Target) -> tuple[bytes, list[StoredMedi
     """
     ordered = sorted(record.media, key=lambda medium: MEDIA_KINDS.index(medium[0]))
     media = [_stored(kind, path, target, record.span) for kind, path in ordered]
-    return shards.encode(_as_llava(record, media), media), media
+    return shard_record.encode(_as_llava(record, media), media), media
 
 
 def _as_llava(record: Record, media: Sequence[StoredMedium]) -> dict[str, Any]:

@@ -20,14 +20,16 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
 from vlvm_jax import json_text, storage
+from vlvm_jax.data.media import shard_record
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.pages import draw, filters, triplets
 from vlvm_jax.data.pages.draw import MissingGlyphs, PageFiles
 from vlvm_jax.data.pages.filters import Filters
-from vlvm_jax.data.pages.media import TextPages
 from vlvm_jax.data.pages.triplets import Triplet, TripletFile
 from vlvm_jax.data.prompt import conversation
 from vlvm_jax.data.sources import shards
-from vlvm_jax.data.sources.shards import Manifest, ShardInfo, StoredMedium
+from vlvm_jax.data.sources.shards import Manifest, ShardInfo
+from vlvm_jax.data.sources.text_pages import TextPages
 from vlvm_jax.data.tools.prepare import alone
 from vlvm_jax.errors import InputError
 from vlvm_jax.workers import made
@@ -295,7 +297,7 @@ class _Shard:
         elif shown_as == "video":
             stored = [StoredMedium("video", "pages", frames=tuple(pages))]
         record = _llava(number, triplet, [medium.name for medium in stored], shown_as)
-        self.writer.write(shards.encode(record, stored))
+        self.writer.write(shard_record.encode(record, stored))
         self.records.append(record["id"])
         self.kinds.append({"images": "image", "video": "video", "text": "text"}[shown_as])
         self.media.update(medium.kind for medium in stored)

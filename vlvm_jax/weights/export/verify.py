@@ -24,9 +24,9 @@ from vlvm_jax.data.images import anyres
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
-from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.weights.export import lora
 from vlvm_jax.weights.export.ladder import OWN_CLASS

@@ -10,8 +10,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vlvm_jax.data import picture_text
-from vlvm_jax.data.picture_text import PictureText
+from vlvm_jax import pictures
+from vlvm_jax.pictures import PictureText
 
 CHINESE, ARABIC, EMOJI = "视频里发生了什么", "ماذا يحدث", "🎬"
 
@@ -22,9 +22,9 @@ def bundled(monkeypatch):
     folder = matplotlib.get_data_path()
     fonts = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(folder)]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
-    picture_text._more_fonts.cache_clear()
+    pictures._more_fonts.cache_clear()
     yield
-    picture_text._more_fonts.cache_clear()
+    pictures._more_fonts.cache_clear()
 
 
 def draw(text, *, most=120, bbox=None):
@@ -61,9 +61,7 @@ def test_what_no_font_has_is_written_as_code_points_with_one_note(bundled):
 
 def test_fonts_of_the_system_are_used(bundled, monkeypatch):
     """Only as many as are needed, in addition to matplotlib's own."""
-    monkeypatch.setattr(
-        picture_text, "_in_font", lambda path, chars: {c for c in chars if c.isascii() or "han" in path}
-    )
+    monkeypatch.setattr(pictures, "_in_font", lambda path, chars: {c for c in chars if c.isascii() or "han" in path})
     han, other = (font_manager.FontEntry(fname=f"{name}.ttf", name=name.title()) for name in ("han", "other"))
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [other, han])
     written = PictureText([CHINESE])
@@ -72,9 +70,9 @@ def test_fonts_of_the_system_are_used(bundled, monkeypatch):
 
 
 def test_right_to_left_scripts_are_not_written_backwards(bundled, monkeypatch):
-    monkeypatch.setattr(picture_text, "_shapes", lambda: True)
+    monkeypatch.setattr(pictures, "_shapes", lambda: True)
     assert PictureText([ARABIC])(ARABIC) == ARABIC
-    monkeypatch.setattr(picture_text, "_shapes", lambda: False)
+    monkeypatch.setattr(pictures, "_shapes", lambda: False)
     assert PictureText([ARABIC])("ما x") == "\\u0645\\u0627 x"
 
 

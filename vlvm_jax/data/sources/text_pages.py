@@ -1,18 +1,8 @@
-"""Long texts as pages that are drawn when they are read: no image is stored anywhere (T2Vid).
-
-The path of a page names the file of texts, the options, the record's bytes in the file and the page:
-
-    FILE?OPTIONS.text_pages#START-END/PAGE
-
-and without PAGE the clip of all pages, in order. Opened, a page is a PNG file.
-"""
+"""Long texts as records whose images or clips are the texts' pages (T2Vid); `pages.paths` draws them."""
 
 import dataclasses
-import functools
 import hashlib
 import json
-import re
-import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -24,17 +14,16 @@ from vlvm_jax.config import build
 from vlvm_jax.data import record
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.pages import draw, triplets
-from vlvm_jax.data.pages.draw import PageFiles, PageOptions
-from vlvm_jax.data.pages.triplets import Layout, Triplet, TripletFile, TripletOptions
+from vlvm_jax.data.pages.paths import DrawnText, clip_path, pages
+from vlvm_jax.data.pages.triplets import Triplet, TripletFile
 from vlvm_jax.data.record import KINDS, Name, Record, Source
 from vlvm_jax.errors import InputError
 
 ShownAs = Literal["images", "video", "text"]
 _KIND = {"images": "image", "video": "video", "text": "text"}
-_PAGE = re.compile(r"(?P<file>.+)\?(?P<options>[^?#]*)\.text_pages#(?P<start>\d+)-(?P<end>\d+)(/(?P<page>\d+))?")
 
 
-class TextPages(PageOptions, TripletOptions):
+class TextPages(DrawnText):
     """`pages` of a mixture's entry: how its texts are read, drawn and shown.
 
     `shown_as` `images` has a text's pages as images before the question, none left out; `video` as the frames of one
@@ -91,8 +80,8 @@ class TextPagesFile(Source):
             question = f"{triplet.context}\n\n{triplet.question}"
             return record.parse(_llava(triplet, question), where, index, _nowhere)
         start, end = map(int, self.texts.spans[index])
-        path = _path(self.path, self.texts.layout, options, start, end)
-        count = len(_pages(path))
+        path = clip_path(self.path, self.texts.layout, options, start, end)
+        count = len(pages(path))
         if not count:
             raise InputError(f"{where}: its text has no words")
         if options.max_pages is not None and count > options.max_pages:
@@ -115,38 +104,3 @@ def _llava(triplet: Triplet, question: str) -> dict[str, Any]:
 
 def _nowhere(_number: int, name: Name) -> str:
     raise ValueError(f"a text has no medium {name!r}")
-
-
-def _path(file: str, layout: Layout, options: TextPages, start: int, end: int) -> str:
-    """Of the clip of a text's pages; only what differs from the defaults is in it."""
-    told = options.model_dump(exclude_defaults=True, exclude={"shown_as", "max_pages"}) | {"layout": layout}
-    query = urllib.parse.urlencode(sorted(told.items()), quote_via=urllib.parse.quote, safe="")
-    return f"{file}?{query}.text_pages#{start}-{end}"
-
-
-def stored(path: str) -> PageFiles | bytes | None:
-    """What is drawn under a path: a text's pages, or one of them; None where the path is of no text.
-
-    Raises:
-      ValueError: there is no such page, or the file has changed.
-      InputError: the font is at fault.
-    """
-    match = _PAGE.fullmatch(path)
-    if match is None:
-        return None
-    if match["page"] is None:
-        return _pages(path)
-    pages, number = _pages(path.removesuffix(f"/{match['page']}")), int(match["page"])
-    if number >= len(pages):
-        raise ValueError(f"there is no such page among {len(pages)}")
-    return pages[number]
-
-
-@functools.lru_cache(maxsize=64)  # a record is asked for its text and for each of its pages
-def _pages(path: str) -> PageFiles:
-    match = _PAGE.fullmatch(path)
-    assert match is not None
-    options = TextPages.model_validate(dict(urllib.parse.parse_qsl(match["options"])))
-    assert options.layout != "auto"
-    triplet = triplets.read_span(match["file"], int(match["start"]), int(match["end"]), options.layout, options)
-    return PageFiles(triplet.context, options)

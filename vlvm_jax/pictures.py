@@ -123,3 +123,18 @@ def _more_fonts(wanted: frozenset[str]) -> tuple[tuple[str, ...], set[str]]:
         names.append(best)
         left -= found[best]
     return tuple(names), left
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Frames of one clip with the share of each patch that reaches the decoder.
+
+    Attributes:
+      frames: uint8 [T, H, W, 3].
+      weights: [T, side, side] summed over the sampler's K tokens, or None where the adapter weighs nothing.
+      title: what was asked and what is true.
+    """
+
+    frames: np.ndarray
+    weights: np.ndarray | None
+    title: str
