@@ -1,11 +1,13 @@
 """Draws users' texts with matplotlib, in any script and of any length."""
 
+import dataclasses
 import functools
 import unicodedata
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 
 import matplotlib
+import numpy as np
 from matplotlib import font_manager
 
 _ELLIPSIS = "\u2026"

@@ -23,6 +23,7 @@ from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.topology import Topology
 from vlvm_jax.training import partition as partition_lib
+from vlvm_jax.training.abstract import abstract_batch, abstract_step, count_step
 from vlvm_jax.training.flops import StepFlops, count, forward_flops
 
 INFERENCE = ("prefill", "decode")

@@ -21,6 +21,7 @@ from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.adapters.base import FrameLayout, Guidance
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import rules
+from vlvm_jax.pictures import Picture
 from vlvm_jax.samples import sample_spec
 from vlvm_jax.stop import StopSignal
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.models.adapters import build_adapter
 from vlvm_jax.models.adapters.base import Features, FrameLayout, Guidance, VisualTokens
+from vlvm_jax.models.batch import Batch, next_tokens
 from vlvm_jax.models.decoder import Decoder, KVCache
 from vlvm_jax.models.lora import attach
 from vlvm_jax.models.vision import VisionTower

@@ -19,6 +19,7 @@ from vlvm_jax.config import StageConfig
 from vlvm_jax.console import Meter, Waiting
 from vlvm_jax.errors import Interrupted
 from vlvm_jax.models import params as params_lib
+from vlvm_jax.models.batch import to_device
 from vlvm_jax.models.params import Params
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.checkpoint import StageCheckpoints

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from vlvm_jax.models.adapters.base import LearnsByItself
-from vlvm_jax.models.batch import Batch
+from vlvm_jax.models.batch import Batch, next_tokens
 from vlvm_jax.models.video_llm import VideoLLM
 from vlvm_jax.parallel import rules
 
