@@ -13,7 +13,7 @@ from vlvm_jax.models.adapters.base import VideoAdapter
 
 
 def available() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
 
 
 def build_adapter(config: ModelConfig, *, dtype, rngs: nnx.Rngs) -> VideoAdapter:
