@@ -249,7 +249,7 @@ class Case:
         frames = np.pad(frames, [(0, spare), *[(0, 0)] * 3])[None]
         _, tower = timed(lambda: engine.see(frames))
         parts = {"clip": clip, "tower": tower}
-        if engine.model.needs_prompt:
+        if engine.model.adapter.needs_prompt:
             _, parts["selection"] = timed(lambda: engine.picked(self.features, self.batch))
         progress, parts["first"] = timed(lambda: jax.block_until_ready(self.begin()))
         _, parts["decode"] = timed(lambda: self.go_on(progress))

@@ -57,8 +57,7 @@ def with_checkpoint_files(config: Config, initial: Initial) -> Config:
 
 def adapter_of(config: Config) -> VideoAdapter:
     """The adapter without parameters, to ask how many tokens it gives."""
-    model = Model(config.model)
-    return model.bind(model.abstract()).adapter
+    return Model(config.model).adapter
 
 
 def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
@@ -88,8 +87,7 @@ def spec_of(
 ) -> SampleSpec:
     """How records become samples for a model."""
     _check_room(model, part)
-    unbound = Model(model)
-    adapter = unbound.bind(unbound.abstract()).adapter
+    adapter = Model(model).adapter
     return SampleSpec(
         length=part.length,
         frames=part.frames,

@@ -36,7 +36,7 @@ def greedy(end_ids: tuple[int, ...] = ()):
 def batch(lengths, width):
     """A clip of one frame each, at the front, then text; rows padded to `width`."""
     rng = np.random.default_rng(3)
-    adapter = MODEL.bind(MODEL.abstract()).adapter
+    adapter = MODEL.adapter
     visual, size, rows = adapter.num_video_tokens(1), MODEL.config.vision.image_size, len(lengths)
     frames = rng.integers(0, 256, (rows, 1, size, size, 3), dtype=np.uint8)
     text = rng.integers(1, 60, (rows, 32))

@@ -10,7 +10,7 @@ from etils import epath
 from families import NAMES
 
 from vlvm_jax.weights.export import write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
 
 

@@ -21,8 +21,8 @@ from vlvm_jax.config import LoraConfig, ModelConfig, to_json
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
-from vlvm_jax.weights.export import card, lora, verify
-from vlvm_jax.weights.export.write import Export, Options
+from vlvm_jax.weights.export import card, lora, verify, write
+from vlvm_jax.weights.export.export import Options, plan
 from vlvm_jax.weights.hf.safetensors_files import INDEX, SafetensorsReader
 from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
 
@@ -71,7 +71,7 @@ def merged_by_hand(run: Run, path: str) -> np.ndarray:
 
 
 def written(folder: Path, export: Export) -> np.ndarray:
-    export.write(folder, None)
+    write.write(export, folder, None)
     name = "language_model.model.layers.1.self_attn.q_proj.weight"
     return read_tensors(folder)[name].T
 
@@ -80,7 +80,7 @@ def written(folder: Path, export: Export) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_lora_is_merged_in_fp32_and_rounded_once(checkpoints, tmp_path, stored, dtype):
     run = run_of(checkpoints, stored)
-    found = written(tmp_path, Export(run, Options(dtype=dtype)))
+    found = written(tmp_path, plan(run, Options(dtype=dtype)))
     exact = merged_by_hand(run, "decoder/layers/self_attn/q_proj/kernel")[1]
     assert str(found.dtype) == dtype
     if dtype == "float32":
@@ -92,8 +92,8 @@ def test_lora_is_merged_in_fp32_and_rounded_once(checkpoints, tmp_path, stored, 
 @pytest.mark.parametrize(("dtype", "rounds"), [("float32", False), ("bfloat16", True)])
 def test_it_is_compared_with_the_model_as_trained(checkpoints, tmp_path, dtype, rounds):
     """In fp32 with LoRA beside its kernels; in bf16 with the rounded weights, and the rounding is told."""
-    export = Export(run_of(checkpoints), Options(dtype=dtype))
-    export.write(tmp_path, None)
+    export = plan(run_of(checkpoints), Options(dtype=dtype))
+    write.write(export, tmp_path, None)
     report = verify.compare(export, tmp_path)
     assert report is not None and report.difference < 1e-5 and report.same_answer
     assert (report.rounding is not None) == rounds == export.rounds
@@ -104,10 +104,10 @@ def test_it_is_compared_with_the_model_as_trained(checkpoints, tmp_path, dtype, 
 
 def test_a_merge_that_was_rounded_is_noticed(checkpoints, tmp_path, monkeypatch):
     """The fault that was: fp32 tensors with bf16 values. The comparison takes LoRA unmerged, so it sees it."""
-    export = Export(run_of(checkpoints), Options(dtype="float32"))
+    export = plan(run_of(checkpoints), Options(dtype="float32"))
     exact = Export._merged
     monkeypatch.setattr(Export, "_merged", lambda self, path: exact(self, path).astype("bfloat16").astype(np.float32))
-    export.write(tmp_path, None)
+    write.write(export, tmp_path, None)
     with pytest.raises(InputError, match="does not say the same in PyTorch"):
         verify.compare(export, tmp_path)
 
@@ -133,9 +133,9 @@ def test_every_id_has_a_row(checkpoints, tmp_path_factory, name, words, known, a
     run.hf_files = epath.Path(folder / "files")
     if adapter is not None:
         run.adapter = run.adapter.model_copy(update={"options": adapter})
-    export = Export(run, Options())
+    export = plan(run, Options())
     (folder / "out").mkdir()
-    export.write(folder / "out", None)
+    write.write(export, folder / "out", None)
     config = json.loads((folder / "out" / "config.json").read_text())
     rows = config["text_config"]["vocab_size"]
     tensors = read_tensors(folder / "out")
@@ -168,7 +168,7 @@ class Named:
     ],
 )
 def test_the_card_names_the_recipe_and_says_how_clips_go_in(checkpoints, name, said):
-    export = Export(run_of(checkpoints, "float32", name, config=Named(), adapters=None), Options())
+    export = plan(run_of(checkpoints, "float32", name, config=Named(), adapters=None), Options())
     text = card.text(export, None)
     assert "\n# ftfv-smolvlm\n" in text and said in text
     assert ("no video input" in text) == (said == "The class has no video input")
@@ -179,7 +179,7 @@ def test_a_cards_title_is_the_repositorys_from_the_hubs_cache(checkpoints, tmp_p
     cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
     cached.parent.mkdir(parents=True)
     cached.symlink_to(checkpoints("llava clip llama"))
-    export = Export(HFDirectory(epath.Path(cached), "SRC"), Options())
+    export = plan(HFDirectory(epath.Path(cached), "SRC"), Options())
     assert "\n# owner/name\n" in card.text(export, None)
 
 
@@ -211,4 +211,4 @@ def test_the_dtype_is_read_under_both_names(checkpoints, tmp_path, key):
     config = json.loads((source / "config.json").read_text())
     config.pop("dtype", None)
     (source / "config.json").write_text(json.dumps(config | {key: "bfloat16"}))
-    assert Export(open_source(str(source), "SRC"), Options()).dtype == "bfloat16"
+    assert plan(open_source(str(source), "SRC"), Options()).dtype == "bfloat16"

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights.export import write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
 
 FILE = "model.safetensors"

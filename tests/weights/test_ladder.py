@@ -27,7 +27,7 @@ from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.weights.export import ladder, write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HF_FOLDER, open_source
 

@@ -7,7 +7,7 @@ from etils import epath
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from vlvm_jax.families.write import MediaTokens
+from vlvm_jax.families.base import MediaTokens
 from vlvm_jax.weights.export.media_tokens import choose, write_tokenizer
 
 WORDS = 10

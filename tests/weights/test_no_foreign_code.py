@@ -8,13 +8,13 @@ import tiny_checkpoints as tiny
 from etils import epath
 
 from vlvm_jax.data.files import CODE_KEYS
-from vlvm_jax.data.images.image_rules import read_settings
 from vlvm_jax.data.prompt.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import read_settings
 from vlvm_jax.inference.loading import load
 from vlvm_jax.inference.requests import Decoding, Request
 from vlvm_jax.weights.export import verify, write
-from vlvm_jax.weights.export.write import Export, Options
+from vlvm_jax.weights.export.export import Options, plan
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source
 from vlvm_jax.weights.torch_model import names as own_names
@@ -120,9 +120,9 @@ def test_an_export_with_our_own_file(tmp_path, tripwire):
 def test_our_own_file_changed_by_someone_else_does_not_run(tmp_path, tripwire):
     pytest.importorskip("torch")
     folder = trapped(tmp_path / "model", tripwire)
-    export = Export(open_source(str(folder), "SRC"), Options(format="vlvm", media="video"))
+    export = plan(open_source(str(folder), "SRC"), Options(format="vlvm", media="video"))
     (tmp_path / "out").mkdir()
-    export.write(tmp_path / "out", None)
+    write.write(export, tmp_path / "out", None)
     (tmp_path / "out" / "video_adapter.py").write_text(tripwire)
     with pytest.raises(InputError, match=r"video_adapter.py: not the file that this version exports"):
         verify.compare(export, tmp_path / "out")

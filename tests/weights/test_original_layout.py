@@ -13,7 +13,7 @@ from families import SPECS, read_tensors
 from safetensors.numpy import save_file
 
 from vlvm_jax.weights.export import write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import HFDirectory, open_source
 

@@ -21,13 +21,12 @@ from PIL import Image
 from configs import own
 from vlvm_jax import samples
 from vlvm_jax.config import AdapterConfig, Config, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig, build
-from vlvm_jax.data.images.image_rules import image_rule, read_settings
 from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.tools import check
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import final
-from vlvm_jax.families import llava_layout
+from vlvm_jax.families import image_rule, llava_layout, read_settings
 from vlvm_jax.inference.answering import Decoding, Request
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models.adapters import build_adapter
@@ -36,7 +35,7 @@ from vlvm_jax.models.vision import VisionFeatures
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.weights.export import write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import open_source

@@ -108,7 +108,7 @@ class Pair:
         config = ModelConfig(vision=source.vision, decoder=source.decoder, adapter=source.adapter, dtype="float32")
         self.model = Model(config)
         self.params = params_lib.split(load(source), {})
-        self.adapter = self.model.bind(self.model.abstract()).adapter
+        self.adapter = self.model.adapter
         self.greedy = jax.jit(lambda params, batch: decoding.generate(self.model.bind(params), batch, NEW))
         self.forward = jax.jit(self._forward)
 

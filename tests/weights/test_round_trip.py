@@ -21,7 +21,7 @@ from vlvm_jax.config import MeshConfig
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.weights.export import write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source
 

@@ -19,7 +19,7 @@ from vlvm_jax.samples import with_checkpoint_files
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.weights.export import write
-from vlvm_jax.weights.export.write import Options
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import open_source
 

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights.export import verify, write
-from vlvm_jax.weights.export.write import Export, Options
+from vlvm_jax.weights.export.export import Options, plan
 from vlvm_jax.weights.sources import open_source
 
 pytestmark = pytest.mark.slow
@@ -31,8 +31,8 @@ def test_the_comparison_agrees(checkpoints, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["llava clip llama", "siglip vision", "qwen2 tied"])
 def test_the_comparison_notices_one_wrong_tensor(checkpoints, name, tmp_path):
-    export = Export(open_source(str(checkpoints(name, dtype="float32")), "SRC"), Options())
-    export.write(tmp_path, None)
+    export = plan(open_source(str(checkpoints(name, dtype="float32")), "SRC"), Options())
+    write.write(export, tmp_path, None)
     tensors = read_tensors(tmp_path)
     wrong = next(
         key for key in tensors if key.endswith("layers.0.mlp.fc1.bias") or key.endswith("0.mlp.up_proj.weight")

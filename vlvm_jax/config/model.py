@@ -119,6 +119,23 @@ class RopeScaling(Settings):
     original_max_position_embeddings: PositiveInt = 8192
 
 
+class FrameTokens(Settings):
+    """What becomes of the frames of clips between the tower and the decoder, in the terms of stock VLM classes.
+
+    `pool` is over squares of `pool_stride` patches, frames of clips only. `average` and `max` drop an odd rest as
+    torch's pools do; `bilinear` resizes to ceil(side / stride). `pool_place` pools tower features, or the connector's
+    output. `newline` names the media after which the learned `image_newline` follows; the parameter exists unless it is
+    `none`. `newline_place` says where it follows in a clip: at its `end`, after every `frame`, or after every `row` of
+    a frame.
+    """
+
+    pool: Literal["none", "average", "max", "bilinear"] = "none"
+    pool_stride: PositiveInt = 2
+    pool_place: Literal["before_connector", "after_connector"] = "after_connector"
+    newline: Literal["none", "image", "video", "all"] = "none"
+    newline_place: Literal["end", "frame", "row"] = "end"
+
+
 class DecoderConfig(Settings):
     """A decoder of the Llama family; field names are HF's."""
 

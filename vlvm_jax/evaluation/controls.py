@@ -36,7 +36,7 @@ def controlled(model: Answering, control: Control | None) -> Answering:
     Raises:
       InputError: the control is about guidance, and the model's adapter has none.
     """
-    if control == "shuffled_prompt" and not model.engine.model.needs_prompt:
+    if control == "shuffled_prompt" and not model.engine.model.adapter.needs_prompt:
         name = model.engine.model.config.adapter.name
         raise InputError(
             f"--control=shuffled_prompt: the question does not guide the adapter {name!r}; leave the control out "

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vlvm_jax.config import ModelConfig
+from vlvm_jax.models.adapters.base import VideoAdapter
 from vlvm_jax.models.stack import segment_bounds
 from vlvm_jax.models.video_llm import VideoLLM
 
@@ -45,10 +46,10 @@ class Model:
         flat = [(path, variable.replace(params[name])) for name, (path, variable) in self._variables.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
-    @property
-    def needs_prompt(self) -> bool:
-        """Whether the adapter looks at what is asked, see `Guidance`."""
-        return self.bind(self.abstract()).adapter.needs_prompt
+    @functools.cached_property
+    def adapter(self) -> VideoAdapter:
+        """The adapter without its parameters, to ask how many tokens it gives and what it needs."""
+        return self.bind(self.abstract()).adapter
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the segmented parameters, fp32."""

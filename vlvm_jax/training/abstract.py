@@ -36,8 +36,7 @@ def abstract_step(model: ModelConfig, stage: StageConfig, partition: Partition, 
 def abstract_batch(config: Config, rows: int, frames: int, length: int, mesh: Mesh) -> Batch:
     """Shapes of a batch."""
     size = config.model.vision.image_size
-    model = Model(config.model)
-    prompt = model.bind(model.abstract()).adapter.prompt_length
+    prompt = Model(config.model).adapter.prompt_length
 
     def shape(dtype, *dims: int) -> Any:
         return jax.ShapeDtypeStruct(dims, dtype, sharding=rules.batch_sharding(dims, mesh))

@@ -25,7 +25,8 @@ from vlvm_jax.config import (
     build,
 )
 from vlvm_jax.errors import InputError
-from vlvm_jax.families.read import HFModel
+from vlvm_jax.families.base import HFModel
+from vlvm_jax.models import adapters
 from vlvm_jax.models.params import Params
 from vlvm_jax.weights import integrity, param_store
 from vlvm_jax.weights.hf import hub
@@ -102,7 +103,7 @@ def class_adapter(hf: HFModel) -> AdapterConfig | None:
     """The adapter that computes what the checkpoint's class does; None for a bare tower or decoder."""
     if hf.connector is None:
         return None
-    return AdapterConfig(name="frames", connector=hf.connector, options=hf.frames_options)
+    return adapters.stock(hf.connector, hf.frame_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

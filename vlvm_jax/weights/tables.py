@@ -7,140 +7,15 @@ checkpoint only if each tensor has one place and each place one tensor.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable
 
 from vlvm_jax.config import ClipConfig, ConnectorConfig, DecoderConfig, TextConfig, VisionConfig
 from vlvm_jax.errors import InputError
+from vlvm_jax.families.base import Layout, Part, Rule
 
-Transform = Literal["same", "transpose", "patches"]
-Part = Literal["tower", "decoder", "head", "connector", "newline"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One parameter.
-
-    Attributes:
-      tensor: its name in HF, `{i}` standing for the layer.
-      path: its path here; layers are stacked on a leading axis.
-      transform: `same`; `transpose` (HF keeps Linear weights as [out, in]); `patches` (a convolution [D, 3, P, P] that
-        is a [P * P * 3, D] kernel here, in row, column, channel order).
-      layers: how many layers there are, None for a parameter outside the stacks.
-    """
-
-    tensor: str
-    path: str
-    transform: Transform = "same"
-    layers: int | None = None
-
-    def tensors(self) -> list[str]:
-        return [self.tensor] if self.layers is None else [self.tensor.format(i=i) for i in range(self.layers)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the parts of a model stand on disk: the prefix of each. A part that is not named is not in the files."""
-
-    name: str
-    prefixes: Mapping[Part, str]
-    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-LLAVA_LAYOUTS = (
-    Layout(
-        "legacy",
-        {
-            "tower": "vision_tower.vision_model.",
-            "decoder": "language_model.model.",
-            "head": "language_model.",
-            "connector": "multi_modal_projector.",
-            "newline": "",
-        },
-    ),
-    # What transformers 5 writes by default: the tower's inner prefix is gone.
-    Layout(
-        "legacy-flat-tower",
-        {
-            "tower": "vision_tower.",
-            "decoder": "language_model.model.",
-            "head": "language_model.",
-            "connector": "multi_modal_projector.",
-            "newline": "",
-        },
-    ),
-    Layout(
-        "transformers-5",
-        {
-            "tower": "model.vision_tower.",
-            "decoder": "model.language_model.",
-            "head": "",
-            "connector": "model.multi_modal_projector.",
-            "newline": "model.",
-        },
-    ),
-    Layout(
-        "transformers-5-nested-tower",
-        {
-            "tower": "model.vision_tower.vision_model.",
-            "decoder": "model.language_model.",
-            "head": "",
-            "connector": "model.multi_modal_projector.",
-            "newline": "model.",
-        },
-    ),
-)
-IDEFICS3_LAYOUTS = (
-    Layout(
-        "legacy",
-        {"tower": "model.vision_model.", "decoder": "model.text_model.", "head": "", "connector": "model.connector."},
-    ),
-)
-# The LLaVA repositories' own checkpoints: haotian-liu/LLaVA, LLaVA-VL/LLaVA-NeXT (lmms-lab). As LLaVA-1.5 is
-# published, the tower stays in its own repository. A connector of one layer has no number.
-_ORIGINAL: Mapping[Part, str] = {
-    "decoder": "model.",
-    "head": "",
-    "connector": "model.mm_projector.",
-    "newline": "model.",
-}
-_ORIGINAL_TOWER: Mapping[Part, str] = {"tower": "model.vision_tower.vision_tower.vision_model."}
-_TWO_LAYERS = {"mm_projector.0.": "mm_projector.linear_1.", "mm_projector.2.": "mm_projector.linear_2."}
-_ONE_LAYER = {"mm_projector.": "mm_projector.linear_1."}
-ORIGINAL_LAYOUTS = (
-    Layout("original-without-tower", _ORIGINAL, _TWO_LAYERS),
-    Layout("original", {**_ORIGINAL, **_ORIGINAL_TOWER}, _TWO_LAYERS),
-    Layout("original-linear-without-tower", _ORIGINAL, _ONE_LAYER),
-    Layout("original-linear", {**_ORIGINAL, **_ORIGINAL_TOWER}, _ONE_LAYER),
-)
-TOWER_LAYOUTS = (Layout("legacy", {"tower": "vision_model."}), Layout("transformers-5", {"tower": ""}))
-DECODER_LAYOUTS = (Layout("legacy", {"decoder": "model.", "head": ""}),)
-
-LAYOUTS: Mapping[str, tuple[Layout, ...]] = {
-    "llava": LLAVA_LAYOUTS,
-    "llava_next": LLAVA_LAYOUTS,
-    "llava_next_video": LLAVA_LAYOUTS,
-    "llava_onevision": LLAVA_LAYOUTS,
-    "idefics3": IDEFICS3_LAYOUTS,
-    "smolvlm": IDEFICS3_LAYOUTS,
-    "original": ORIGINAL_LAYOUTS,
-    "clip": TOWER_LAYOUTS,
-    "siglip": TOWER_LAYOUTS,
-    "llama": DECODER_LAYOUTS,
-    "mistral": DECODER_LAYOUTS,
-    "qwen2": DECODER_LAYOUTS,
-}
-
-# Tensors that no model here uses. `dropped` are derived values and parts of another model (CLIP's text side); `carried`
-# (SigLIP's pooling head) belong to the HF class, which wants them back: they are kept beside the parameters, by names
-# relative to the tower, and exported unchanged.
+# Derived values, which no model here uses. What else a family drops, or carries along for its transformers class, its
+# file in `families` says.
 DROPPED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
-DROPPED_OF_TOWERS = re.compile(
-    r"^(text_model\..*|logit_scale|logit_bias|text_projection\..*|visual_projection\..*|(vision_model\.)?head\..*)$"
-)
-# The LLaVA repositories save it even where `mm_patch_merge_type` has no use for it.
-UNUSED_NEWLINE = re.compile(r"^model\.image_newline$")
-CARRIED = re.compile(r"(^|\.)vision_tower\.(vision_tower\.)?(vision_model\.)?head\..*$")
 
 
 def tower_rules(config: VisionConfig) -> list[Rule]:
@@ -276,10 +151,10 @@ def _some(names: list[str], noun: str) -> str:
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
 
 
-def best_layout(family: str, available: Iterable[str], **parts) -> tuple[Layout, list[Rule]]:
-    """The layout of the family that explains most tensors, the first of equals, with its rules."""
+def best_layout(layouts: Iterable[Layout], available: Iterable[str], **parts) -> tuple[Layout, list[Rule]]:
+    """The layout that explains most tensors, the first of equals, with its rules."""
     names = set(available)
-    candidates = [(layout, rules_for(layout, **parts)) for layout in LAYOUTS[family]]
+    candidates = [(layout, rules_for(layout, **parts)) for layout in layouts]
     return max(candidates, key=lambda pair: sum(name in names for rule in pair[1] for name in rule.tensors()))
 
 

@@ -13,10 +13,11 @@ from hf_checkpoints import FAMILIES, checkpoint, image_processor, pil
 from PIL import Image
 
 import vlvm_jax
-from vlvm_jax.data.images.image_rules import PixelProcessor, image_rule, read_settings
+from vlvm_jax.data.images.image_rules import PixelProcessor
 from vlvm_jax.data.pages.draw import PageOptions, render_pages
 from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import image_rule, read_settings
 
 SIZES = [(32, 32), (50, 70), (70, 50), (20, 130), (131, 23), (33, 32), (200, 210)]  # height, width
 MODES = ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"]

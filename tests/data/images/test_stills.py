@@ -1,6 +1,5 @@
 """Images as they are shown: upright, on white, all of a channel's values in eight bits; of every kind Pillow opens."""
 
-import importlib
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import stills
-from vlvm_jax.data.images.image_rules import MODULES, PixelProcessor
+from vlvm_jax.data.images.image_rules import PROCESSORS, PixelProcessor
 from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.record import Record, Turn
@@ -64,7 +63,7 @@ def test_a_black_shape_on_nothing_is_seen(tmp_path):
     np.testing.assert_array_equal(video.read_image(str(CLEAR), 16)[0], to_square(Image.open(CLEAR), 16, "crop", ()))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_images_are_those_of_the_processors(tmp_path, name, mode):
     """Every supported class of transformers puts them on white."""
@@ -72,8 +71,7 @@ def test_transparent_images_are_those_of_the_processors(tmp_path, name, mode):
     image.putalpha(Image.fromarray(np.linspace(0, 255, 40 * 30).astype(np.uint8).reshape(30, 40)))
     image = image.quantize(16) if mode == "P" else image.convert(mode)
     image.save(tmp_path / "i.png")
-    module = importlib.import_module(f"transformers.models.{MODULES[name]}.image_processing_pil_{MODULES[name]}")
-    theirs = getattr(module, f"{name}Pil")
+    theirs = getattr(transformers, f"{name}Pil")
     with Image.open(tmp_path / "i.png") as saved:
         expected = theirs().convert_to_rgb(saved)
     np.testing.assert_array_equal(opened(tmp_path / "i.png"), expected)

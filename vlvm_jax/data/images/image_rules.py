@@ -19,21 +19,20 @@ from vlvm_jax.data.files import read_json, transformers_config
 from vlvm_jax.data.images import anyres, stills
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.errors import InputError, brief
-from vlvm_jax.families import llava_layout
 
 Picture = Image.Image | np.ndarray  # an array is [H, W, 3] uint8
 Frames = UInt8[np.ndarray, "n S S 3"]
 
 REQUIRED = "the package transformers, from 5.4 on"
-MODULES = {
-    "CLIPImageProcessor": "clip",
-    "SiglipImageProcessor": "siglip",
-    "LlavaImageProcessor": "llava",
-    "LlavaNextImageProcessor": "llava_next",
-    "LlavaOnevisionImageProcessor": "llava_onevision",
-    "Idefics3ImageProcessor": "idefics3",
-    "SmolVLMImageProcessor": "smolvlm",
-}
+PROCESSORS = (
+    "CLIPImageProcessor",
+    "SiglipImageProcessor",
+    "LlavaImageProcessor",
+    "LlavaNextImageProcessor",
+    "LlavaOnevisionImageProcessor",
+    "Idefics3ImageProcessor",
+    "SmolVLMImageProcessor",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +68,12 @@ class Settings:
         return f"{self.directory}/{self.image_file}"
 
 
-def read_settings(directory: str) -> Settings:
-    """Reads `config.json` and the processors' files of a local Hugging Face directory.
+def read_files(folder: Path) -> Settings:
+    """Reads `config.json` and the processors' files of a directory in the layout of a transformers class.
 
     Raises:
-      InputError: there is no such directory, or what has to be in it is not or cannot be used.
+      InputError: what has to be in it is not, or cannot be used.
     """
-    folder = Path(directory).expanduser()
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"config.data.processor: {directory} holds no config.json; give the directory of a checkpoint in "
-            "Hugging Face format"
-        )
-    raw = read_json(folder / "config.json")
-    if llava_layout.language(raw) is not None:
-        return _original_settings(folder, raw)
     try:
         config = transformers_config(folder)
     except ImportError as error:
@@ -96,33 +86,6 @@ def read_settings(directory: str) -> Settings:
         raise InputError(f"{folder}: no preprocessor_config.json; images cannot be prepared as this checkpoint expects")
     video = processor.get("video_processor") or read_json(folder / "video_preprocessor_config.json") or image
     return Settings(folder, config, image, file, video, processor)
-
-
-def _original_settings(folder: Path, raw: dict[str, Any]) -> Settings:
-    """Settings of a checkpoint in the LLaVA repositories' layout, in terms of the class that it corresponds to."""
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
-    where = f"{folder}/config.json"
-    llava_layout.check(raw, where)
-    sizes = llava_layout.tower_sizes(folder, raw)
-    size, family = sizes["image_size"], llava_layout.hf_family(raw)
-    config = AutoConfig.for_model(family, vision_config=dict(sizes), **llava_layout.tiling(raw, size))
-    tower = llava_layout.tower_processor(folder, raw, sizes)
-    image = llava_layout.image_processor(raw, tower, size)
-    clips = llava_layout.clip_options(raw)
-    return Settings(
-        folder,
-        config,
-        image,
-        "config.json",
-        {"size": {"height": size, "width": size}, "resample": image.get("resample")},
-        {},
-        frames=None if clips is None else tower,
-        clip_tokens=None if clips is None else llava_layout.clip_tokens(clips, size // sizes["patch_size"]),
-        around=("<im_start>", "<im_end>") if raw.get("mm_use_im_start_end") else None,
-    )
 
 
 class PixelProcessor:
@@ -183,13 +146,12 @@ def _check_settings(settings: dict[str, Any], where: str) -> None:
 
 def _class(kind: str, where: str) -> type:
     name = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if name not in MODULES:
-        raise InputError(f"{where}: image_processor_type {kind!r} is not supported; there are {', '.join(MODULES)}")
+    if name not in PROCESSORS:
+        raise InputError(f"{where}: image_processor_type {kind!r} is not supported; there are {', '.join(PROCESSORS)}")
     try:
-        module = importlib.import_module(f"transformers.models.{MODULES[name]}.image_processing_pil_{MODULES[name]}")
-    except ImportError as error:
+        return getattr(importlib.import_module("transformers"), f"{name}Pil")
+    except (ImportError, AttributeError) as error:
         raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
-    return getattr(module, f"{name}Pil")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,24 +204,34 @@ class SquareRule:
 
 
 class TileRule(SquareRule):
-    """LLaVA-NeXT, LLaVA-NeXT-Video, LLaVA-OneVision: a squashed square of the whole image, and tiles of a canvas.
+    """LLaVA-NeXT and later: a squashed square of the whole image, and tiles of a canvas.
 
-    Frames of clips go the way of the class's video processor: for LLaVA-NeXT-Video the shorter edge is scaled and the
-    middle kept, for LLaVA-OneVision they are squashed, both as `video_preprocessor_config.json` says; LLaVA-NeXT has
-    none, and they are squashed like the whole image. (transformers resizes frames with torchvision, which rounds
-    differently from PIL: most pixels are equal, few differ by more than 1 of 255.)
+    With `video`, frames of clips go the way of the class's video processor; without, they are squashed like the whole
+    image. (transformers resizes frames with torchvision, which rounds differently from PIL: most pixels are equal, few
+    differ by more than 1 of 255.)
 
-    Several images in one sample are not cut for OneVision, but padded to a square in the mean colour.
+    Args:
+      processor: the class of the image processor, if the settings do not name one.
+      taps: patches that a visual token is put together from, at most.
+      most: tiles' worth of tokens that an image has at most.
+      pads_several: several images in one sample are not cut, but padded to a square in the mean colour.
+      video: settings of the processor for frames of clips.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(
+        self,
+        settings: Settings,
+        processor: str,
+        *,
+        taps: int = 1,
+        most: int | None = None,
+        pads_several: bool = False,
+        video: dict[str, Any] | None = None,
+    ):
         config, tower = settings.config, settings.tower
-        default = {"llava_onevision": "LlavaOnevisionImageProcessor"}
-        super().__init__(settings, default.get(config.model_type, "LlavaNextImageProcessor"))
+        super().__init__(settings, processor)
         self.side = tower.image_size // tower.patch_size
-        self.onevision = config.model_type == "llava_onevision"
-        self.taps = 4 if self.onevision else 1
-        self.max_tiles = _max_tiles(config.vision_aspect_ratio, settings.directory) if self.onevision else None
+        self.taps, self.max_tiles, self.pads_several = taps, most, pads_several
         self.pinpoints = [list(pinpoint) for pinpoint in self._images.processor.image_grid_pinpoints]
         if self.pinpoints != [list(pinpoint) for pinpoint in config.image_grid_pinpoints]:
             raise InputError(f"{settings.where}: image_grid_pinpoints are not those of config.json")
@@ -270,16 +242,9 @@ class TileRule(SquareRule):
         squash = {"size": {"height": self.size, "width": self.size}, "resample": self._images.processor.resample}
         self._whole = PixelProcessor("SiglipImageProcessor", squash, self.size, settings.where)
         self._frames = self._whole
-        if self.onevision or config.model_type == "llava_next_video":
-            video, where = self._video_settings(settings), f"{settings.directory}: video processor"
+        if video is not None:
+            where = f"{settings.directory}: video processor"
             self._frames = PixelProcessor("CLIPImageProcessor", video, self.size, where)
-
-    def _video_settings(self, settings: Settings) -> dict[str, Any]:
-        keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
-        given = {key: settings.video[key] for key in keys if settings.video.get(key) is not None}
-        if self.onevision:
-            return {"size": {"height": 384, "width": 384}, "do_center_crop": False, **given}
-        return given
 
     def frames(self, frames: Sequence[Picture]) -> Frames:
         return self._frames(frames)
@@ -288,12 +253,12 @@ class TileRule(SquareRule):
         return self._whole(images)
 
     def tiles(self, images: Sequence[Picture]) -> list[Frames]:
-        if self.onevision and len(images) > 1:
+        if self.pads_several and len(images) > 1:
             return [square[None] for square in self._images(images, together=True)]
         return super().tiles(images)
 
     def cut(self, size: Size, alone: bool) -> Cut:
-        if self.onevision and not alone:
+        if self.pads_several and not alone:
             return Cut(1, anyres.in_order(1, self.side**2, self.side**2, newline=True, taps=self.taps))
         layout = anyres.tiled(
             size, self.pinpoints, self.size, self.side, taps=self.taps, max_tiles=self.max_tiles
@@ -303,15 +268,16 @@ class TileRule(SquareRule):
 
 class SplitRule(SquareRule):
     """Idefics3, SmolVLM: tiles of the enlarged image (unless `do_image_splitting` is off) and, last, the whole image
-    squashed.
+    squashed. Frames of clips are never cut.
 
-    Frames of clips are never cut. SmolVLM has a video processor, whose sizes they follow.
+    Args:
+      processor: the class of the image processor, if the settings do not name one.
+      video: settings of the processor for frames of clips, if they differ from those of images.
     """
 
-    def __init__(self, settings: Settings):
-        config, self.size = settings.config, settings.tower.image_size
-        default = {"smolvlm": "SmolVLMImageProcessor"}.get(config.model_type, "Idefics3ImageProcessor")
-        kind, image = _kind(settings.image, default), {**settings.image, "do_pad": False}
+    def __init__(self, settings: Settings, processor: str, *, video: dict[str, Any] | None = None):
+        self.size = settings.tower.image_size
+        kind, image = _kind(settings.image, processor), {**settings.image, "do_pad": False}
         self._images = PixelProcessor(kind, image, self.size, settings.where)
         self.splits = self._images.processor.do_image_splitting
         self.longest = self._images.processor.size.longest_edge
@@ -319,12 +285,8 @@ class SplitRule(SquareRule):
             raise InputError(f"{settings.where}: size has no longest_edge, from which the tiles of an image follow")
         self._whole = PixelProcessor(kind, {**image, "do_image_splitting": False}, self.size, settings.where)
         self._frames = self._whole
-        if config.model_type == "smolvlm":
-            video = settings.video
-            scale = video.get("video_sampling", {}).get("video_size") or video.get("size")
-            sizes = {"size": scale, "max_image_size": video.get("max_image_size"), "resample": video.get("resample")}
-            kept = {key: value for key, value in sizes.items() if value is not None}
-            frame = {**kept, "do_pad": False, "do_image_splitting": False}
+        if video is not None:
+            frame = {**video, "do_pad": False, "do_image_splitting": False}
             self._frames = PixelProcessor(kind, frame, self.size, f"{settings.directory}: video processor")
 
     def frames(self, frames: Sequence[Picture]) -> Frames:
@@ -339,33 +301,18 @@ class SplitRule(SquareRule):
         return Cut(1 + rows * columns, grid=(rows, columns))
 
 
-RULES = {
-    **dict.fromkeys(("llava", "clip", "clip_vision_model", "siglip", "siglip_vision_model"), SquareRule),
-    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), TileRule),
-    **dict.fromkeys(("idefics3", "smolvlm"), SplitRule),
-}
-
-
-def image_rule(settings: Settings) -> SquareRule:
-    """The rule of a checkpoint's family, tried out once.
-
-    Raises:
-      InputError: the family is not known, or the settings do not end in uint8 squares of the tower's size.
-    """
-    family = settings.config.model_type
-    if family not in RULES:
-        raise InputError(
-            f"{settings.directory}/config.json: no image preprocessing for model_type {family!r}; there is for "
-            f"{', '.join(RULES)}"
-        )
-    rule = RULES[family](settings)
+def of_frames(rule: SquareRule, settings: Settings) -> SquareRule:
+    """The rule with the settings' own processor for frames of clips, if they have one."""
     if settings.frames is not None:
         kind = _kind(settings.frames, "CLIPImageProcessor")
         rule.take_frames(PixelProcessor(kind, settings.frames, rule.size, settings.where))
-    probe = [Image.new("RGB", (40, 30))]
-    for way in (rule.frames, rule.whole, rule.tiles):
-        way(probe)
     return rule
+
+
+def video_settings(settings: Settings) -> dict[str, Any]:
+    """What of the video processor's settings the processor for frames takes."""
+    keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+    return {key: settings.video[key] for key in keys if settings.video.get(key) is not None}
 
 
 def _kind(settings: dict[str, Any], default: str) -> str:
@@ -377,7 +324,8 @@ def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _max_tiles(ratio: str, directory: Path) -> int:
+def max_tiles(ratio: str, directory: Path) -> int:
+    """Tiles' worth of tokens that an image has at most, by OneVision's `vision_aspect_ratio`."""
     number = ratio.removeprefix("anyres_max_")
     if not number.isdigit():
         raise InputError(f"{directory}/config.json: vision_aspect_ratio is {ratio!r}; expected 'anyres_max_<number>'")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from vlvm_jax import families
 from vlvm_jax.data.files import read_json, read_text
 from vlvm_jax.data.prompt import templates
 from vlvm_jax.errors import InputError, brief
-from vlvm_jax.families import llava_layout
 
 
 def checkpoint_tokenizer(path: str) -> Any:
@@ -17,8 +17,9 @@ def checkpoint_tokenizer(path: str) -> Any:
     file = place / "tokenizer.json" if place.is_dir() else place
     try:
         if place.is_dir() and (place / "tokenizer_config.json").is_file():
-            original = llava_layout.language(read_json(place / "config.json")) is not None
-            cls = AutoTokenizer if file.is_file() and not original else _named_class(place)
+            family = families.of_config(read_json(place / "config.json"))
+            automatic = file.is_file() and (family is None or family.auto_tokenizer)
+            cls = AutoTokenizer if automatic else _named_class(place)
             tokenizer = cls.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
         elif file.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))

@@ -8,19 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from vlvm_jax import families
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
-from vlvm_jax.data.images.image_rules import (
-    Frames,
-    Picture,
-    Settings,
-    SplitRule,
-    SquareRule,
-    image_rule,
-    read_settings,
-)
+from vlvm_jax.data.images.image_rules import Frames, Picture, Settings, SplitRule, SquareRule
 from vlvm_jax.data.images.squares import Fit, to_square
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.media.frames import Clip
@@ -31,6 +24,7 @@ from vlvm_jax.data.prompt.tokenizer_files import chat_template, checkpoint_token
 from vlvm_jax.data.record import MediaKind, Turn
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
 from vlvm_jax.errors import InputError
+from vlvm_jax.families.base import Family
 
 ImageLayout = Literal["single", "anyres"]
 _UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times
@@ -50,8 +44,8 @@ def load_processor(
     """The processor of a local directory in Hugging Face format, its image settings tried out.
 
     Args:
-      directory: holds `config.json` and `preprocessor_config.json` or `processor_config.json`: a VLM of a family in
-        `image_rules.RULES`, or a bare tower.
+      directory: holds `config.json` and `preprocessor_config.json` or `processor_config.json`: a VLM of one of
+        the `families`, or a bare tower.
       tokenizer: directory or file of the tokenizer and the chat template, where that is another one.
       chat_template: "checkpoint", or a name in `templates.TEMPLATES`.
       image_layout: `anyres` cuts images as transformers' class of the family does, `single` shows each as one square.
@@ -103,16 +97,15 @@ class Processor:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        return read_settings(self.directory)
+        return families.read_settings(self.directory)
 
     @functools.cached_property
     def rule(self) -> SquareRule:
-        return image_rule(self.settings)
+        return families.image_rule(self.settings)
 
     @property
-    def family(self) -> str:
-        """The `model_type` in config.json."""
-        return self.settings.config.model_type
+    def family(self) -> Family:
+        return families.of_settings(self.settings)
 
     @property
     def image_size(self) -> int:
@@ -166,11 +159,7 @@ class Processor:
         """Tokens per frame and at the end of a clip in the checkpoint's own class."""
         if self.settings.clip_tokens is not None:
             return self.settings.clip_tokens
-        if self.family == "llava_next_video":
-            return (self.side // self.settings.config.spatial_pool_stride) ** 2, 0
-        if self.family == "llava_onevision":
-            return (-(-self.side // 2)) ** 2, 1
-        return self.own_tokens, 0
+        return self.family.clip_tokens(self.settings.config, self.side, self.own_tokens)
 
     def _tokens_per_frame(self) -> tuple[int, int]:
         """The same as the adapter has them, which must treat every frame alike."""
@@ -180,15 +169,16 @@ class Processor:
         per_frame = self._video_tokens[min(1, len(self._video_tokens) - 1)] - newline
         expected = tuple(count * per_frame + newline for count in range(len(self._video_tokens)))
         if expected != self._video_tokens or newline > int(not isinstance(self.rule, SplitRule)):
+            which = "image_layout anyres" if self.taps else self.family.name
             raise InputError(
-                f"config.model.adapter: clips take {self._video_tokens} tokens for 0, 1, 2, ... frames; "
-                f"{'image_layout anyres' if self.taps else self.family} needs the same number for every frame"
+                f"config.model.adapter: clips take {self._video_tokens} tokens for 0, 1, 2, ... frames; {which} needs "
+                "the same number for every frame"
             )
         return per_frame, newline
 
     def check(self) -> None:
         """Reads the image settings and tries them out, and checks that the numbers of tokens suit the layout."""
-        if self.time_instruction and self.family == "smolvlm":
+        if self.time_instruction and self.family.stamps_frames:
             raise InputError("config.data.time_instruction: SmolVLM writes every frame's time already; leave it off")
         if not self.rule.taps or self.image_layout == "single":
             return
@@ -264,7 +254,7 @@ class Processor:
             times = [number / _UNKNOWN_RATE for number in range(num_frames)]
         if isinstance(self.rule, SplitRule):
             per_frame, _ = self._tokens_per_frame()
-            if self.family == "smolvlm":
+            if self.family.stamps_frames:
                 return self._expansion(markers.stamped_frames(self._prompt_tokens, times, duration, per_frame)), None
             pieces = markers.split_image(self._prompt_tokens, 0, 0, per_frame) * num_frames
             return self._expansion(pieces, note=self._note(times, duration)), None
@@ -314,8 +304,8 @@ class Processor:
 
     def _visual_tokens_of(self, tokenizer: Any) -> dict[MediaKind, str]:
         """What stands for one visual token of each kind."""
-        own = self.family in ("llava_next_video", "llava_onevision")
-        return {"image": self._named(tokenizer, "image"), "video": self._named(tokenizer, "video" if own else "image")}
+        of_clips: MediaKind = "video" if self.family.has_video else "image"
+        return {"image": self._named(tokenizer, "image"), "video": self._named(tokenizer, of_clips)}
 
     @functools.cached_property
     def _prompt_tokens(self) -> markers.PromptTokens:
@@ -339,14 +329,13 @@ class Processor:
         if self.chat_template != "checkpoint":
             return templates.get_template(self.chat_template, self._backend)
         template, where = chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)
-        shows_clips = self.family in ("llava_next_video", "llava_onevision", "smolvlm")
         return HFTemplate(
             self.tokenizer,
             template,
             where=where,
             image_token=self._named(self.tokenizer, "image"),
-            video_token=self._named(self.tokenizer, "video") if shows_clips else None,
-            video_template=markers.clip_template() if self.family == "smolvlm" else None,
+            video_token=self._named(self.tokenizer, "video") if self.family.writes_clips else None,
+            video_template=markers.clip_template() if self.family.stamps_frames else None,
         )
 
     @functools.cached_property

@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from vlvm_jax.config import ModelConfig, Settings, build
+from vlvm_jax.config import AdapterConfig, ConnectorConfig, FrameTokens, ModelConfig, Settings, build
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.base import VideoAdapter
 
@@ -33,6 +33,17 @@ def options_of(name: str, given: Mapping[str, Any]) -> Settings:
       InputError: as `build_adapter`.
     """
     return build(_class(name).Options, dict(given), "config.model.adapter.options")
+
+
+def frame_tokens(config: AdapterConfig) -> FrameTokens | None:
+    """What the adapter does with frames in the terms of stock VLM classes; None if that cannot be said in them."""
+    return _class(config.name).frame_tokens(options_of(config.name, config.options))
+
+
+def stock(connector: ConnectorConfig, tokens: FrameTokens) -> AdapterConfig:
+    """Settings of the adapter that does with frames what a stock VLM class does."""
+    name = next(name for name in available() if _class(name).Options is FrameTokens)
+    return AdapterConfig(name=name, connector=connector, options=tokens.model_dump(exclude_unset=True))
 
 
 def _class(name: str) -> Any:

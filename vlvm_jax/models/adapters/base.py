@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vlvm_jax.config import ClipConfig, Settings
+from vlvm_jax.config import ClipConfig, FrameTokens, Settings
 from vlvm_jax.models.vision import VisionTower
 
 Features = Any  # what an adapter's `see` gives, a pytree whose arrays begin with [B, T]; by default `VisionFeatures`
@@ -82,6 +82,11 @@ class VideoAdapter(nnx.Module, abc.ABC):
     Options: ClassVar[type[Settings]]
     needs_prompt: ClassVar[bool] = False
     one_clip: ClassVar[bool] = False
+
+    @classmethod
+    def frame_tokens(cls, options: Settings) -> FrameTokens | None:
+        """What the adapter does with frames, if stock VLM classes have terms for it: then an export may be one."""
+        return options if isinstance(options, FrameTokens) else None
 
     @abc.abstractmethod
     def num_video_tokens(self, num_frames: int) -> int:

@@ -1,47 +1,28 @@
 """`frames`: every frame is an image; its tokens go to the decoder as they are, or pooled within the frame.
 
-The plain baseline, T2Vid's network, and, by its options, the video paths of transformers' classes: `llava` and
-`smolvlm` (no pool), `llava_next_video` (average or max pool by 2 before the connector), `llava_onevision` (bilinear by
-2 after it, one newline at the end of a medium); and LLaVA-Video's, with a newline after every row.
+The plain baseline, T2Vid's network, and, by its options (`FrameTokens`), what transformers' VLM classes do with clips;
+also LLaVA-Video's way, with a newline after every row.
 """
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
-from pydantic import PositiveInt
 
-from vlvm_jax.config import ModelConfig, Settings
+from vlvm_jax.config import FrameTokens, ModelConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.base import FrameLayout, Guidance, VideoAdapter, VisualTokens
 from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
 
-Pool = Literal["none", "average", "max", "bilinear"]
-
 
 class Adapter(VideoAdapter):
     """Connector per frame: V = T*N, or T*K when the frames of clips are pooled. Images are never pooled."""
 
-    class Options(Settings):
-        """Attributes:
-        pool: over squares of `pool_stride` patches, frames of clips only. `average` and `max` drop an odd rest as
-          torch's pools do; `bilinear` resizes to ceil(side / stride).
-        pool_place: pool tower features, or the connector's output.
-        newline: the media after which the learned `image_newline` follows. The parameter exists unless `none`.
-        newline_place: where it follows in a clip: at its `end`, after every `frame`, or after every `row` of a frame.
-        """
+    Options = FrameTokens
 
-        pool: Pool = "none"
-        pool_stride: PositiveInt = 2
-        pool_place: Literal["before_connector", "after_connector"] = "after_connector"
-        newline: Literal["none", "image", "video", "all"] = "none"
-        newline_place: Literal["end", "frame", "row"] = "end"
-
-    def __init__(self, options: Options, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, options: FrameTokens, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
         self.options = options
         width = config.decoder.hidden_size
         self.connector = Connector(config.adapter.connector, config.vision, width, dtype=dtype, rngs=rngs)
@@ -136,7 +117,7 @@ class Adapter(VideoAdapter):
         return last & kinds[self.options.newline]
 
 
-def pooled_size(pool: Pool, stride: int, num_patches: int) -> int:
+def pooled_size(pool: str, stride: int, num_patches: int) -> int:
     """Tokens of a pooled frame."""
     if pool == "none":
         return num_patches
@@ -149,7 +130,7 @@ def pooled_size(pool: Pool, stride: int, num_patches: int) -> int:
     return pooled**2
 
 
-def pool_patches(x: Float[Array, "B T N D"], pool: Pool, stride: int) -> Float[Array, "B T K D"]:
+def pool_patches(x: Float[Array, "B T N D"], pool: str, stride: int) -> Float[Array, "B T K D"]:
     """Pools each frame's square grid of patches; raster order in and out."""
     batch, num_frames, num_patches, width = x.shape
     side = _side(num_patches)

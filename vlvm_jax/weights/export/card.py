@@ -1,23 +1,16 @@
 """The model card (README.md) of an export: what it is, how it was made, how it was checked, how to run it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlvm_jax import __version__, json_text
 from vlvm_jax.models.params import Model
+from vlvm_jax.weights.export.export import BareExport, Export, ModelExport
 from vlvm_jax.weights.export.verify import Report
 
-if TYPE_CHECKING:
-    from vlvm_jax.weights.export.write import Export
-
-
 _NEEDS_TORCHVISION = "Its processor needs the package torchvision."
-_NOTES = {
-    "smolvlm": "Give clips to the processor as videos: it writes the time of each frame into the prompt and passes the "
-    "frames as images (`pixel_values`). It needs the packages torchvision and num2words, even for images.",
-}
 
 
-def text(export: "Export", report: Report | None) -> str:
+def text(export: BareExport | ModelExport, report: Report | None) -> str:
     rung = export.rung
     lines = [
         "---",
@@ -37,12 +30,12 @@ def text(export: "Export", report: Report | None) -> str:
         f"{report}." if report else "Not compared with PyTorch: torch was not installed, or the check was turned off.",
         "",
     ]
-    if rung.number:
+    if isinstance(export, ModelExport):
         lines += [*_tokens(export), *_use(export), *_training(export)]
     return "\n".join(lines)
 
 
-def _title(export: "Export") -> str:
+def _title(export: Export) -> str:
     """The recipe's name, or that of the checkpoint: a directory's, or in the hub's cache the repository's."""
     config = getattr(export.source, "config", None)
     if config is not None:
@@ -52,9 +45,8 @@ def _title(export: "Export") -> str:
     return cached[-1] if cached else parts[-1]
 
 
-def _tokens(export: "Export") -> list[str]:
-    assert export.model is not None and export.tokens is not None
-    adapter = Model(export.model).bind(Model(export.model).abstract()).adapter
+def _tokens(export: ModelExport) -> list[str]:
+    adapter = Model(export.model).adapter
     one, eight = adapter.num_video_tokens(1), adapter.num_video_tokens(8)
     ids = " and ".join(f"`{name}` is token {number}" for name, number in export.media_tokens().items())
     return [
@@ -71,11 +63,11 @@ def _tokens(export: "Export") -> list[str]:
     ]
 
 
-def _use(export: "Export") -> list[str]:
-    family = export.rung.family
-    loader = "AutoTokenizer" if family == "vlvm" else "AutoProcessor"
+def _use(export: ModelExport) -> list[str]:
+    stock = export.rung.stock
+    loader = "AutoTokenizer" if stock is None else "AutoProcessor"
     lines = ["## Use", "", "```python", f"from transformers import AutoModelForImageTextToText, {loader}", ""]
-    if family == "vlvm":
+    if stock is None:
         lines += [
             "model = AutoModelForImageTextToText.from_pretrained(DIRECTORY, trust_remote_code=True)",
             "tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)",
@@ -89,11 +81,11 @@ def _use(export: "Export") -> list[str]:
         note = "The class has no video input: send the frames of a clip as images, in order."
         if export.rung.has_video:
             note = f"Send clips as videos (`pixel_values_videos`). {_NEEDS_TORCHVISION}"
-        note = _NOTES.get(family, note)
+        note = stock.note or note
     return [*lines, "```", "", note, ""]
 
 
-def _training(export: "Export") -> list[str]:
+def _training(export: Export) -> list[str]:
     if not export.source.stages:
         return []
     lines = ["## Training", "", f"Stages: {', '.join(export.source.stages)}.", ""]
@@ -133,7 +125,7 @@ def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else str(value)
 
 
-def _run_file(export: "Export", name: str) -> Any:
+def _run_file(export: Export, name: str) -> Any:
     root = getattr(export.source, "root", None)
     path = None if root is None else root / name
     if path is None or not export.source.stages or not path.exists():

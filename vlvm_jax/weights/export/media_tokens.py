@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
+from vlvm_jax import families
 from vlvm_jax.data.files import read_json
-from vlvm_jax.families.read import VLM_FAMILIES
-from vlvm_jax.families.write import MediaTokens
+from vlvm_jax.families.base import MediaTokens
 
 IMAGE, VIDEO = "<image>", "<video>"
 
@@ -40,11 +40,8 @@ def _of_config(base: Mapping[str, Any] | None, kind: str) -> int | None:
     for key in (f"{kind}_token_index", f"{kind}_token_id"):
         if isinstance(base.get(key), int):
             return base[key]
-    if base.get("model_type") not in VLM_FAMILIES or "mm_vision_tower" in base:
-        return None
-    from transformers import AutoConfig
-
-    return getattr(AutoConfig.for_model(base["model_type"]), f"{kind}_token_id", None)
+    family = families.of_config(base)
+    return None if family is None else family.default_token_id(base, kind)
 
 
 def _added_tokens(tokenizer: epath.Path | None) -> dict[str, int]:

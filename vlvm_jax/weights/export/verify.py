@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,8 @@ from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.weights.export import lora
-from vlvm_jax.weights.export.ladder import OWN_CLASS
+from vlvm_jax.weights.export.export import BareExport, Export, ModelExport
 from vlvm_jax.weights.torch_model import names as own_names
-
-if TYPE_CHECKING:
-    from vlvm_jax.weights.export.write import Export
 
 TOLERANCE = 1e-4  # of the largest logit
 ANSWER_TOKENS = 16
@@ -70,13 +67,13 @@ def missing(lora: str) -> list[str]:
     """Packages that `compare` needs and that are not installed.
 
     Args:
-      lora: as in `exporting.Options`.
+      lora: as in `export.Options`.
     """
     needed = ["torch", "peft"] if lora == "peft" else ["torch"]
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
-def compare(export: "Export", folder: Path) -> Report | None:
+def compare(export: BareExport | ModelExport, folder: Path) -> Report | None:
     """Loads the export with transformers and runs both models; None if torch is not installed.
 
     Raises:
@@ -85,7 +82,8 @@ def compare(export: "Export", folder: Path) -> Report | None:
     if missing(export.options.lora):
         return None
     with jax.default_matmul_precision("highest"):
-        report = _compare(export, folder)
+        whole = isinstance(export, ModelExport)
+        report = _compare(export, folder) if whole else _compare_bare(export, folder)
     if not report.difference <= TOLERANCE or report.same_answer is False:
         raise InputError(
             f"{folder}: the exported model does not say the same in PyTorch: {report}; nothing was written"
@@ -93,16 +91,13 @@ def compare(export: "Export", folder: Path) -> Report | None:
     return report
 
 
-def _compare(export: "Export", folder: Path) -> Report:
+def _compare(export: ModelExport, folder: Path) -> Report:
     import torch
     import transformers
 
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}"
-    if export.rung.number == 0:
-        return _compare_bare(export, folder, versions)
-    assert export.model is not None and export.source_model is not None
+    versions = _versions()
     sample = _sample(export)
-    own = export.rung.family == OWN_CLASS
+    own = export.rung.stock is None
     theirs = _load(folder, "AutoModelForImageTextToText", export.model.adapter.name if own else None)
     theirs.generation_config = transformers.GenerationConfig()  # greedy, whatever the checkpoint's own says
     if export.options.lora == "peft":
@@ -128,6 +123,13 @@ def _compare(export: "Export", folder: Path) -> Report:
     return Report(sample.what, _difference(ours, reference), same, versions, rounding)
 
 
+def _versions() -> str:
+    import torch
+    import transformers
+
+    return f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}"
+
+
 def _logits(model: Model, params: Params, batch: Batch) -> np.ndarray:
     """[L, vocabulary] of the one row."""
 
@@ -138,11 +140,11 @@ def _logits(model: Model, params: Params, batch: Batch) -> np.ndarray:
     return np.asarray(jax.jit(logits)(params, batch))[0]
 
 
-def _compare_bare(export: "Export", folder: Path, versions: str) -> Report:
+def _compare_bare(export: Export, folder: Path) -> Report:
     """A tower by the features of the layer in use, a decoder by its logits on text."""
     import torch
 
-    params = _parameters(export)
+    params, versions = _parameters(export), _versions()
     if export.vision is not None:
         vision = export.vision
         tower = params_lib.build(
@@ -168,14 +170,14 @@ def _compare_bare(export: "Export", folder: Path, versions: str) -> Report:
     return Report("text, logits", _difference(ours, reference), None, versions)
 
 
-def _parameters(export: "Export") -> Params:
+def _parameters(export: Export) -> Params:
     """What was exported, in fp32 after the rounding to the export's dtype, segmented."""
     kept = [path for path in export.source.shapes if export.options.lora == "peft" or not lora.is_lora(path)]
     return params_lib.split({path: jnp.asarray(export.parameter(path), jnp.float32) for path in kept}, {})
 
 
-def _trained_parameters(export: "Export") -> Params:
-    """Those of `Export.source_model` in fp32, segmented."""
+def _trained_parameters(export: ModelExport) -> Params:
+    """Those of `ModelExport.source_model` in fp32, segmented."""
     source = export.source
     return params_lib.split({path: jnp.asarray(source.read(path), jnp.float32) for path in source.shapes}, {})
 
@@ -232,15 +234,15 @@ class Sample:
     inputs: Mapping[str, np.ndarray]
 
 
-def _sample(export: "Export") -> Sample:
+def _sample(export: ModelExport) -> Sample:
     """A clip between two runs of text, as this model and as the exported class take it."""
-    model, tokens, family = export.model, export.tokens, export.rung.family
-    assert model is not None and tokens is not None
+    model, tokens, stock = export.model, export.tokens, export.rung.stock
     vision = model.vision
-    adapter = Model(model).bind(Model(model).abstract()).adapter
+    adapter = Model(model).adapter
     longest = model.decoder.max_position_embeddings
     room = longest - 2 * _TEXT - ANSWER_TOKENS
-    if family == "llava_next" or (export.options.media == "image" and "image_grid_pinpoints" in export.config()):
+    only_tiles = stock is not None and stock.only_tiles
+    if only_tiles or (export.options.media == "image" and "image_grid_pinpoints" in export.config()):
         return _tiled_image(export, room)
     frames = next((n for n in range(_MAX_FRAMES, 0, -1) if adapter.num_video_tokens(n) <= room), None)
     if frames is None:
@@ -256,16 +258,15 @@ def _sample(export: "Export") -> Sample:
     if as_video:
         inputs = {"pixel_values_videos": pixels[None]}
     else:
-        inputs = {"pixel_values": pixels[None] if family in ("smolvlm", "idefics3") else pixels}
+        inputs = {"pixel_values": pixels[None] if stock is not None and stock.batched_images else pixels}
     batch = _batch(clip, np.ones((1, frames), np.int32), True, ids, count)
     inputs = {"input_ids": ids.astype(np.int64), "attention_mask": np.ones_like(ids, np.int64), **inputs}
     return Sample(f"a clip of {frames} frames{'' if as_video else ' sent as images'}", batch, inputs)
 
 
-def _tiled_image(export: "Export", room: int) -> Sample:
+def _tiled_image(export: ModelExport, room: int) -> Sample:
     """An image in tiles: LLaVA-NeXT's only input, and what an export for images alone is given."""
     model, tokens = export.model, export.tokens
-    assert model is not None and tokens is not None
     vision = model.vision
     config = export.config()
     pinpoints = config["image_grid_pinpoints"]

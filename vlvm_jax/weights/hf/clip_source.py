@@ -12,7 +12,7 @@ from flax import nnx
 from vlvm_jax.config import AdapterConfig, ClipConfig, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.data.files import read_json
 from vlvm_jax.errors import InputError
-from vlvm_jax.families import read
+from vlvm_jax.families.clip import read_clip
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.clip import Clip
 from vlvm_jax.models.params import Model
@@ -44,7 +44,7 @@ class ClipDirectory(TensorFiles):
     def __init__(self, directory: epath.Path, where: str):
         self.name = str(directory)
         self.hf_files: epath.Path | None = directory
-        self.clip = read.read_clip(Path(directory), where)
+        self.clip = read_clip(Path(directory), where)
         self.reader = SafetensorsReader(Path(directory))
         rules = tables.clip_rules(self.clip)
         tables.match(self.reader.tensors, rules, carried=None, dropped=None, where=self.name)
@@ -112,4 +112,4 @@ def sizes(source: "ClipDirectory | Stored") -> ClipConfig:
 def held_clip(model: ModelConfig) -> ClipConfig | None:
     """Sizes of the CLIP that a model's adapter holds."""
     made = Model(model)
-    return made.bind(made.abstract()).adapter.clip_config
+    return made.adapter.clip_config

@@ -12,9 +12,9 @@ from etils import epath
 from safetensors import deserialize
 from safetensors.numpy import save
 
-from vlvm_jax import storage
+from vlvm_jax import families, storage
 from vlvm_jax.data.files import read_json, without_code
-from vlvm_jax.families import llava_layout
+from vlvm_jax.families.base import NAMED_TOWER_FOLDER
 from vlvm_jax.weights.hf.safetensors_files import DTYPES
 from vlvm_jax.weights.hf.source import HFSource
 
@@ -22,7 +22,6 @@ CARRIED_FILE = "carried.safetensors"
 TOWER_FOLDER = "encoder"  # files of a tower that comes from another checkpoint than the decoder, beside the decoder's
 SCORING_FILE = "prompt_tokenizer.json"  # of a CLIP that was trained here
 CLIP_FOLDER = "clip"  # config, tokenizer and processors of a CLIP that an adapter holds
-_NAMED_TOWER = llava_layout.TOWER_FOLDER
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 NAMES = (
     "config.json",
@@ -104,18 +103,18 @@ def copy(source: Any, folder: epath.Path, tower: epath.Path | None = None, clip:
 
 
 def _keep_named_tower(files: epath.Path, folder: epath.Path) -> None:
-    """Keeps the config and processor of the tower that an original LLaVA checkpoint names by a directory or hub id, so
-    that the copy can be read where neither is."""
-    config = files / "config.json"
-    raw = read_json(config)
-    if llava_layout.language(raw) is None:
+    """Keeps the config and processor of a tower that the checkpoint only names, by a directory or hub id, so that the
+    copy can be read where neither is."""
+    raw = read_json(files / "config.json")
+    family = families.of_config(raw)
+    if family is None:
         return
-    place: epath.PathLike | None = files / _NAMED_TOWER
+    place: epath.PathLike | None = files / NAMED_TOWER_FOLDER
     if "://" not in str(files):
-        place = llava_layout.tower_directory(Path(files), raw["mm_vision_tower"])
+        place = family.named_tower(Path(files), raw)
     if place is not None and (epath.Path(place) / "config.json").exists():
-        (folder / _NAMED_TOWER).mkdir(exist_ok=True)
-        copy_into(epath.Path(place), folder / _NAMED_TOWER, ("config.json", *PROCESSORS))
+        (folder / NAMED_TOWER_FOLDER).mkdir(exist_ok=True)
+        copy_into(epath.Path(place), folder / NAMED_TOWER_FOLDER, ("config.json", *PROCESSORS))
 
 
 def copy_tokenizer(tokenizer: epath.Path, folder: epath.Path, clip: epath.Path | None = None) -> None:
@@ -145,7 +144,7 @@ def local(files: epath.Path) -> epath.Path:
         return files
     folder = temporary_folder("hf")
     copy_into(files, folder)
-    for part in (TOWER_FOLDER, CLIP_FOLDER, _NAMED_TOWER, f"{TOWER_FOLDER}/{_NAMED_TOWER}"):
+    for part in (TOWER_FOLDER, CLIP_FOLDER, NAMED_TOWER_FOLDER, f"{TOWER_FOLDER}/{NAMED_TOWER_FOLDER}"):
         if (files / part).exists():
             (folder / part).mkdir()
             copy_into(files / part, folder / part)

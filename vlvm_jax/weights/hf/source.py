@@ -6,15 +6,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vlvm_jax.config import AdapterConfig, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from vlvm_jax import families
+from vlvm_jax.config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.errors import InputError
-from vlvm_jax.families import read as hf_config
-from vlvm_jax.families.read import HFModel
+from vlvm_jax.families.base import Access, HFModel, Layout, Rule
+from vlvm_jax.models import adapters
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.weights import tables
+from vlvm_jax.weights.hf import hub
 from vlvm_jax.weights.hf.safetensors_files import SafetensorsReader
-from vlvm_jax.weights.tables import Layout, Rule
 
 Index = tuple[slice, ...]
 Tell = Callable[[int], None]  # takes the bytes read since the last call, counted in the wanted dtype
@@ -109,8 +110,9 @@ class HFSource(TensorFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.hf: HFModel = hf_config.read(directory)
+        self.hf: HFModel = families.read(directory, Access(lambda: SafetensorsReader(directory).tensors, hub.resolve))
         self.reader = SafetensorsReader(directory)
+        family = families.get(self.hf.family)
         parts = {
             "vision": None if self.hf.tower_source else self.hf.vision,
             "decoder": self.hf.decoder,
@@ -118,16 +120,12 @@ class HFSource(TensorFiles):
             "newline": self.hf.has_newline,
         }
         self.layout: Layout
-        self.layout, rules = tables.best_layout(self.hf.family, self.reader.tensors, **parts)
-        bare_tower = self.hf.family in ("clip", "siglip")
-        dropped = tables.DROPPED_OF_TOWERS if bare_tower else None
-        if self.hf.family == "original" and not self.hf.has_newline:
-            dropped = tables.UNUSED_NEWLINE
+        self.layout, rules = tables.best_layout(family.layouts, self.reader.tensors, **parts)
         self.carried = tables.match(
             set(self.reader.tensors) - self._tied_heads(),
             rules,
-            carried=None if bare_tower else tables.CARRIED,
-            dropped=dropped,
+            carried=family.carried,
+            dropped=family.dropped(self.hf),
             where=str(directory),
         )
         self.rules = {rule.path: rule for rule in rules}
@@ -165,7 +163,7 @@ def model_shapes(hf: HFModel) -> dict[str, jax.ShapeDtypeStruct]:
     config = ModelConfig(
         vision=hf.vision or _ANY_TOWER,
         decoder=hf.decoder or _ANY_DECODER,
-        adapter=AdapterConfig(name="frames", connector=hf.connector or ConnectorConfig(), options=hf.frames_options),
+        adapter=adapters.stock(hf.connector or ConnectorConfig(), hf.frame_tokens),
     )
     return jax.eval_shape(params_lib.join, Model(config).abstract())
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vlvm_jax.data.files import read_json
 from vlvm_jax.errors import InputError, brief
+from vlvm_jax.families.base import NAMED_TOWER_FOLDER
 
 # Sizes of the towers that published checkpoints name, from their own config.json files on the hub.
 _CLIP_L = {
@@ -28,7 +29,6 @@ KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},
     "google/siglip-so400m-patch14-384": _SIGLIP_SO400M,
 }
-TOWER_FOLDER = "mm_vision_tower"  # an import keeps the tower's config and processor there, so that it can be moved
 _STATISTICS = {
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "siglip": ([0.5] * 3, [0.5] * 3),
@@ -246,7 +246,7 @@ def _canvases(value: Any, size: int) -> list[tuple[int, int]] | None:
 def tower_directory(directory: Path, name: str) -> Path | None:
     """Where the tower's `config.json` is: kept by an import, a directory (also relative to the checkpoint), or the
     hub's cache; None if in none of them."""
-    for place in (directory / TOWER_FOLDER, Path(name).expanduser(), directory / name):
+    for place in (directory / NAMED_TOWER_FOLDER, Path(name).expanduser(), directory / name):
         if (place / "config.json").is_file():
             return place
     from huggingface_hub import try_to_load_from_cache
@@ -310,35 +310,6 @@ def tower_processor(directory: Path, raw: dict[str, Any], sizes: dict[str, Any])
         return {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False, **common}
     edges = {"size": {"shortest_edge": sizes["image_size"]}, "crop_size": square, "do_center_crop": True}
     return {"image_processor_type": "CLIPImageProcessor", **edges, **common}
-
-
-def image_processor(raw: dict[str, Any], tower: dict[str, Any], size: int) -> dict[str, Any]:
-    """Settings of the transformers processor that cuts or pads images as `image_aspect_ratio` asks for.
-
-    Args:
-      tower: settings of the tower's own processor.
-      size: pixels of the tower's side.
-    """
-    padded = raw.get("image_aspect_ratio") == "pad"
-    return processor_of(hf_family(raw), tower, size, tiling(raw, size).get("image_grid_pinpoints"), padded)
-
-
-def processor_of(
-    family: str, tower: dict[str, Any], size: int, pinpoints: list[list[int]] | None, padded: bool
-) -> dict[str, Any]:
-    """Settings of a class's image processor, built on those of the tower's own processor.
-
-    Args:
-      pinpoints: canvases of the classes that cut images into tiles.
-      padded: whether images are made square by padding.
-    """
-    names = {"llava_next": "LlavaNext", "llava_next_video": "LlavaNext", "llava_onevision": "LlavaOnevision"}
-    if family in names:
-        settings = {**tower, "image_processor_type": f"{names[family]}ImageProcessor"}
-        if family == "llava_onevision":
-            settings["size"] = {"height": size, "width": size}
-        return {**settings, "image_grid_pinpoints": pinpoints}
-    return {**tower, "image_processor_type": "LlavaImageProcessor", "do_pad": True} if padded else tower
 
 
 def _merge_type(raw: dict[str, Any]) -> str:

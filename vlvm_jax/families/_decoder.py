@@ -1,0 +1,159 @@
+"""Language models: their settings in a `config.json`, and checkpoints that hold one alone."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vlvm_jax import families
+from vlvm_jax.config import DecoderConfig, RopeScaling
+from vlvm_jax.data import files
+from vlvm_jax.errors import InputError
+from vlvm_jax.families import base
+from vlvm_jax.families.base import Access, Exported, HFModel, Layout, settings_of
+
+
+class DecoderFamily(base.Family):
+    """A bare decoder; `decoder_config` and `decoder_fields` serve the VLMs that hold one too."""
+
+    sees = False
+    layouts: ClassVar[tuple[Layout, ...]] = (Layout("legacy", {"decoder": "model.", "head": ""}),)
+
+    def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
+        del access
+        config = files.transformers_config(directory)
+        language = self.decoder_config(config, f"{directory / 'config.json'}", config.tie_word_embeddings)
+        return HFModel(directory, self.name, self.name, None, language, raw=raw)
+
+    def fields(self, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
+        del base
+        assert exported.decoder is not None
+        return self.decoder_fields(exported.decoder)
+
+    def kept(self, base: dict[str, Any]) -> dict[str, Any]:
+        return base
+
+    def suits(self, decoder: DecoderConfig) -> bool:
+        """Whether a decoder that was trained from scratch goes out as this class."""
+        del decoder
+        return False
+
+    def biases(self, config: Any) -> tuple[bool, bool]:
+        """Whether the attention has biases at its inputs, and at its output."""
+        given = bool(getattr(config, "attention_bias", False))
+        return given, given
+
+    def positions(self, config: Any, where: str) -> int:
+        """How many positions can be run exactly."""
+        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+            raise InputError(f"{where}: use_sliding_window true: this library has no sliding attention")
+        return config.max_position_embeddings
+
+    def decoder_config(self, config: Any, where: str, tied: bool) -> DecoderConfig:
+        """Settings of a transformers config object.
+
+        Raises:
+          InputError: a setting that cannot be run exactly.
+        """
+        if getattr(config, "mlp_bias", False):
+            raise InputError(f"{where}: mlp_bias true: this library has no biases in the decoder's MLP")
+        positions = self.positions(config, where)
+        attention_bias, attention_out_bias = self.biases(config)
+        return settings_of(
+            DecoderConfig,
+            where,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            hidden_act=config.hidden_act,
+            rope_theta=config.rope_parameters["rope_theta"],
+            rope_scaling=_rope_scaling(config.rope_parameters, where),
+            rms_norm_eps=config.rms_norm_eps,
+            attention_bias=attention_bias,
+            attention_out_bias=attention_out_bias,
+            tie_word_embeddings=tied,
+            max_position_embeddings=positions,
+        )
+
+    def decoder_fields(self, decoder: DecoderConfig) -> dict[str, Any]:
+        """Settings of the language model, bare or as a VLM's `text_config`.
+
+        Raises:
+          InputError: no class has such biases.
+        """
+        _check_biases(decoder)
+        fields: dict[str, Any] = {
+            "model_type": self.name,
+            "vocab_size": decoder.vocab_size,
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": decoder.num_hidden_layers,
+            "num_attention_heads": decoder.num_attention_heads,
+            "num_key_value_heads": decoder.num_key_value_heads,
+            "hidden_act": decoder.hidden_act,
+            "rope_theta": decoder.rope_theta,
+            "rms_norm_eps": decoder.rms_norm_eps,
+            "max_position_embeddings": decoder.max_position_embeddings,
+            "tie_word_embeddings": decoder.tie_word_embeddings,
+            **self.own_fields(decoder),
+        }
+        if decoder.rope_scaling is not None:
+            keys = {"rope_type", "factor"} if decoder.rope_scaling.rope_type == "linear" else None
+            fields["rope_scaling"] = decoder.rope_scaling.model_dump(include=keys)
+        return fields
+
+    def own_fields(self, decoder: DecoderConfig) -> dict[str, Any]:
+        """What only this class's config has."""
+        return {"head_dim": decoder.head_dim}
+
+
+def decoder_families() -> dict[str, DecoderFamily]:
+    """All decoders that can be run, by model_type."""
+    return {name: family for name, family in families.every().items() if isinstance(family, DecoderFamily)}
+
+
+def decoder_config(config: Any, where: str, tied: bool) -> DecoderConfig:
+    """Settings of a VLM's `text_config` object.
+
+    Raises:
+      InputError: a decoder or a setting that cannot be run exactly.
+    """
+    known = decoder_families()
+    if config.model_type not in known:
+        raise InputError(
+            f"{where}: text_config.model_type {config.model_type!r}: this library runs {', '.join(known)} decoders"
+        )
+    return known[config.model_type].decoder_config(config, f"{where}: text_config", tied)
+
+
+def decoder_fields(decoder: DecoderConfig, model_type: str | None) -> dict[str, Any]:
+    """The `text_config` of a decoder; `model_type` None picks the class that has these biases."""
+    _check_biases(decoder)
+    known = decoder_families()
+    if model_type is None:
+        return next(family for family in known.values() if family.suits(decoder)).decoder_fields(decoder)
+    return known[model_type].decoder_fields(decoder)
+
+
+def _check_biases(decoder: DecoderConfig) -> None:
+    if decoder.attention_out_bias and not decoder.attention_bias:
+        raise InputError(
+            "config.model.decoder.attention_out_bias: no class of transformers has a bias at the attention's output "
+            "alone, so this model cannot be exported"
+        )
+
+
+def _rope_scaling(parameters: dict[str, Any], where: str) -> RopeScaling | None:
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise InputError(
+            f"{where}: rope scaling of type {kind!r} is not one this library can run exactly (linear, llama3)"
+        )
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(f"{where}: partial_rotary_factor is not 1: this library rotates whole heads")
+    known = {key: parameters[key] for key in RopeScaling.model_fields if key in parameters}
+    return settings_of(RopeScaling, f"{where}: rope scaling", **known)

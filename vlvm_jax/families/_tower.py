@@ -1,0 +1,109 @@
+"""Vision towers: their settings in a `config.json`, and checkpoints that hold one alone."""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vlvm_jax.config import VisionConfig
+from vlvm_jax.data import files
+from vlvm_jax.errors import InputError
+from vlvm_jax.families import base
+from vlvm_jax.families.base import Access, Exported, HFModel, Layout, pixel_statistics, settings_of
+
+KINDS = {
+    "clip_vision_model": "clip",
+    "siglip_vision_model": "siglip",
+    "idefics3_vision": "idefics3",
+    "idefics3": "idefics3",  # as in files of before it had a name of its own
+    "smolvlm_vision": "idefics3",
+}
+_WRITTEN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefics3": "idefics3_vision"}
+CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# The text side of a whole CLIP or SigLIP, and a pooling head.
+_OTHER_PARTS = re.compile(
+    r"^(text_model\..*|logit_scale|logit_bias|text_projection\..*|visual_projection\..*|(vision_model\.)?head\..*)$"
+)
+
+
+class TowerFamily(base.Family):
+    """A bare tower, or a whole CLIP or SigLIP of which the tower is taken."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = (
+        Layout("legacy", {"tower": "vision_model."}),
+        Layout("transformers-5", {"tower": ""}),
+    )
+
+    def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
+        del access
+        config = files.transformers_config(directory)
+        where = f"{directory / 'config.json'}"
+        vision = tower(getattr(config, "vision_config", config), where, statistics=pixel_statistics(directory))
+        return HFModel(directory, self.name, self.name, vision, raw=raw)
+
+    def dropped(self, model: HFModel) -> re.Pattern | None:
+        del model
+        return _OTHER_PARTS
+
+    def fields(self, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
+        del base
+        assert exported.vision is not None
+        return tower_fields(exported.vision, exported.has_head)
+
+    def kept(self, base: dict[str, Any]) -> dict[str, Any]:
+        return base.get("vision_config", base)
+
+
+def tower(
+    config: Any, where: str, *, feature_layer: Any = None, post_norm: bool = False, statistics: tuple | None = None
+) -> VisionConfig:
+    """Settings of a tower. `feature_layer` None (a bare tower) takes LLaVA's: -2 for CLIP, -1 for SigLIP."""
+    if config.model_type not in KINDS:
+        raise InputError(
+            f"{where}: vision_config.model_type {config.model_type!r}: this library runs {', '.join(KINDS)}"
+        )
+    kind = KINDS[config.model_type]
+    if feature_layer is None:
+        feature_layer = -2 if kind == "clip" else -1
+    if not isinstance(feature_layer, int):
+        raise InputError(f"{where}: vision_feature_layer {feature_layer}: features of several layers are not supported")
+    if feature_layer >= 0:  # HF counts the embeddings as hidden state 0
+        feature_layer -= config.num_hidden_layers + 1
+    mean, std = statistics or (CLIP_STATISTICS if kind == "clip" else HALF_STATISTICS)
+    return settings_of(
+        VisionConfig,
+        f"{where}: vision_config",
+        kind=kind,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        hidden_act=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+        feature_layer=feature_layer,
+        post_norm=post_norm,
+        image_mean=tuple(mean),
+        image_std=tuple(std),
+    )
+
+
+def tower_fields(vision: VisionConfig, has_head: bool = False, model_type: str | None = None) -> dict[str, Any]:
+    """The `vision_config` of a tower.
+
+    Args:
+      has_head: SigLIP's pooling head is among the tensors.
+      model_type: by default that of the tower's kind.
+    """
+    return {
+        "model_type": model_type or _WRITTEN[vision.kind],
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.num_hidden_layers,
+        "num_attention_heads": vision.num_attention_heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_act": vision.hidden_act,
+        "layer_norm_eps": vision.layer_norm_eps,
+    } | ({"vision_use_head": has_head} if vision.kind == "siglip" else {})

@@ -1,0 +1,298 @@
+"""What a base family is: all that this library has to know about the checkpoints of one architecture.
+
+A family is one file in this folder with a class `Family`, found by its place. There are three kinds, each with a class
+to derive from: a bare tower (`_tower`), a bare decoder (`_decoder`) and a whole VLM (`_vlm`). Nothing outside this
+folder compares a family's name: it reads an attribute of `Family` or calls a method. Nothing here imports jax.
+
+The shortest example is `siglip.py`; of a VLM, `llava.py`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pydantic
+
+from vlvm_jax.config import ConnectorConfig, DecoderConfig, FrameTokens, VisionConfig
+from vlvm_jax.data.files import read_json
+from vlvm_jax.data.images.image_rules import Settings, SquareRule, read_files
+from vlvm_jax.errors import InputError
+
+Transform = Literal["same", "transpose", "patches"]
+Part = Literal["tower", "decoder", "head", "connector", "newline"]
+NAMED_TOWER_FOLDER = "mm_vision_tower"  # an import keeps files there of a tower that its checkpoint only names
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One parameter.
+
+    Attributes:
+      tensor: its name in HF, `{i}` standing for the layer.
+      path: its path here; layers are stacked on a leading axis.
+      transform: `same`; `transpose` (HF keeps Linear weights as [out, in]); `patches` (a convolution [D, 3, P, P] that
+        is a [P * P * 3, D] kernel here, in row, column, channel order).
+      layers: how many layers there are, None for a parameter outside the stacks.
+    """
+
+    tensor: str
+    path: str
+    transform: Transform = "same"
+    layers: int | None = None
+
+    def tensors(self) -> list[str]:
+        return [self.tensor] if self.layers is None else [self.tensor.format(i=i) for i in range(self.layers)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the parts of a model stand on disk: the prefix of each. A part that is not named is not in the files."""
+
+    name: str
+    prefixes: Mapping[Part, str]
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaTokens:
+    """Ids that stand for visual tokens in a class's `input_ids`."""
+
+    image: int
+    video: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How a family reaches what stands beside `config.json`.
+
+    Attributes:
+      tensors: the names of the checkpoint's tensors.
+      fetch: downloads another checkpoint, named by hub id or directory; the second argument is the key that names it.
+    """
+
+    tensors: Callable[[], Iterable[str]]
+    fetch: Callable[[str, str], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class HFModel:
+    """A checkpoint directory, read.
+
+    Attributes:
+      family: name of the family whose layouts its files have.
+      hf_family: name of the family of the transformers class that it is or corresponds to.
+      vision, decoder, connector: None for what the checkpoint does not have (bare towers and decoders).
+      frame_tokens: what its class does with frames.
+      has_newline: whether `image_newline` is among the tensors.
+      tower_source: for checkpoints that leave the tower in its own repository, its id.
+      raw: `config.json`, but for what names code.
+    """
+
+    directory: Path
+    family: str
+    hf_family: str
+    vision: VisionConfig | None = None
+    decoder: DecoderConfig | None = None
+    connector: ConnectorConfig | None = None
+    frame_tokens: FrameTokens = FrameTokens()
+    has_newline: bool = False
+    tower_source: str | None = None
+    raw: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What goes out as a class.
+
+    Attributes:
+      connector, frame_tokens, tokens: None for a bare tower or decoder.
+      has_head: SigLIP's pooling head is among the tensors.
+      dtype: of the tensors.
+    """
+
+    vision: VisionConfig | None
+    decoder: DecoderConfig | None
+    connector: ConnectorConfig | None
+    frame_tokens: FrameTokens | None
+    tokens: MediaTokens | None
+    has_head: bool
+    dtype: str
+
+
+class Family:
+    """One base family.
+
+    Attributes:
+      name: as an import's `model.json` and `convert export --format` have it: the class's model_type, if it is one.
+      model_types: of the `config.json` files that are of this family.
+      architecture: the transformers class of an export.
+      layouts: the on-disk layouts; the first one is written.
+      sees: whether it has a vision tower.
+      carried: tensors that no model here uses but the transformers class wants back. They are kept beside the
+        parameters and exported unchanged.
+      peft_prefixes: where the modules of each part stand in the class, for a LoRA that is exported as an adapter.
+      auto_tokenizer: whether `AutoTokenizer` finds the tokenizer's class by the model's type.
+      has_newline: whether the class has an `image_newline`.
+      has_video: whether the class has an input for clips and a token that stands for them; elsewhere frames are images.
+      video_processor: the class's video processor.
+      frame_tokens: what the class does with frames.
+      batched_images: whether `pixel_values` has an axis for the samples before that of their images.
+      only_tiles: whether the class cuts every image into tiles and takes nothing else.
+      writes_clips: whether the checkpoint's chat template knows clips.
+      stamps_frames: whether the processor writes the time of each frame into the prompt.
+      note: what a user of an export has to know, for its card.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]] = ()
+    architecture: ClassVar[str]
+    layouts: ClassVar[tuple[Layout, ...]]
+    sees: ClassVar[bool] = True
+    carried: ClassVar[re.Pattern | None] = None
+    peft_prefixes: ClassVar[Mapping[str, str]] = {"decoder": "model"}
+    auto_tokenizer: ClassVar[bool] = True
+    has_newline: ClassVar[bool] = False
+    has_video: ClassVar[bool] = False
+    video_processor: ClassVar[str | None] = None
+    frame_tokens: ClassVar[FrameTokens] = FrameTokens()
+    batched_images: ClassVar[bool] = False
+    only_tiles: ClassVar[bool] = False
+    writes_clips: ClassVar[bool] = False
+    stamps_frames: ClassVar[bool] = False
+    note: ClassVar[str | None] = None
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def claims(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a `config.json` is of this family."""
+        return raw.get("model_type") in self.model_types
+
+    def class_of(self, raw: dict[str, Any]) -> str:
+        """The name of the family of the transformers class that a checkpoint is or corresponds to."""
+        del raw
+        return self.name
+
+    def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
+        """Reads a checkpoint's settings.
+
+        Raises:
+          InputError: a setting that this library cannot run exactly.
+        """
+        raise NotImplementedError
+
+    def dropped(self, model: HFModel) -> re.Pattern | None:
+        """Tensors that are of no use here nor to the transformers class."""
+        del model
+        return None
+
+    def own_clips(self, raw: dict[str, Any]) -> FrameTokens | None:
+        """What the config says about clips, if it says so instead of the transformers class."""
+        del raw
+        return None
+
+    def named_tower(self, directory: Path, raw: dict[str, Any]) -> Path | None:
+        """Where the files of a tower are that the checkpoint only names, if they are on this machine."""
+        del directory, raw
+        return None
+
+    def default_token_id(self, raw: Mapping[str, Any], kind: str) -> int | None:
+        """The id of the token for `image` or `video` where the config leaves it to the class."""
+        del raw, kind
+        return None
+
+    # --- images and clips --------------------------------------------------------------------------------------------
+
+    def settings(self, directory: Path, raw: dict[str, Any]) -> Settings:
+        """What the directory says of its preprocessing.
+
+        Raises:
+          InputError: a file is missing or cannot be used.
+        """
+        del raw
+        return read_files(directory)
+
+    def image_rule(self, settings: Settings) -> SquareRule:
+        """How images and frames become squares of the tower's size."""
+        return SquareRule(settings)
+
+    def clip_tokens(self, config: Any, side: int, own: int) -> tuple[int, int]:
+        """Visual tokens per frame, and at a clip's end, in the transformers class.
+
+        Args:
+          config: transformers' config of the model.
+          side: patches along a side of the tower's grid.
+          own: tokens of one square.
+        """
+        del config, side
+        return own, 0
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def fields(self, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
+        """The fields of `config.json` that follow from what is exported."""
+        raise NotImplementedError
+
+    def kept(self, base: dict[str, Any]) -> dict[str, Any]:
+        """What an export of this family keeps of the `config.json` of the checkpoint that the model came from."""
+        return base if base.get("model_type") == self.name else {}
+
+    def tiling(self, raw: dict[str, Any], size: int) -> dict[str, Any]:
+        """What a config says about images in tiles, in the keys of transformers' classes.
+
+        Args:
+          size: pixels of a tile's side.
+        """
+        del size
+        return {key: raw[key] for key in ("image_grid_pinpoints", "vision_aspect_ratio") if raw.get(key)}
+
+    def image_processor(
+        self, tower: dict[str, Any], size: int, pinpoints: list[list[int]] | None, padded: bool
+    ) -> dict[str, Any]:
+        """Settings of the class's image processor, built on those of the tower's own processor.
+
+        Args:
+          pinpoints: canvases of the classes that cut images into tiles.
+          padded: whether images are made square by padding.
+        """
+        del size, pinpoints, padded
+        return tower
+
+    def processor_files(self, directory: Path, stock: "Family", config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The processors' files that an export needs and a checkpoint of this family does not have, by name.
+
+        Args:
+          stock: the family of the class that is exported.
+          config: the export's `config.json`.
+        """
+        del directory, stock, config
+        return {}
+
+
+def settings_of(cls, where: str, **values):
+    """A settings class filled with what a config says.
+
+    Raises:
+      InputError: a value cannot be run exactly.
+    """
+    try:
+        return cls(**values)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        given = f" {values[key]!r}" if key in values else ""
+        raise InputError(
+            f"{where}: {key}{given} cannot be run exactly: {message}" if key else f"{where}: {message}"
+        ) from None
+
+
+def pixel_statistics(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of the image processor's file, None where there is no such file."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        values = read_json(directory / name)
+        values = values.get("image_processor", values)
+        if "image_mean" in values and "image_std" in values:
+            return tuple(values["image_mean"]), tuple(values["image_std"])
+    return None
