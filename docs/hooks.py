@@ -1,7 +1,8 @@
 """Hooks of the docs site: pages that lie outside docs/, and links that work on the site and in the repository alike.
 
-Pages link to each other, and to files of the repository, by relative paths as a Git host resolves them. Here such a link
-becomes a link to the page; a link to another file becomes one to `repo_url`, or plain text if the site has no `repo_url`.
+Pages link to each other, and to files of the repository, by relative paths as a Git host resolves them. Here a link
+to a page becomes a link on the site. A link to another file becomes a link to `repo_url`, or plain text if there is
+none.
 """
 
 import logging
