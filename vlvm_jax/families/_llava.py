@@ -1,6 +1,7 @@
 """What LLaVA and the classes after it have alike: a CLIP or SigLIP tower, a two-layer MLP, one newline embedding."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,7 +40,10 @@ class LlavaLike(VLM):
 
     layouts = LAYOUTS
     carried = POOLING_HEAD
-    peft_prefixes = {"decoder": "model.language_model", "encoder": "model.vision_tower.encoder"}
+    peft_prefixes: ClassVar[Mapping[str, str]] = {
+        "decoder": "model.language_model",
+        "encoder": "model.vision_tower.encoder",
+    }
     pinpoints: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     def read_tower(self, config: Any, directory: Path, where: str) -> VisionConfig:

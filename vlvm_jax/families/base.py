@@ -96,7 +96,7 @@ class HFModel:
     vision: VisionConfig | None = None
     decoder: DecoderConfig | None = None
     connector: ConnectorConfig | None = None
-    frame_tokens: FrameTokens = FrameTokens()
+    frame_tokens: FrameTokens = dataclasses.field(default_factory=FrameTokens)
     has_newline: bool = False
     tower_source: str | None = None
     raw: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Idefics3: images are split into tiles around which the prompt counts rows and columns; a pixel shuffle before the
 decoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,10 @@ class Family(VLM):
             },
         ),
     )
-    peft_prefixes = {"decoder": "model.text_model", "encoder": "model.vision_model.encoder"}
+    peft_prefixes: ClassVar[Mapping[str, str]] = {
+        "decoder": "model.text_model",
+        "encoder": "model.vision_model.encoder",
+    }
     pixel_shuffle = True
     batched_images = True
     tower_type: ClassVar[str] = "idefics3_vision"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from data.media_files import moving
 from PIL import ExifTags, Image, ImageOps
 

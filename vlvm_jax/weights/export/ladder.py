@@ -57,7 +57,7 @@ def choose(
     """The highest exact rung.
 
     Args:
-      base_family: name of the family of the class that the model was imported from, None if it was trained from scratch.
+      base_family: the family of the class that the model was imported from, None if it was trained from scratch.
       trained: False for an import as it came, which is its class whatever that class takes.
       own_clips: what an import does with clips, if its config says so instead of its class.
       media: what the exported model will be given; a class need be exact for that only.
