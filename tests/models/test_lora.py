@@ -175,11 +175,11 @@ def test_training_moves_every_adapter_and_leaves_the_base_to_the_bit(fresh, embe
     changes = {"trainable": (("decoder/**/lora_*", 1e-2),), "steps": 6, "log_every": 1, "weight_decay": 0.1}
     stage = config.stages[0].model_copy(update=changes)
     workdir = epath.Path(tmp_path) / "run"
-    summary = stages.run(config.model_copy(update={"stages": (stage,)}), workdir, StopSignal(), final.evaluate)[
-        "stages"
-    ][0]
+    alone = config.model_copy(update={"stages": (stage,)})
+    summary = stages.run(alone, workdir, StopSignal(), final.evaluate)["stages"][0]
     checkpoints = StageCheckpoints(workdir / stage.name / "checkpoints", 1)
-    after = checkpoints.restore_params(jax.eval_shape(lambda: fresh), make_mesh(MeshConfig(), jax.devices()))
+    grid = make_mesh(MeshConfig(), jax.devices())
+    after = checkpoints.restore_params(Model(config.model).on_mesh(jax.eval_shape(lambda: fresh), grid))
     checkpoints.close()
     changed = {path for path in fresh if not np.array_equal(fresh[path], after[path])}
     assert changed == lora_paths(fresh)

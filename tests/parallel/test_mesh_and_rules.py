@@ -9,7 +9,7 @@ from recipes import small
 from configs import ftfv
 from vlvm_jax.config import AdapterConfig, Config, MeshConfig, build
 from vlvm_jax.errors import InputError
-from vlvm_jax.models.params import Model, whole_path
+from vlvm_jax.models.params import Model
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 
@@ -76,17 +76,17 @@ def test_every_parameter_has_one_row(options):
     vision = small().model.vision.model_copy(update={"kind": "clip"})
     decoder = small().model.decoder.model_copy(update={"attention_bias": True, "attention_out_bias": True})
     model = small().model.model_copy(update={"adapter": adapter, "vision": vision, "decoder": decoder})
-    for path, abstract in Model(model, {"encoder": (1,)}).abstract().items():
-        rules.parameter_sharding(whole_path(path), abstract.shape, mesh(fsdp=4, tensor=2))
+    cut = Model(model, {"encoder": (1,)})
+    assert cut.on_mesh(cut.abstract(), mesh(fsdp=4, tensor=2)).keys() == cut.abstract().keys()
 
 
 def test_nothing_large_is_replicated_at_real_size():
     config = build(Config, ftfv.get_config("vicuna-7b"))
     grid = mesh(data=1, fsdp=8)
     whole = split = 0
-    for path, abstract in Model(config.model).abstract().items():
-        place = rules.parameter_sharding(whole_path(path), abstract.shape, grid)
-        whole += abstract.size if place.is_fully_replicated else 0
+    model = Model(config.model)
+    for abstract in model.on_mesh(model.abstract(), grid).values():
+        whole += abstract.size if abstract.sharding.is_fully_replicated else 0
         split += abstract.size
     assert split > 6.9e9
     assert whole / split < 0.001

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlvm_jax.config import MeshConfig
+from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training.checkpoint import StageCheckpoints
 
@@ -60,4 +61,8 @@ def save(checkpoints: StageCheckpoints, step: int, shapes=None) -> None:
 
 
 def abstract(shapes=None) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in (shapes or SHAPES).items()}
+    grid = mesh()
+    return {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rules.parameter_sharding(path, shape, grid))
+        for path, shape in (shapes or SHAPES).items()
+    }

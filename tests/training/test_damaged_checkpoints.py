@@ -38,7 +38,7 @@ def flip(file, place: int = -1) -> None:
 def restored(folder) -> int:
     """The step of the parameters that are restored, from their values."""
     checkpoints = StageCheckpoints(folder, keep=3)
-    values = checkpoints.restore_params(stage_states.abstract(), stage_states.mesh())
+    values = checkpoints.restore_params(stage_states.abstract())
     checkpoints.close()
     (step,) = [
         step

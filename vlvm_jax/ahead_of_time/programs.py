@@ -19,7 +19,7 @@ from vlvm_jax.ahead_of_time import hlo
 from vlvm_jax.config import Config, DecoderConfig, StageConfig
 from vlvm_jax.models import decoding
 from vlvm_jax.models.decoder import CACHE_AXES, KVCache, init_cache
-from vlvm_jax.models.params import Model, whole_path
+from vlvm_jax.models.params import Model
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.topology import Topology
 from vlvm_jax.training import partition as partition_lib
@@ -120,10 +120,8 @@ def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Progr
     stage = config.stages[-1]
     model = Model(config.model)
     dtype = jnp.dtype(config.model.dtype)
-    params = {
-        path: jax.ShapeDtypeStruct(a.shape, dtype, sharding=rules.parameter_sharding(whole_path(path), a.shape, mesh))
-        for path, a in model.abstract().items()
-    }
+    shapes = {path: jax.ShapeDtypeStruct(a.shape, dtype) for path, a in model.abstract().items()}
+    params = model.on_mesh(shapes, mesh)
     batch = abstract_batch(config, rows, stage.frames, stage.length, mesh)
     slots = stage.length + NEW_TOKENS
 

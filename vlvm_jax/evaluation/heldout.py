@@ -22,7 +22,7 @@ from vlvm_jax.data.batch.stream import Part
 from vlvm_jax.data.record import Record
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.models.batch import Batch, rows_to_device, to_device
-from vlvm_jax.models.params import Model, Params, whole_path
+from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import right_tokens
 from vlvm_jax.parallel import processes, rules
 from vlvm_jax.parallel.cpu_options import compiler_options
@@ -47,9 +47,7 @@ def make_predict(config: ModelConfig, mesh: Mesh) -> Predict:
     """(whole parameters as one segment each, batch, records) -> which next tokens count, which of those are right, and
     the records again, all [B, L] and whole on every process."""
     model = Model(config)
-    shardings = {
-        path: rules.parameter_sharding(whole_path(path), a.shape, mesh) for path, a in model.abstract().items()
-    }
+    shardings = {path: a.sharding for path, a in model.on_mesh(model.abstract(), mesh).items()}
 
     def predict(params: Params, batch: Batch, record: jax.Array):
         bound = model.bind(params)

@@ -216,8 +216,9 @@ def _splits(model: ModelConfig, mesh: jax.sharding.Mesh) -> Splits:
 
 def _parameters(model: ModelConfig, initial: Initial, mesh: jax.sharding.Mesh) -> Params:
     """Whole parameters, all of them from the checkpoint."""
-    shapes = jax.eval_shape(params_lib.join, Model(model).abstract())
-    rules.check_split({path: a.shape for path, a in shapes.items()}, mesh)
+    unbound = Model(model)
+    shapes = jax.eval_shape(params_lib.join, unbound.abstract())
+    rules.check_split({path: a.shape for path, a in shapes.items()}, mesh, unbound.adapter.parameter_axes)
     if fresh := initial.missing(shapes):
         source = next(iter(initial.sources.values())).name
         raise InputError(

@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.models.adapters.base import VideoAdapter
 from vlvm_jax.models.stack import segment_bounds
 from vlvm_jax.models.video_llm import VideoLLM
+from vlvm_jax.parallel import rules
 
 Params = dict[str, jax.Array]
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
@@ -50,6 +52,16 @@ class Model:
     def adapter(self) -> VideoAdapter:
         """The adapter without its parameters, to ask how many tokens it gives and what it needs."""
         return self.bind(self.abstract()).adapter
+
+    def on_mesh(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of parameters, whole or segmented, with their shardings."""
+        own = self.adapter.parameter_axes
+        return {
+            path: jax.ShapeDtypeStruct(
+                a.shape, a.dtype, sharding=rules.parameter_sharding(whole_path(path), a.shape, mesh, own)
+            )
+            for path, a in abstract.items()
+        }
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the segmented parameters, fp32."""

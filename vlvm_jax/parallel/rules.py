@@ -1,4 +1,4 @@
-"""Where every array lives: one table from parameters to logical axes, one from logical axes to mesh axes.
+"""Where every array lives: a table from parameters to logical axes, one from logical axes to mesh axes.
 
 A parameter that matches no row, or more than one, is an error: nothing large is silently replicated.
 """
@@ -30,8 +30,10 @@ MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
 
 LARGE = 2**20  # elements; a parameter that large must not lie whole on every device
 
-# Parameter path (its end) -> logical axes. Stacked layers get a leading "layers" axis by themselves.
-PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+# Parameter path (its end) -> logical axes, of the parts that models are built from; an adapter states the rows of its
+# own parameters (`VideoAdapter.parameter_axes`). Stacked layers get a leading "layers" axis by themselves.
+ParameterAxes = tuple[tuple[str, tuple[str, ...]], ...]
+PARAMETER_AXES: ParameterAxes = (
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1)/kernel", ("embed", "heads")),
     (r"(q_proj|k_proj|v_proj|fc1)/bias", ("heads",)),
     (r"(o_proj|out_proj|down_proj|fc2)/kernel", ("heads", "embed")),
@@ -58,25 +60,31 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"adapter/.*modality_projection/proj/kernel", ("embed", "mlp")),
     (r"resampler/query", ("small", "embed")),
     (r"(kv_proj|output_proj)/kernel", ("embed", "heads")),
-    (r"image_newline", ("norm",)),
-    (r"sampler/(key_proj|value_proj|score/score_in)/kernel", ("embed", "small")),
-    (r"sampler/(queries|score/score_out)/kernel", ("small", "small")),
-    (r"sampler/(key_proj|score/score_in)/bias", ("norm",)),
-    (r"(sampler/prior|temporal_embedding)", ("small", "small")),
 )
 
 
-def logical_axes(path: str) -> tuple[str, ...]:
-    """Logical axes of the parameter at `path` (`decoder/layers/mlp/up_proj/kernel`), without the layer axis."""
-    matches = [axes for pattern, axes in PARAMETER_AXES if re.search(rf"(^|/|_){pattern}$", path)]
+def logical_axes(path: str, own: ParameterAxes = ()) -> tuple[str, ...]:
+    """Logical axes of the parameter at `path` (`decoder/layers/mlp/up_proj/kernel`), without the layer axis.
+
+    Args:
+      own: the adapter's own rows.
+    """
+    matches = [axes for pattern, axes in (*PARAMETER_AXES, *own) if re.search(rf"(^|/|_){pattern}$", path)]
     if len(matches) != 1:
-        raise ValueError(f"{path}: {len(matches)} rows of parallel.rules.PARAMETER_AXES match it; exactly one must")
+        raise ValueError(
+            f"{path}: {len(matches)} rows of parallel.rules.PARAMETER_AXES and of the adapter's own match it; exactly "
+            "one must"
+        )
     return matches[0]
 
 
-def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """The sharding of one parameter. An axis that the mesh does not divide stays whole on that axis."""
-    axes = logical_axes(path)
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh, own: ParameterAxes = ()) -> NamedSharding:
+    """The sharding of one parameter. An axis that the mesh does not divide stays whole on that axis.
+
+    Args:
+      own: the adapter's own rows.
+    """
+    axes = logical_axes(path, own)
     if len(shape) == len(axes) + 1:
         axes = ("layers", *axes)
     if len(shape) != len(axes):
@@ -89,12 +97,12 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return sharding(("batch", "length"), shape[:2], mesh)
 
 
-def check_split(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> None:
+def check_split(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, own: ParameterAxes = ()) -> None:
     """Raises `InputError` for a large parameter that every device would hold whole on a mesh that splits parameters."""
     parts = width("embed", mesh) * width("heads", mesh)
     for path, shape in shapes.items():
         size = math.prod(shape)
-        if parts > 1 and size > LARGE and parameter_sharding(path, shape, mesh).is_fully_replicated:
+        if parts > 1 and size > LARGE and parameter_sharding(path, shape, mesh, own).is_fully_replicated:
             raise InputError(
                 f"config.mesh: {path}, {list(shape)}, would lie whole on every device: fsdp x context = "
                 f"{width('embed', mesh)} and tensor = {width('heads', mesh)} divide neither of its sides"

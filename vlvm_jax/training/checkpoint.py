@@ -110,14 +110,15 @@ class StageCheckpoints:
             with self._faults():
                 self._checkpointer.close()
 
-    def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> Params:
-        """Whole parameters of the newest checkpoint, each on its sharding."""
-        return self._load({"params": on_mesh(abstract, mesh)})["params"]
+    def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+        """Whole parameters of the newest checkpoint, in the dtypes and shardings asked for."""
+        return self._load({"params": dict(abstract)})["params"]
 
     def restore(self, abstract: Mapping[str, jax.ShapeDtypeStruct], opt_state: Any, data: Any, mesh: Mesh) -> Restored:
         """Everything a stage continues from; `data` (the batches) continue from where they stood.
 
         Args:
+          abstract: whole parameters, with shardings.
           opt_state: abstract, with shardings.
         """
         everywhere = rules.replicated(mesh)
@@ -125,7 +126,7 @@ class StageCheckpoints:
             "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
             "rng": jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere),
         }
-        items = {"params": on_mesh(abstract, mesh), "opt_state": opt_state, "progress": progress, "data": data}
+        items = {"params": dict(abstract), "opt_state": opt_state, "progress": progress, "data": data}
         loaded = self._load(items)
         progress = loaded["progress"]
         return Restored(loaded["params"], loaded["opt_state"], progress["step"], progress["rng"])
@@ -147,11 +148,3 @@ class StageCheckpoints:
 
     def _faults(self):
         return param_store.faults(self.directory)
-
-
-def on_mesh(abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Whole parameters' shapes with their shardings."""
-    return {
-        path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.parameter_sharding(path, a.shape, mesh))
-        for path, a in abstract.items()
-    }

@@ -41,7 +41,9 @@ def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
     Args:
       rows: of every stage's batch, instead of what the config says.
     """
-    rules.check_split({whole_path(path): a.shape for path, a in Model(config.model).abstract().items()}, mesh)
+    model = Model(config.model)
+    shapes = {whole_path(path): a.shape for path, a in model.abstract().items()}
+    rules.check_split(shapes, mesh, model.adapter.parameter_axes)
     shards = rules.batch_shards(mesh)
     if rows is not None and rows % shards:
         raise InputError(f"--rows={rows}: the mesh's data x fsdp = {shards} does not divide it")

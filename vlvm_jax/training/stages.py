@@ -166,14 +166,14 @@ def train_stage(
     """
     stage, num_steps = prepared.stage, prepared.num_steps
     folder = workdir / stage.name
-    abstract = whole_abstract(config, prepared.partition, stage)
+    abstract = whole_abstract(config, prepared.partition, stage, mesh)
     checkpoints = StageCheckpoints(folder / "checkpoints", config.checkpoint.keep)
     result_file = folder / "result.json"
     try:
         result = read_result(result_file) if checkpoints.newest_whole() == num_steps else None
         if result is not None:
             say(f"{stage.name}: done before")
-            return result, checkpoints.restore_params(abstract, mesh)
+            return result, checkpoints.restore_params(abstract)
         if processes.primary() and (drawn := prepared.records.drawn()):
             storage.write_text(os.fspath(folder / "mix.json"), json.dumps({"seed": stage.seed, "drawn": drawn}))
         functions = make_step(
@@ -253,13 +253,16 @@ def make_batches(config: Config, prepared: PreparedStage, skip_log: SkipLog, mes
     return Batches(make, share, shares)
 
 
-def whole_abstract(config: Config, partition: Partition, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def whole_abstract(
+    config: Config, partition: Partition, stage: StageConfig, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Whole parameters as this stage keeps them: fp32 where any part trains, `frozen_dtype` elsewhere."""
+    model = Model(config.model, partition.splits)
     segmented = {
         path: jax.ShapeDtypeStruct(a.shape, jnp.float32 if path in partition.rates else jnp.dtype(stage.frozen_dtype))
-        for path, a in Model(config.model, partition.splits).abstract().items()
+        for path, a in model.abstract().items()
     }
-    return jax.eval_shape(params_lib.join, segmented)
+    return model.on_mesh(jax.eval_shape(params_lib.join, segmented), mesh)
 
 
 def start_stage(
@@ -273,7 +276,7 @@ def start_stage(
 ) -> StageRun:
     """The state to train from: this stage's newest checkpoint, or `initial()` parameters."""
     stage, partition = prepared.stage, prepared.partition
-    abstract = whole_abstract(config, partition, stage)
+    abstract = whole_abstract(config, partition, stage, mesh)
     abstract_params = {
         path: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=functions.state_shardings.params[path])
         for path, a in Model(config.model, partition.splits).abstract().items()
@@ -348,7 +351,7 @@ def initial_params(
         return start.params(abstract, mesh, config.seed, console.Reading())
     checkpoints = StageCheckpoints(start / "checkpoints", config.checkpoint.keep)
     try:
-        return checkpoints.restore_params(abstract, mesh)
+        return checkpoints.restore_params(abstract)
     finally:
         checkpoints.close()
 

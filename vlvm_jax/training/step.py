@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from vlvm_jax.config import ModelConfig, StageConfig
 from vlvm_jax.models.batch import Batch
-from vlvm_jax.models.params import Model, Params, segment_of, whole_path
+from vlvm_jax.models.params import Model, Params, segment_of
 from vlvm_jax.parallel import rules
 from vlvm_jax.training.losses import adapter_losses, token_losses
 from vlvm_jax.training.optimizer import make_optimizer, schedule, state_shardings
@@ -68,7 +68,7 @@ def make_step(
     """
     model = Model(config, partition.splits)
     abstract = model.abstract()
-    shardings = {p: rules.parameter_sharding(whole_path(p), a.shape, mesh) for p, a in abstract.items()}
+    shardings = {path: a.sharding for path, a in model.on_mesh(abstract, mesh).items()}
     trainable = {path: abstract[path] for path in abstract if path in partition.rates}
     stacked = frozenset(path for path in trainable if segment_of(path))
     tx = make_optimizer(stage, partition.rates, num_steps, stacked)

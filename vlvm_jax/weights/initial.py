@@ -13,7 +13,6 @@ from vlvm_jax.config import InitFrom, ModelConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
-from vlvm_jax.parallel import rules
 from vlvm_jax.weights.hf import clip_source, side_files
 from vlvm_jax.weights.param_store import local_bytes
 from vlvm_jax.weights.sources import Source, Stored, open_source, same_part
@@ -116,10 +115,7 @@ class Initial:
         Args:
           tell: called with the bytes that this process has read so far, and with all that it will read.
         """
-        on_mesh = {
-            path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rules.parameter_sharding(path, a.shape, mesh))
-            for path, a in abstract.items()
-        }
+        on_mesh = Model(self.model).on_mesh(abstract, mesh)
         taken = self._taken(on_mesh)
         total, done = sum(local_bytes(on_mesh[path]) for path in taken), 0
 

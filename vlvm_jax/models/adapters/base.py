@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vlvm_jax.config import ClipConfig, FrameTokens, Settings
 from vlvm_jax.models.vision import VisionTower
+from vlvm_jax.parallel.rules import ParameterAxes
 
 Features = Any  # what an adapter's `see` gives, a pytree whose arrays begin with [B, T]; by default `VisionFeatures`
 Losses = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
@@ -77,11 +78,14 @@ class VideoAdapter(nnx.Module, abc.ABC):
     Attributes:
       needs_prompt: it reads `guidance`, so that a row holds one sample (`pack: False`).
       one_clip: a row holds one clip at most, beside any images.
+      parameter_axes: logical axes of the adapter's own parameters, by the ends of their paths: rows as those of
+        `parallel.rules.PARAMETER_AXES`, which has the rows of the parts that adapters share.
     """
 
     Options: ClassVar[type[Settings]]
     needs_prompt: ClassVar[bool] = False
     one_clip: ClassVar[bool] = False
+    parameter_axes: ClassVar[ParameterAxes] = ()
 
     @classmethod
     def frame_tokens(cls, options: Settings) -> FrameTokens | None:

@@ -21,6 +21,7 @@ class Adapter(VideoAdapter):
     """Connector per frame: V = T*N, or T*K when the frames of clips are pooled. Images are never pooled."""
 
     Options = FrameTokens
+    parameter_axes = ((r"image_newline", ("norm",)),)
 
     def __init__(self, options: FrameTokens, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
         self.options = options

@@ -28,6 +28,13 @@ Reading = Literal[
 class Adapter(VideoAdapter):
     """Connector, then K of N tokens per video frame: V = T*K. Frames in time order, a frame's K tokens together."""
 
+    parameter_axes = (
+        (r"sampler/(key_proj|value_proj|score/score_in)/kernel", ("embed", "small")),
+        (r"sampler/(queries|score/score_out)/kernel", ("small", "small")),
+        (r"sampler/(key_proj|score/score_in)/bias", ("norm",)),
+        (r"(sampler/prior|temporal_embedding)", ("small", "small")),
+    )
+
     class Options(Settings):
         """Attributes:
         reading: which sampler; the last five are controls.
