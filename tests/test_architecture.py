@@ -1,78 +1,136 @@
-"""The arrows of the package point down, and nothing but an adapter knows which method runs."""
+"""The house: imports go down, in no circle, and what is added by one file is named nowhere else."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "vlvm_jax"
-LOWER = (
-    "memory",
-    "printing",
-    "json_text",
-    "jsonl",
-    "weights",
-    "models",
-    "data",
-    "parallel",
-    "manifest",
-    "storage",
-    "config",
-    "errors",
+from vlvm_jax import families
+from vlvm_jax.families._vlm import VLM
+from vlvm_jax.models import adapters
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "vlvm_jax"
+# From the top down. A module belongs to the longest name here that it starts with, and may import what shares its name
+# here or stands further down.
+FLOORS = (
+    ("benchmarks",),
+    ("configs",),
+    ("__main__", "train", "generate", "evaluate", "convert", "compile", "commands", "data.__main__", "recipes"),
+    ("ahead_of_time",),
+    ("evaluation", "training"),
+    ("inference",),
+    ("samples", "run_card"),
+    ("weights",),
+    ("models",),
+    ("data.tools", "data.embedded"),
+    ("data.batch",),
+    ("data.sample",),
+    ("data.sources",),
+    ("data.prompt", "data.media"),
+    ("data.pages",),
+    ("families",),
+    ("data.images",),
+    ("data.json_lines",),
+    ("data.record",),
+    ("data",),
+    ("parallel", "gcs"),
+    ("cli", "config", "workers", "stop", "pictures"),
+    ("console", "manifest"),
+    ("storage", "jsonl"),
+    ("errors", "json_text"),
+    ("memory", "printing", ""),
 )
-# A package may import itself and what stands to its right.
-ALLOWED = {
-    "models": {"models", "parallel", "config", "errors"},
-    "data": {"data", "storage", "printing", "json_text", "jsonl", "memory", "config", "errors"},
-    "parallel": {"parallel", "config", "errors"},
-    "evaluation": {"evaluation", "inference", "training", *LOWER},
-    "training": {"training", "evaluation", *LOWER},
-    "weights": {"__version__", *LOWER} - {"memory", "printing", "jsonl"},
-    "inference": {"inference", "training", *LOWER},
-    "gcs.py": {"storage", "errors"},
-    "manifest.py": {"storage"},
-    "storage.py": {"errors"},
-    "json_text.py": set(),
-    "jsonl.py": {"json_text"},
-    "config": {"config", "errors"},
-    "errors.py": {"printing"},
-    "printing.py": set(),
-    "memory.py": set(),
-    "cli.py": {"errors"},
-}
-METHODS = {"ftfv", "weighted_sampler", "FTFV", "red_villm", "spatiotemporal", "RED-VILLM", "prompt_guided", "slow_fast"}
 
 
-def imported(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "vlvm_jax" else [f"vlvm_jax.{a.name}" for a in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("vlvm_jax.")}
+def modules() -> dict[str, Path]:
+    """All modules of the package, the recipes and the benchmarks, by name; those of the package without its own."""
+    found = {}
+    for folder in (PACKAGE, ROOT / "configs", ROOT / "benchmarks"):
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join(parts).removeprefix("vlvm_jax").removeprefix(".")] = file
     return found
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_arrows_point_down(part):
-    found = [PACKAGE / part] if part.endswith(".py") else (PACKAGE / part).rglob("*.py")
-    files = [file for file in found if file.name != "__main__.py"]  # commands stand above all
-    assert files
-    for file in files:
-        assert imported(file) <= ALLOWED[part], file
+MODULES = modules()
 
 
-def test_only_adapters_know_the_methods():
-    for file in PACKAGE.rglob("*.py"):
-        if file.parent.name == "adapters" or file.name in ("samplers.py", "train.py"):
-            continue
-        names = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
-        strings = {
-            node.value
-            for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 40
-        }
-        assert not METHODS & (names | strings), file
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports anywhere, also within functions and for type checkers alone."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            names.update(name if _own(name) in MODULES else node.module for name in full)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return {own for name in names if (own := _own(name)) in MODULES}
+
+
+def _own(name: str) -> str:
+    if name == "vlvm_jax":
+        return ""
+    return name.removeprefix("vlvm_jax.") if name.startswith(("vlvm_jax.", "configs", "benchmarks")) else "-"
+
+
+GRAPH = {name: imported(file) for name, file in MODULES.items()}
+
+
+def floor(module: str) -> tuple[int, str]:
+    """The number of a module's floor, and its name there."""
+    places = [(i, name) for i, names in enumerate(FLOORS) for name in names if (f"{module}.").startswith(f"{name}.")]
+    return max(places or [(len(FLOORS) - 1, "")], key=lambda place: len(place[1]))
+
+
+def test_imports_go_down():
+    wrong = []
+    for module, targets in GRAPH.items():
+        (number, name) = floor(module)
+        for target in targets:
+            (below, other) = floor(target)
+            if below < number or (below == number and other != name):
+                wrong.append(f"{module} -> {target}")
+    assert not wrong
+
+
+def test_there_is_no_circle():
+    waiting = {module: set(targets) - {module} for module, targets in GRAPH.items()}
+    while free := [module for module, targets in waiting.items() if not targets]:
+        for module in free:
+            del waiting[module]
+        for targets in waiting.values():
+            targets.difference_update(free)
+    assert not waiting
+
+
+def test_every_module_has_a_floor():
+    assert {module for module in MODULES if floor(module)[1] == ""} == {""}
+
+
+def names_and_strings(file: Path) -> set[str]:
+    """Names and short texts in a file's code; not those of docstrings."""
+    tree = ast.parse(file.read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    texts = {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return names | {text for text in texts if len(text) < 40}
+
+
+def outside(folder: Path) -> list[Path]:
+    """The package's files but for those of one folder and the recipes, which choose by name."""
+    return [file for file in PACKAGE.rglob("*.py") if not {folder, PACKAGE / "recipes"} & {*file.parents}]
+
+
+@pytest.mark.parametrize("method", sorted({*adapters.available()} - {"frames"}))  # a clip's frames are named so too
+def test_only_adapters_know_the_methods(method):
+    for file in outside(PACKAGE / "models" / "adapters"):
+        assert method not in names_and_strings(file), file
+
+
+def test_only_families_know_the_vlms():
+    types = {name for family in families.every().values() if isinstance(family, VLM) for name in family.model_types}
+    for file in outside(PACKAGE / "families"):
+        assert not types & names_and_strings(file), file

@@ -11,7 +11,6 @@ from PIL import Image
 from tokenizers import processors
 
 from vlvm_jax.config import DataConfig, build
-from vlvm_jax.data.batch import skipped
 from vlvm_jax.data.batch.dataset import empty_batch, make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
@@ -133,14 +132,15 @@ def test_packed_rows_are_refused(folder, spec):
         make_dataset(asked, guided(spec, folder), rows=1, pack=True, skip_log=SkipLog(asked, 0), seed=None, workers=0)
 
 
-def test_cut_questions_are_counted_and_said_once(folder, spec, monkeypatch):
+def test_cut_questions_are_counted_and_said_once(folder, spec, caplog):
+    import vlvm_jax.weights.param_store  # noqa: F401  it silences Orbax's lines in the same log
+
     asked = [record(folder, "long.mp4", question) for question in ("how many ?", "red " * 9, "blue " * 9)]
     log = SkipLog(asked, 0)
-    said = []
-    monkeypatch.setattr(skipped.logging, "warning", lambda text, *values: said.append(text % values))
     made = make_dataset(asked, guided(spec, folder), rows=3, pack=False, skip_log=log, seed=None, workers=0)
     (batch,) = made
     assert log.cut_prompts == {1, 2} and log.summary() == {}
+    said = [record.getMessage() for record in caplog.records if record.name == "absl"]
     assert said == ["file: long.mp4: prompt over CLIP's length of 6 tokens: truncated (others are counted)"]
     assert words(batch["prompt_ids"][1]) == ["<s>", "red", "red", "red", "red", "</s>"]
 

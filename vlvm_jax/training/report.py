@@ -78,6 +78,9 @@ def write(
     )
     if summary["skipped"]:
         say("skipped samples: " + ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()))
+    if summary["cut_prompts"]:
+        cut = number_of(summary["cut_prompts"], "question")
+        say(f"cut to the length of CLIP's text tower: {cut}; the samples were used")
     if written.note:
         say(f"summary.png: {written.note}")
     say(f"written: {workdir / 'summary.json'}, {workdir / 'summary.png'}, {workdir / 'metrics.jsonl'}")

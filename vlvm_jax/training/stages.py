@@ -137,6 +137,7 @@ def _run(
                 result, params = train_stage(config, stage, workdir, start, params, mesh, watch, stop)
                 results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
+        summary["cut_prompts"] = sum(result.get("cut_prompts", 0) for result in results)
         assert params is not None
         summary["eval"], pictures = evaluate(config, params, prepared[-1].records, mesh, stop)
     finally:
@@ -402,6 +403,7 @@ def stage_result(
         "visual_tokens_per_sample": {kind: tokens[kind] for kind in sorted(tokens) if kinds[kind]},
         "checkpoint": str(run.checkpoints.directory / str(run.num_steps)),
         "skipped": skip_log.summary(),
+        "cut_prompts": len(skip_log.cut_prompts),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

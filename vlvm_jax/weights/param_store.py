@@ -28,7 +28,8 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
 from vlvm_jax.weights.checksums import array_of
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save at length, and errors that it raises
+# Orbax logs every save at length, and errors that it raises. Other packages' lines, and ours, go through.
+logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in Path(record.pathname).as_posix())
 
 # TensorStore tries a request 33 times over a quarter of an hour; no public name of Orbax says otherwise.
 _RETRIES: Any = {"gcs_request_retries": {"max_retries": 6, "initial_delay": "500ms", "max_delay": "4s"}}
