@@ -113,9 +113,7 @@ def names_and_strings(file: Path) -> set[str]:
     """Names and short texts in a file's code; not those of docstrings."""
     tree = ast.parse(file.read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    texts = {
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return names | {text for text in texts if len(text) < 40}
 
 

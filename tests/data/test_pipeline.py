@@ -336,7 +336,7 @@ def test_another_number_of_readers_sees_what_nobody_has_seen(damaged, counts, pa
 def test_a_loader_travels_without_its_tokenizer(world):
     loader = SampleLoader(*world)
     expected = loader(1)
-    assert loader.tokenizer is not None
+    assert loader.processor is not None
     arrived = pickle.loads(pickle.dumps(loader))
     assert arrived._tokenizer is None
     assert_equal_batches([arrived(1)], [expected])

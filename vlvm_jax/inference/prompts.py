@@ -103,22 +103,17 @@ class Prompts:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
-        processor = self.loader.processor
-        if processor is not None:
-            return processor.decode(token_ids)
-        return self.loader.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return self.loader.processor.decode(token_ids)
 
     def _end_ids(self) -> tuple[int, ...]:
         """What ends an answer: by the checkpoint's `generation_config.json` and tokenizer, and by our template."""
         processor, template = self.loader.processor, TEMPLATES.get(self.spec.chat_template)
-        _ = self.loader.template  # or InputError: it is not the tokenizer's
-        found = set(processor.eos_token_ids) if processor is not None else set()
+        ends = set(processor.eos_token_ids)
         if template is not None and (mark := template.answer_end.strip()):
-            tokenizer = self.loader.tokenizer if processor is None else processor.tokenizer.backend_tokenizer
-            token = tokenizer.token_to_id(mark)
+            token = processor.backend.token_to_id(mark)
             assert token is not None, mark  # `get_template` refuses such a template
-            found.add(token)
-        return tuple(sorted(found))
+            ends.add(token)
+        return tuple(sorted(ends))
 
     def _check_length(self, request: Request, media: Sequence[Medium], tokens: int, visual: int) -> None:
         if tokens < self.longest:

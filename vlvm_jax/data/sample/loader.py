@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import grid
-from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.media.cache import MediaCache
-from vlvm_jax.data.prompt import conversation, markers, templates
+from vlvm_jax.data.prompt import conversation
 from vlvm_jax.data.prompt.conversation import Expansion, Prompt, Template
 from vlvm_jax.data.prompt.guidance import scored_text, scoring_tokenizer
 from vlvm_jax.data.record import MediaKind, Record, evenly
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
+from vlvm_jax.data.sample.plain import Picture, PlainProcessor, SampleProcessor
 from vlvm_jax.data.sample.processor import Processor, load_processor
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sample.turns import bare, rendered
@@ -35,7 +34,7 @@ class SampleLoader:
 
     def __init__(self, records: Sequence[Record], spec: SampleSpec):
         self.records, self.spec = records, spec
-        self._tokenizer = self._processor = None
+        self._processor: SampleProcessor | None = None
         self._cache = MediaCache(spec.cache_bytes)
         self._lock = threading.Lock()  # several threads of a worker begin at once
 
@@ -46,25 +45,34 @@ class SampleLoader:
         self.__init__(**state)
 
     @property
-    def tokenizer(self):
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = conversation.load_tokenizer(self.spec.tokenizer)
-            return self._tokenizer
-
-    @property
-    def processor(self) -> Processor | None:
-        """The checkpoint's processor, where the spec names one.
+    def processor(self) -> SampleProcessor:
+        """The checkpoint's processor, if the spec names one, else the plain one.
 
         Raises:
           InputError: it cannot be used, or is another tower's.
         """
         with self._lock:
-            if self._processor is None and self.spec.processor is not None:
-                self._processor = self._load_processor(self.spec.processor)
+            if self._processor is None:
+                directory = self.spec.processor
+                processor = self._plain() if directory is None else self._of_checkpoint(directory)
+                _ = processor.backend, processor.template  # now: threads must not import transformers at once
+                self._processor = processor
             return self._processor
 
-    def _load_processor(self, directory: str) -> Processor:
+    def _plain(self) -> PlainProcessor:
+        spec = self.spec
+        return PlainProcessor(
+            spec.tokenizer,
+            spec.chat_template,
+            size=spec.image_size,
+            fit=spec.frame_fit,
+            mean=spec.image_mean,
+            image_tokens=spec.image_tokens,
+            video_tokens=spec.video_tokens,
+            time_instruction=spec.time_instruction,
+        )
+
+    def _of_checkpoint(self, directory: str) -> Processor:
         spec = self.spec
         processor = load_processor(
             directory,
@@ -81,13 +89,12 @@ class SampleLoader:
                 f"config.data.processor: {directory} prepares images of {processor.image_size} pixels; "
                 f"config.model.vision.image_size is {spec.image_size}"
             )
-        _ = processor.tokenizer, processor.template  # now: threads must not import transformers at once
         return processor
 
     @property
     def layout(self) -> tuple[int, int]:
         """S and P of `visual_index`; zeros where there is none."""
-        return (0, 0) if self.processor is None else (self.processor.slots, self.processor.taps)
+        return self.processor.slots, self.processor.taps
 
     def __call__(self, index: int) -> Sample:
         index, source = int(index), ""
@@ -138,15 +145,11 @@ class SampleLoader:
     @property
     def template(self) -> Template:
         """How conversations are written."""
-        if self.processor is not None:
-            return self.processor.template
-        return templates.get_template(self.spec.chat_template, self.tokenizer)
+        return self.processor.template
 
     def tokenize(self, prompt: Prompt, expansions: Sequence[int | Expansion]) -> conversation.Tokens:
         """Token ids of a prompt that the template wrote, whose media become these."""
-        if self.processor is not None:
-            return self.processor.tokenize(prompt, expansions, loss_on=self.spec.loss_on)
-        return conversation.tokenize(prompt, expansions, self.tokenizer, loss_on=self.spec.loss_on)
+        return self.processor.tokenize(prompt, expansions, loss_on=self.spec.loss_on)
 
     def _kinds(self, record: Record) -> list[MediaKind]:
         """What the media are shown as."""
@@ -160,20 +163,17 @@ class SampleLoader:
         Raises:
           BadSampleError: such an image cannot be used.
         """
-        spec, processor, kinds = self.spec, self.processor, self._kinds(record)
-        times = np.linspace(0, _TIMED_SECONDS, spec.frames_per_video).tolist()
-        if processor is None:
-            clip = self._clip_expansion(times, _TIMED_SECONDS)
-            return [clip if kind == "video" else spec.image_tokens for kind in kinds]
+        count, processor, kinds = self.spec.frames_per_video, self.processor, self._kinds(record)
+        times = np.linspace(0, _TIMED_SECONDS, count).tolist()
         alone = kinds.count("image") == 1
-        found: list[int | Expansion] = []
+        expansions: list[int | Expansion] = []
         for kind, (stored, path) in zip(kinds, record.media, strict=True):
             if kind == "image":
-                size = self._size(stored, path) if spec.image_layout == "anyres" else (1, 1)
-                found.append(processor.image_plan(size, alone)[0])
+                size = self._size(stored, path) if processor.cuts_images else (1, 1)
+                expansions.append(processor.image_plan(size, alone)[0])
             else:
-                found.append(processor.clip_plan(spec.frames_per_video, times, _TIMED_SECONDS)[0])
-        return found
+                expansions.append(processor.clip_plan(count, times, _TIMED_SECONDS)[0])
+        return expansions
 
     def _size(self, kind: MediaKind, path: str) -> tuple[int, int]:
         """Height and width of an image, or of the grid that a clip becomes."""
@@ -182,49 +182,27 @@ class SampleLoader:
         first = video.decode_frames(path, 1, folder_fps=self.spec.folder_fps).frames[0]
         return grid.size(first.shape[0], first.shape[1], self.spec.frames_per_video)
 
-    def _clip_expansion(self, times: Sequence[float], duration: float | None) -> Expansion:
-        note = markers.time_instruction(times, duration) if self.spec.time_instruction else ""
-        return Expansion((self.spec.video_tokens[len(times)],), note=note)
-
     def media(self, record: Record, index: int = 0) -> list[Medium]:
         """A record's images and clips, decoded; or `BadSampleError`."""
-        kinds, chosen = self._kinds(record), self._frame_choice(record, index)
-        shown = list(zip(kinds, record.media, strict=True))
-        if self.processor is None:
-            return [
-                self._image(*medium, chosen, index) if kind == "image" else self._frames(medium[1], chosen, index)
-                for kind, medium in shown
-            ]
+        processor, chosen = self.processor, self._frame_choice(record, index)
+        shown = list(zip(self._kinds(record), record.media, strict=True))
         pictures = [self._picture(*medium, chosen, index) for kind, medium in shown if kind == "image"]
-        images = iter(self.processor.images(pictures))
+        images = iter(processor.images(pictures))
         media = []
         for kind, (_, path) in shown:
             if kind == "image":
                 media.append(next(images))
             else:
-                clip = self._clip(path, chosen, self.processor.read_clip)
+                clip = self._clip(path, chosen, processor.read_clip)
                 frames = self._controlled(clip.frames, index)
-                media.append(self.processor.clip(dataclasses.replace(clip, frames=frames)))
+                media.append(processor.clip(dataclasses.replace(clip, frames=frames)))
         return media
 
-    def _image(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Medium:
-        """An image, or a clip as one, without a processor."""
+    def _picture(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Picture:
+        """An image, or a clip as a grid of its frames."""
         if kind == "image":
-            square = self._cache.get(path, lambda: self._square(video.open_image(path)))
-        else:
-            square = self._square(self._picture(kind, path, chosen, index))
-        return Medium("image", square[None], Expansion((self.spec.image_tokens,)))
-
-    def _frames(self, path: str, chosen: dict[str, Any], index: int) -> Medium:
-        """A clip's frames, without a processor."""
-        clip = self._clip(path, chosen, functools.partial(video.decode_clip, to_frame=self._square))
-        expansion = self._clip_expansion(clip.times, clip.duration)
-        return Medium("video", self._controlled(clip.frames, index), expansion, times=clip.times)
-
-    def _picture(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Image.Image:
-        """An image at its own size, or a clip as a grid of its frames."""
-        if kind == "image":
-            return video.open_image(path)
+            read = functools.partial(self.processor.read_image, path)
+            return self._cache.get(path, read) if self.processor.keeps_images else read()
         count = self.spec.frames_per_video
         read = lambda: grid.Stills(tuple(video.decode_frames(path, count, **chosen).frames))  # noqa: E731
         stills = self._cache.get(("grid", path, *chosen.values()), read)
@@ -240,9 +218,6 @@ class SampleLoader:
         seed = None if spec.seed is None else (spec.seed, index)
         choice = {"rule": spec.frame_sampling, "fps": spec.fps, "folder_fps": spec.folder_fps}
         return {**choice, "span": record.span, "seed": seed, "short_video": spec.short_video}
-
-    def _square(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        return to_square(picture, self.spec.image_size, self.spec.frame_fit, self.spec.image_mean)
 
     def _controlled(self, frames: Any, index: int) -> Any:
         """Frames, stacked or of different sizes, as the control has them."""

@@ -72,6 +72,8 @@ class Processor:
     Build it with `load_processor`.
     """
 
+    keeps_images = False  # at their own size they would fill the cache
+
     def __init__(
         self,
         directory: str,
@@ -192,6 +194,11 @@ class Processor:
         if per_frame > own:
             raise InputError(f"config.model.adapter: {per_frame} tokens per frame of {own} patches")
 
+    @property
+    def cuts_images(self) -> bool:
+        """Whether an image's size decides what it becomes."""
+        return self.image_layout == "anyres"
+
     # --- pixels --------------------------------------------------------------------------------------------------
 
     def frames(self, frames: Sequence[Picture]) -> Frames:
@@ -200,6 +207,10 @@ class Processor:
 
     def _fitted(self, pictures: Sequence[Picture]) -> Frames:
         return np.stack([to_square(p, self.image_size, self.frame_fit, self.image_mean) for p in pictures])
+
+    def read_image(self, path: str) -> Picture:
+        """One image at its own size."""
+        return video.open_image(path)
 
     def read_clip(self, path: str, count: int, **options) -> Clip:
         """At most `count` frames of a file or folder; options and errors of `video.decode_clip`."""
@@ -291,7 +302,7 @@ class Processor:
         return tokenizer, size
 
     @functools.cached_property
-    def _backend(self) -> Tokenizer:
+    def backend(self) -> Tokenizer:
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
@@ -327,7 +338,7 @@ class Processor:
                     f"{self.tokenizer_path}; copy the tokenizer's files of the checkpoint there"
                 )
         if self.chat_template != "checkpoint":
-            return templates.get_template(self.chat_template, self._backend)
+            return templates.get_template(self.chat_template, self.backend)
         template, where = chat_template(Path(self.tokenizer_path).expanduser(), self.tokenizer)
         return HFTemplate(
             self.tokenizer,
@@ -345,8 +356,10 @@ class Processor:
         listed = stated if isinstance(stated, list) else [stated]
         return tuple(sorted({token for token in (*listed, self.tokenizer.eos_token_id) if token is not None}))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of token ids, with special tokens if asked for."""
+        if special:
+            return self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def encode(
@@ -363,7 +376,7 @@ class Processor:
 
     def tokenize(self, prompt: Prompt, expansions: Sequence[int | Expansion], *, loss_on: str = "answer") -> Tokens:
         """Token ids of a prompt that the template wrote, whose i-th placeholder becomes `expansions[i]`."""
-        return self._known(conversation.tokenize(prompt, expansions, self._backend, loss_on=loss_on))
+        return self._known(conversation.tokenize(prompt, expansions, self.backend, loss_on=loss_on))
 
     def _known(self, tokens: Tokens) -> Tokens:
         """Ids that only this tokenizer has, of placeholders it was given, are 0."""

@@ -111,16 +111,10 @@ def parts(loader: "SampleLoader", sample: Sample) -> tuple[tuple[str, Part], ...
         elif stop > start:
             # Decoded with all text before it, or a space at its beginning would be lost.
             text += ids[start:stop].tolist()
-            whole = _decode(loader, text)
+            whole = loader.processor.decode(text, special=True)
             found.append((whole[len(before) :], kind))
             before = whole
     return tuple(found)
-
-
-def _decode(loader: "SampleLoader", ids: list[int]) -> str:
-    if loader.processor is not None:
-        return loader.processor.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return loader.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 # --- picture ---------------------------------------------------------------------------------------------------------
