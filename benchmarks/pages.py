@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from vlvm_jax.config import MixtureEntry
+from vlvm_jax.config import DataConfig, MixtureEntry
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
@@ -74,7 +74,7 @@ def pipeline(file: str, tokenizer: str, least: int, workers: int, frames: int, s
     mixture = read_mixture([MixtureEntry(path=file, format="text_pages")], 0)
     spec = SampleSpec(
         length=8192, frames=frames, frames_per_video=frames, image_size=size, image_tokens=1,
-        video_tokens=tuple(range(frames + 1)), tokenizer=tokenizer, chat_template="bare",
+        video_tokens=tuple(range(frames + 1)), data=DataConfig(tokenizer=tokenizer, chat_template="bare"),
     )  # fmt: skip
     log = SkipLog(mixture, 0.0)
     batches = iter(make_dataset(mixture, spec, rows=1, pack=True, skip_log=log, seed=0, workers=workers))

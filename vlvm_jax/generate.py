@@ -125,7 +125,7 @@ def _run(config, media, asked, decoding: "Decoding") -> None:
     else:
         answers = _answer_all(answering, requests, decoding)
     if answering.prompts.cut:
-        print(_CUT.format(answering.prompts.spec.prompt_length), file=sys.stderr, flush=True)
+        print(_CUT.format(answering.prompts.spec.data.prompt_length), file=sys.stderr, flush=True)
     if _SHOW.value is not None:
         _show(answering, requests[0], answers[0])
 

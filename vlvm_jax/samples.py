@@ -89,32 +89,19 @@ def spec_of(
     _check_room(model, part)
     adapter = Model(model).adapter
     return SampleSpec(
+        data=data.model_copy(update={"prompt_tokenizer": None}) if part.pack else data,
         length=part.length,
         frames=part.frames,
         frames_per_video=part.frames_per_video,
         image_size=model.vision.image_size,
         image_tokens=adapter.num_image_tokens(),
         video_tokens=tuple(adapter.num_video_tokens(n) for n in range(part.frames_per_video + 1)),
-        tokenizer=data.tokenizer,
-        chat_template=data.chat_template,
-        processor=data.processor,
-        image_layout=data.image_layout,
-        frame_sampling=data.frame_sampling,
-        fps=data.fps,
-        folder_fps=data.folder_fps,
+        image_mean=model.vision.image_mean,
+        max_clips=1 if adapter.one_clip else None,
         seed=part.seed if isinstance(part, StageConfig) else None,
         loss_on=part.loss_on,
         control=control,
-        time_instruction=data.time_instruction,
         cache_bytes=data.cache_mb << 20,
-        short_video=data.short_video,
-        frame_fit=data.frame_fit,
-        image_mean=model.vision.image_mean,
-        clips=data.clips,
-        prompt_tokenizer=None if part.pack else data.prompt_tokenizer,
-        prompt_length=data.prompt_length,
-        clip_text=data.clip_text,
-        max_clips=1 if adapter.one_clip else None,
     )
 
 

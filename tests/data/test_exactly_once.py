@@ -13,13 +13,13 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.specs import make_spec
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.record import Record, Turn
-from vlvm_jax.data.sample.spec import SampleSpec
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,10 @@ def world(tmp_path_factory):
         question = "<image>\n" * len(media) + "how many ? " * (60 if cause == "too_long" else 1 + index % 4)
         return Record(str(index), f"n: record {index}", media, (Turn(question.strip(), "two"),))
 
-    return [record(i) for i in range(NUM)], SampleSpec(48, 1, 1, 8, 3, (0, 1), str(folder), "bare")
+    return [record(i) for i in range(NUM)], make_spec(
+        length=48, frames=1, frames_per_video=1, image_size=8, image_tokens=3, video_tokens=(0, 1),
+        tokenizer=str(folder), chat_template="bare",
+    )  # fmt: skip
 
 
 def open_readers(world, log, *, readers, workers, pack, rows, seed, states):

@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from tests.support.specs import changed, make_spec
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
@@ -20,7 +21,6 @@ from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 NUM = 13
@@ -65,7 +65,7 @@ def make_record(folder, index):
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     shapes.tokenizer().save(str(folder / "tokenizer.json"))
-    spec = SampleSpec(
+    spec = make_spec(
         length=40,
         frames=9,
         frames_per_video=4,
@@ -182,7 +182,7 @@ def test_packing_takes_fewer_rows(world):
 
 def test_the_row_limits_frames_as_well_as_tokens(world):
     records, spec = world
-    roomy = dataclasses.replace(spec, length=400)
+    roomy = changed(spec, length=400)
     for batch in dataset((records, roomy), rows=2):
         assert all(check_row({k: v[i] for k, v in batch.items()}, records, roomy) < 13 for i in range(2))
 
@@ -249,7 +249,7 @@ def test_a_cache_changes_nothing(world, size, workers):
     records, spec = world
     epochs = 3 * NUM
     expected = take(iter(dataset(world, seed=4)), epochs // 4)
-    cached = dataset((records, dataclasses.replace(spec, cache_bytes=size)), seed=4, workers=workers)
+    cached = dataset((records, changed(spec, cache_bytes=size)), seed=4, workers=workers)
     assert_equal_batches(take(iter(cached), epochs // 4), expected)
 
 
@@ -260,14 +260,14 @@ def test_what_is_cached_is_not_read_again(world, tmp_path):
         media = [(kind, str(shutil.copy(path, tmp_path / f"{number}-{i}{Path(path).suffix}")))
                  for i, (kind, path) in enumerate(record.media)]  # fmt: skip
         copies.append(dataclasses.replace(record, media=tuple(media)))
-    loader = SampleLoader(copies, dataclasses.replace(spec, cache_bytes=1 << 20))
+    loader = SampleLoader(copies, changed(spec, cache_bytes=1 << 20))
     before = [loader(index) for index in range(len(copies))]
     for file in tmp_path.iterdir():
         file.unlink()
     again = [loader(index) for index in range(len(copies))]
     assert_equal_batches(again, before)
     assert all(len(sample["bad"]) == 0 for sample in again)
-    small = SampleLoader(copies, dataclasses.replace(spec, cache_bytes=10))
+    small = SampleLoader(copies, changed(spec, cache_bytes=10))
     assert any(len(small(index)["bad"]) for index in range(len(copies)))  # the files are gone indeed
 
 
@@ -431,7 +431,7 @@ def test_too_long_gives_the_arithmetic(world):
         "cause": "too_long",
         "detail": "notes.json: record 11: 11 visual + 14 text tokens > length 24",
     }
-    fits = SampleLoader(records, dataclasses.replace(spec, length=25))(0)
+    fits = SampleLoader(records, changed(spec, length=25))(0)
     assert not len(fits["bad"]) and len(fits["token_ids"]) == 25
 
 
@@ -461,7 +461,7 @@ def test_check_lengths_fails_before_anything_is_decoded(world):
         "notes.json: record 11: 11 visual + 14 text tokens > length 24"
     )
     check_lengths(SampleLoader([text, clip, text, text], spec), "config.stages.0", 0.25)
-    check_lengths(SampleLoader([text, clip], dataclasses.replace(spec, length=25)), "config.stages.0", 0.0)
+    check_lengths(SampleLoader([text, clip], changed(spec, length=25)), "config.stages.0", 0.0)
 
 
 def test_check_lengths_probes_the_first_and_the_last(world):
@@ -481,4 +481,4 @@ def test_spec_check_gives_the_arithmetic(world):
         "text in a length of 11; raise length, or take fewer frames or tokens per frame"
     )
     spec.check("config.stages.1", has_video=False)
-    dataclasses.replace(spec, length=12).check("config.stages.1", has_video=True)
+    changed(spec, length=12).check("config.stages.1", has_video=True)

@@ -1,15 +1,13 @@
 """What evaluation does to records and clips: questions asked alone, blank clips, shuffled frames."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.specs import changed, make_spec
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sample.turns import split_turns
 
 FRAMES = 8
@@ -23,7 +21,10 @@ def world(tmp_path_factory):
     shades = np.arange(FRAMES, dtype=np.uint8) * 25
     shapes.write_mp4(folder / "c.mp4", np.broadcast_to(shades[:, None, None, None], (FRAMES, 16, 16, 3)), 8)
     Image.fromarray(np.full((16, 16, 3), 77, np.uint8)).save(folder / "i.png")
-    spec = SampleSpec(60, 20, FRAMES, 8, 3, tuple(range(FRAMES + 1)), str(folder), "bare")
+    spec = make_spec(
+        length=60, frames=20, frames_per_video=FRAMES, image_size=8, image_tokens=3,
+        video_tokens=tuple(range(FRAMES + 1)), tokenizer=str(folder), chat_template="bare",
+    )  # fmt: skip
     clip, image = ("video", str(folder / "c.mp4")), ("image", str(folder / "i.png"))
     records = [
         Record("a", "n: record 0", (clip,), (Turn("<image>\nhow many ?", "two"),)),
@@ -35,7 +36,7 @@ def world(tmp_path_factory):
 
 def load(world, control, index):
     records, spec = world
-    return SampleLoader(records, dataclasses.replace(spec, control=control)).load(index)
+    return SampleLoader(records, changed(spec, control=control)).load(index)
 
 
 def order(frames):

@@ -1,16 +1,14 @@
 """Which frames of a record's clips a sample holds."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from data.media_files import STEP, grey, write_clip
 from PIL import Image
 
+from tests.support.specs import changed, make_spec
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader
-from vlvm_jax.data.sample.spec import SampleSpec
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def world(tmp_path_factory):
         for name in ("clip.mp4", "frames")
         for span in (None, (10.0, 14.0))
     ]
-    spec = SampleSpec(
+    spec = make_spec(
         length=40,
         frames=4,
         frames_per_video=4,
@@ -44,7 +42,7 @@ def world(tmp_path_factory):
 def shown(world, index, **changes):
     """The numbers of the frames in one sample."""
     records, spec = world
-    sample = SampleLoader(records, dataclasses.replace(spec, **changes))(index)
+    sample = SampleLoader(records, changed(spec, **changes))(index)
     assert not len(sample["bad"])
     return np.rint(sample["frames"].mean(axis=(1, 2, 3)) / STEP).astype(int).tolist()
 

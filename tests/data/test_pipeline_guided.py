@@ -10,6 +10,7 @@ from hf_checkpoints import PINPOINTS, checkpoint
 from PIL import Image
 from tokenizers import processors
 
+from tests.support.specs import changed, make_spec
 from vlvm_jax.config import DataConfig, build
 from vlvm_jax.data.batch.dataset import empty_batch, make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
@@ -20,7 +21,6 @@ from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.prompt.answers import render_question
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 P = 6
@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def spec(folder):
-    return SampleSpec(
+    return make_spec(
         length=60, frames=4, frames_per_video=4, image_size=16, image_tokens=1, video_tokens=(0, 1, 2, 3, 4),
         tokenizer=str(folder), chat_template="bare",
     )  # fmt: skip
@@ -68,7 +68,7 @@ def record(folder, name, *questions, options=()):
 
 
 def guided(spec, folder, **changes):
-    return dataclasses.replace(spec, prompt_tokenizer=str(folder / "clip.json"), prompt_length=P, **changes)
+    return changed(spec, prompt_tokenizer=str(folder / "clip.json"), prompt_length=P, **changes)
 
 
 def words(ids):
@@ -100,7 +100,7 @@ def test_neither_template_nor_options_reach_clip_unless_asked(folder, spec):
 
 def test_every_question_stands_in_the_template(folder, spec):
     asked = record(folder, "long.mp4", "circle color ?", "how many ?")
-    loader = SampleLoader([asked], dataclasses.replace(spec, prompt_template="first {question} last ?"))
+    loader = SampleLoader([asked], changed(spec, prompt_template="first {question} last ?"))
     shown = words(loader.encode(asked, [2]).ids)
     assert shown[0] == "USER:" and len(set(shown[1:3])) == 1
     text = " ".join(shown[3:])
@@ -149,8 +149,8 @@ def test_cut_questions_are_counted_and_said_once(folder, spec, caplog):
 
 
 def test_a_clip_is_one_image_of_its_frames(folder, spec):
-    made = dataclasses.replace(spec, clips="grid", frames_per_video=6, frames=6, image_size=96)
-    made = dataclasses.replace(made, frame_fit="squash", frame_sampling="segment_start")
+    made = changed(spec, clips="grid", frames_per_video=6, frames=6, image_size=96)
+    made = changed(made, frame_fit="squash", frame_sampling="segment_start")
     sample = SampleLoader([record(folder, "long.mp4", "how many ?")], made)(0)
     assert sample["frames"].shape == (1, 96, 96, 3) and sample["is_video"].tolist() == [False]
     assert sample["media_mask"].sum() == 1
@@ -159,18 +159,18 @@ def test_a_clip_is_one_image_of_its_frames(folder, spec):
 
 
 def test_a_short_clip_leaves_tiles_white(folder, spec):
-    made = dataclasses.replace(spec, clips="grid", frames_per_video=6, frames=6, image_size=96, frame_fit="squash")
+    made = changed(spec, clips="grid", frames_per_video=6, frames=6, image_size=96, frame_fit="squash")
     sample = SampleLoader([record(folder, "short.mp4", "how many ?")], made)(0)
     tiles = sample["frames"][0].reshape(3, 32, 2, 48, 3).mean(axis=(1, 3, 4)).reshape(-1)
     assert (tiles[3:] > 250).all() and np.rint(tiles[:3] / STEP).tolist() == [0, 1, 2]
 
 
 def test_controls_change_the_frames_of_the_grid(folder, spec):
-    made = dataclasses.replace(spec, clips="grid", frame_fit="squash", image_size=32, cache_bytes=1 << 20)
+    made = changed(spec, clips="grid", frame_fit="squash", image_size=32, cache_bytes=1 << 20)
     asked = [record(folder, "long.mp4", "how many ?")]
 
     def tiles(control):
-        frames = SampleLoader(asked, dataclasses.replace(made, control=control))(0)["frames"]
+        frames = SampleLoader(asked, changed(made, control=control))(0)["frames"]
         return np.rint(frames[0].reshape(2, 16, 2, 16, 3).mean(axis=(1, 3, 4)).reshape(-1)).astype(int).tolist()
 
     assert set(tiles("blank_video")) == {128}
@@ -188,7 +188,7 @@ def next_spec(directory, **changes):
         "video_tokens": tuple(16 * n for n in range(7)), "tokenizer": directory, "chat_template": "checkpoint",
         "processor": directory, "image_layout": "anyres", "clips": "grid",
     }  # fmt: skip
-    return SampleSpec(**{**settings, **changes})
+    return make_spec(**{**settings, **changes})
 
 
 def test_the_grid_is_cut_into_tiles_like_any_image(folder, llava_next):
@@ -213,7 +213,10 @@ def test_an_image_and_a_grid_in_one_sample(folder, llava_next):
     both = Record("both", "file: both", media, (Turn("<image>\n<image>\nhow many ?", "two"),))
     for directory, spec in ((llava_next, next_spec(llava_next)), (None, None)):
         if directory is None:
-            spec = SampleSpec(60, 4, 4, 16, 1, (0, 1, 2, 3, 4), str(folder), "bare", clips="grid")
+            spec = make_spec(
+                length=60, frames=4, frames_per_video=4, image_size=16, image_tokens=1, video_tokens=(0, 1, 2, 3, 4),
+                tokenizer=str(folder), chat_template="bare", clips="grid",
+            )  # fmt: skip
         sample = SampleLoader([both], spec)(0)
         assert not len(sample["bad"]), sample["bad"].tobytes()
         assert not sample["is_video"].any() and set(sample["media"].tolist()) == {1, 2}
@@ -225,7 +228,7 @@ def test_an_image_and_a_grid_in_one_sample(folder, llava_next):
 @pytest.mark.parametrize("fit", ["auto", "crop", "squash", "pad"])
 @pytest.mark.parametrize("name", ["long.mp4", "image.png"])
 def test_pictures_become_squares_without_a_processor(folder, spec, fit, name):
-    made = dataclasses.replace(spec, frame_fit=fit, image_mean=(0.5, 0.25, 0.75))
+    made = changed(spec, frame_fit=fit, image_mean=(0.5, 0.25, 0.75))
     sample = SampleLoader([record(folder, name, "how many ?")], made)(0)
     if name == "image.png":
         pictures = [video.open_image(str(folder / name))]
@@ -244,16 +247,16 @@ def test_pictures_become_squares_with_a_processor(folder, llava_next, fit):
     for index, shown in enumerate(pictures):
         expected = [to_square(picture, 32, fit, loader.processor.image_mean) for picture in shown]
         np.testing.assert_array_equal(loader(index)["frames"], np.stack(expected))
-    tiles = SampleLoader(asked, dataclasses.replace(made, image_layout="anyres"))(1)["frames"]
-    auto = SampleLoader(asked, dataclasses.replace(made, image_layout="anyres", frame_fit="auto"))(1)["frames"]
+    tiles = SampleLoader(asked, changed(made, image_layout="anyres"))(1)["frames"]
+    auto = SampleLoader(asked, changed(made, image_layout="anyres", frame_fit="auto"))(1)["frames"]
     np.testing.assert_array_equal(tiles, auto)  # what is cut into tiles is cut as the checkpoint says
 
 
 def test_a_frame_that_comes_twice(folder, spec):
-    made = dataclasses.replace(spec, frame_sampling="segment_mid", frames=3, frames_per_video=3)
+    made = changed(spec, frame_sampling="segment_mid", frames=3, frames_per_video=3)
 
     def shown(**changes):
-        sample = SampleLoader([record(folder, "short.mp4", "how many ?")], dataclasses.replace(made, **changes))(0)
+        sample = SampleLoader([record(folder, "short.mp4", "how many ?")], changed(made, **changes))(0)
         return np.rint(sample["frames"].mean(axis=(1, 2, 3)) / STEP).astype(int).tolist()
 
     assert shown() == [0, 1, 1]  # parts of 2/3 of a frame: edges 0, 1, 1, 2

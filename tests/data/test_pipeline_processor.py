@@ -10,6 +10,7 @@ from absl import flags
 from hf_checkpoints import checkpoint
 from PIL import Image
 
+from tests.support.specs import changed, make_spec
 from vlvm_jax import config as config_lib
 from vlvm_jax.config import DataConfig
 from vlvm_jax.data.batch.dataset import make_dataset
@@ -18,7 +19,6 @@ from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sample.processor import load_processor
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 GRID, SLOTS = 16, 17
@@ -66,7 +66,7 @@ def specs(tmp_path_factory):
         if family != "smolvlm":
             video = tuple(n * per_frame + ending for n in range(4))
             counts = {"image_tokens": GRID + (layout == "anyres"), "video_tokens": video}
-        return SampleSpec(
+        return make_spec(
             **{
                 "length": 700,
                 "frames": 60,
@@ -126,7 +126,7 @@ def test_slots_are_those_of_each_samples_own_frames(records, specs, family, work
 def test_samples_are_the_processors(records, specs, family, layout):
     spec = specs(family, layout)
     processor = load_processor(
-        spec.processor, image_layout=layout, image_tokens=spec.image_tokens, video_tokens=spec.video_tokens
+        spec.data.processor, image_layout=layout, image_tokens=spec.image_tokens, video_tokens=spec.video_tokens
     )
     for index, record in enumerate(records):
         sample = SampleLoader(records, spec).load(index)
@@ -149,7 +149,7 @@ def test_controls_change_the_clips_pixels_alone(records, specs):
     spec = specs("smolvlm")
     index = next(i for i, record in enumerate(records) if record.kind == "video")
     real = SampleLoader(records, spec).load(index)
-    blank = SampleLoader(records, dataclasses.replace(spec, control="blank_video")).load(index)
+    blank = SampleLoader(records, changed(spec, control="blank_video")).load(index)
     assert (blank["frames"][real["is_video"]] == 128).all()
     for key in real.keys() - {"frames"}:
         np.testing.assert_array_equal(real[key], blank[key])

@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from stored import clip, jpeg, write_shards
 
+from tests.support.specs import make_spec
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.batch.dataset import make_dataset
@@ -16,7 +17,6 @@ from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
 from vlvm_jax.errors import InputError
 
@@ -27,7 +27,7 @@ SAID = [{"from": "human", "value": "how many ?"}, {"from": "gpt", "value": "two"
 def spec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     shapes.tokenizer().save(str(folder / "tokenizer.json"))
-    return SampleSpec(
+    return make_spec(
         length=40, frames=4, frames_per_video=4, image_size=8, image_tokens=3, video_tokens=(0, 2, 5, 7, 11),
         tokenizer=str(folder), chat_template="bare",
     )  # fmt: skip

@@ -76,9 +76,9 @@ def test_a_run_answers_with_its_own_tokenizer_template_and_frames(run, data_root
     clip = next(data_root.rglob("heldout_videos/*.mp4"))
     answering = load(str(run), mesh=ONE)
     spec = answering.prompts.spec
-    assert spec.frames_per_video == 2 and spec.chat_template == "bare"
-    assert spec.tokenizer == str(run / "hf" / "tokenizer.json")
-    assert answering.prompts.end_ids == (load_tokenizer(spec.tokenizer).token_to_id("</s>"),)
+    assert spec.frames_per_video == 2 and spec.data.chat_template == "bare"
+    assert spec.data.tokenizer == str(run / "hf" / "tokenizer.json")
+    assert answering.prompts.end_ids == (load_tokenizer(spec.data.tokenizer).token_to_id("</s>"),)
     answer = ask(answering, clip, "What color is the shape?")
     assert answer.visual_tokens == 2 * 4
     of_stage = load(str(run / "instruct"), mesh=ONE)

@@ -65,8 +65,8 @@ def ask(answering, request):
 
 def test_a_recipe_takes_sizes_words_and_weights_from_both_checkpoints(answering, folder):
     spec = answering.prompts.spec
-    assert spec.prompt_length == 12 and spec.prompt_tokenizer == str(folder / "clip")
-    assert spec.frames_per_video == FRAMES and spec.frame_fit == "squash"
+    assert spec.data.prompt_length == 12 and spec.data.prompt_tokenizer == str(folder / "clip")
+    assert spec.frames_per_video == FRAMES and spec.data.frame_fit == "squash"
     clip = answering.engine.model.config.adapter.options["clip"]
     assert clip["vision"]["image_size"] == 48 and clip["projection_dim"] == 8
     text = answering.prompts.prompt(about(folder)).text

@@ -106,7 +106,7 @@ def test_clips_of_guided_stages_have_rows_of_their_own(guided):
 def test_packed_images_are_not_guided(guided):
     config = built(guided)
     prepared = prepare_stage(config, config.stages[0])
-    assert config.stages[0].pack and prepared.spec.prompt_tokenizer is None
+    assert config.stages[0].pack and prepared.spec.data.prompt_tokenizer is None
 
 
 def test_evaluations_are_guided_in_rows_of_their_own(guided):
@@ -140,6 +140,10 @@ def test_settings_of_the_pixels_reach_the_samples(guided):
     guided.data.update({"frame_sampling": "segment_start", "clip_text": "question_and_options"})
     config = built(guided)
     spec = sample_spec(config, config.evals[0])
-    assert (spec.frame_fit, spec.clips, spec.short_video) == ("squash", "grid", "identity")
-    assert (spec.frame_sampling, spec.clip_text, spec.prompt_length) == ("segment_start", "question_and_options", 8)
+    assert (spec.data.frame_fit, spec.data.clips, spec.data.short_video) == ("squash", "grid", "identity")
+    assert (spec.data.frame_sampling, spec.data.clip_text, spec.data.prompt_length) == (
+        "segment_start",
+        "question_and_options",
+        8,
+    )
     assert spec.image_mean == config.model.vision.image_mean

@@ -3,7 +3,16 @@
 Every error names the key by its full path (`stages.1.trainable`), what was found and what was expected.
 """
 
-from vlvm_jax.config.data import AnswerConfig, DataConfig, MixtureEntry
+from vlvm_jax.config.data import (
+    AnswerConfig,
+    ClipText,
+    DataConfig,
+    FrameFit,
+    FrameRule,
+    ImageLayout,
+    MixtureEntry,
+    ShortVideo,
+)
 from vlvm_jax.config.model import (
     LORA_MODULES,
     AdapterConfig,
@@ -35,14 +44,18 @@ __all__ = [
     "AnswerConfig",
     "CheckpointConfig",
     "ClipConfig",
+    "ClipText",
     "Config",
     "ConnectorConfig",
     "DType",
     "DataConfig",
     "DecoderConfig",
     "EvalConfig",
+    "FrameFit",
+    "FrameRule",
     "FrameTokens",
     "FrozenDict",
+    "ImageLayout",
     "InitFrom",
     "LoraConfig",
     "MeshConfig",
@@ -51,6 +64,7 @@ __all__ = [
     "Remat",
     "RopeScaling",
     "Settings",
+    "ShortVideo",
     "StageConfig",
     "TextConfig",
     "VisionConfig",

@@ -10,6 +10,12 @@ from vlvm_jax.config.settings import FrozenDict, Settings
 
 MAX_WORKERS = 1024  # processes that load samples
 
+FrameRule = Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt"]
+ShortVideo = Literal["formula", "identity"]
+FrameFit = Literal["auto", "crop", "squash", "pad"]
+ImageLayout = Literal["single", "anyres"]
+ClipText = Literal["question", "question_and_options"]
+
 
 class MixtureEntry(Settings):
     """A file of annotations, shards, a table or a mixture file (see `data.sources.mixture`) and how much of it to take.
@@ -84,9 +90,9 @@ class DataConfig(Settings):
     its duration and the times of the frames that are shown. `workers` are processes that load samples, 0 for threads of
     the training process; "auto" measures how long samples take. Where several processes share a machine, give a number.
 
-    `frame_sampling` says which frames of a clip are taken (`data.decoding`): `uniform` midpoints of equal parts, `fps`
-    what is on screen every 1/`fps` seconds (at midpoints of equal parts, if those are more than are asked for),
-    `segment`, in training one drawn from each equal part, `segment_mid`, rounded midpoints (of Video-ChatGPT,
+    `frame_sampling` says which frames of a clip are taken (`data.media.frame_rules`): `uniform` midpoints of equal
+    parts, `fps` what is on screen every 1/`fps` seconds (at midpoints of equal parts, if those are more than are asked
+    for), `segment`, in training one drawn from each equal part, `segment_mid`, rounded midpoints (of Video-ChatGPT,
     SlowFast-LLaVA, Free Video-LLM and others; `video_chatgpt` takes no frame twice), or `segment_start`, IG-VLM's first
     frames of parts. `short_video` `identity` takes each frame once of a clip of no more frames than are asked for,
     where `formula` has the rule repeat some. A clip kept as images has `folder_fps` frames a second where nothing else
@@ -106,17 +112,17 @@ class DataConfig(Settings):
     tokenizer: str
     chat_template: str = "vicuna_v1"
     processor: str | None = None
-    image_layout: Literal["single", "anyres"] = "single"
+    image_layout: ImageLayout = "single"
     embedded: Any = None
-    frame_sampling: Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt"] = "uniform"
-    short_video: Literal["formula", "identity"] = "formula"
+    frame_sampling: FrameRule = "uniform"
+    short_video: ShortVideo = "formula"
     fps: PositiveFloat = 1.0
     folder_fps: PositiveFloat = 1.0
-    frame_fit: Literal["auto", "crop", "squash", "pad"] = "auto"
+    frame_fit: FrameFit = "auto"
     clips: Literal["frames", "grid"] = "frames"
     prompt_tokenizer: str | None = None
     prompt_length: PositiveInt = 77
-    clip_text: Literal["question", "question_and_options"] = "question"
+    clip_text: ClipText = "question"
     time_instruction: bool = False
     workers: NonNegativeInt | Literal["auto"] = "auto"
     cache_mb: NonNegativeInt = 0
@@ -150,7 +156,7 @@ class AnswerConfig(Settings):
     """How a question about a clip is put when answers are generated.
 
     `frames` are taken of the clip; None: as many as the last stage takes. `prompt_template` is the name of a template
-    in `data.text.answers`, a file ending in .txt, or text, with `{question}` and `{options}`; `append_question_mark`
+    in `data.prompt.answers`, a file ending in .txt, or text, with `{question}` and `{options}`; `append_question_mark`
     puts one after every question, also after one that has it (IG-VLM). `system` are instructions before it, None those
     of the chat template. The answer has to begin with `prefix`, where there are options with `options_prefix`, and has
     at most `max_new_tokens` tokens after it.

@@ -148,7 +148,7 @@ def _answered(
                     control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
                 )  # fmt: skip
         if model is not None and (cut := model.prompts.cut):
-            length = model.prompts.spec.prompt_length
+            length = model.prompts.spec.data.prompt_length
             say(
                 f"{number_of(len(cut), 'question')} {'was' if len(cut) == 1 else 'were'} "
                 f"cut to the {length} tokens that CLIP reads of them"

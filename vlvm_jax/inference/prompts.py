@@ -79,13 +79,13 @@ class Prompts:
     def prompt_ids(self, request: Request) -> Int[np.ndarray, " P"] | None:
         """Ids of what is asked for the tower that scores frames by it; None where there is none."""
         spec = self.spec
-        if spec.prompt_tokenizer is None:
+        if spec.data.prompt_tokenizer is None:
             return None
         asked = request.scoring_text
         if asked is None:
             question = ANY_PLACEHOLDER.sub("", request.turns[-1].question).strip()
-            asked = scored_text(question, request.options, spec.clip_text)
-        ids, cut = scoring_tokenizer(spec.prompt_tokenizer, spec.prompt_length)(asked)
+            asked = scored_text(question, request.options, spec.data.clip_text)
+        ids, cut = scoring_tokenizer(spec.data.prompt_tokenizer, spec.data.prompt_length)(asked)
         if cut:
             self.cut.add(request.id)
         return ids
@@ -107,7 +107,7 @@ class Prompts:
 
     def _end_ids(self) -> tuple[int, ...]:
         """What ends an answer: by the checkpoint's `generation_config.json` and tokenizer, and by our template."""
-        processor, template = self.loader.processor, TEMPLATES.get(self.spec.chat_template)
+        processor, template = self.loader.processor, TEMPLATES.get(self.spec.data.chat_template)
         ends = set(processor.eos_token_ids)
         if template is not None and (mark := template.answer_end.strip()):
             token = processor.backend.token_to_id(mark)

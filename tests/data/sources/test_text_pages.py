@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.specs import make_spec
 from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
@@ -17,7 +18,6 @@ from vlvm_jax.data.media import containers
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.pages import draw
 from vlvm_jax.data.sample.loader import SampleLoader
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources.mixture import read_mixture
 from vlvm_jax.data.sources.text_pages import TextPages, TextPagesFile
 from vlvm_jax.errors import InputError
@@ -38,7 +38,7 @@ def texts(tmp_path_factory):
 def spec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     shapes.tokenizer().save(str(folder / "tokenizer.json"))
-    return SampleSpec(
+    return make_spec(
         length=60, frames=8, frames_per_video=8, image_size=448, image_tokens=3, video_tokens=tuple(range(0, 27, 3)),
         tokenizer=str(folder), chat_template="bare",
     )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 from hf_checkpoints import checkpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests.support.specs import changed, make_spec
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import frames
@@ -14,7 +15,6 @@ from vlvm_jax.data.prompt import markers
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sample.processor import load_processor
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
 
 FRAMES = 3
@@ -42,7 +42,10 @@ def world(tmp_path_factory):
         Record("a", "n: 0", (clip,), (Turn("<image>\nwhat ?", "a cat"), Turn("why ?", "so"))),
         Record("b", "n: 1", (clip, clip), (Turn("is <image> like <image>?", "no"),)),
     ]
-    spec = SampleSpec(700, 10, FRAMES, 32, 2, (0, 1, 2, 3), str(folder), "bare", time_instruction=True)
+    spec = make_spec(
+        length=700, frames=10, frames_per_video=FRAMES, image_size=32, image_tokens=2, video_tokens=(0, 1, 2, 3),
+        tokenizer=str(folder), chat_template="bare", time_instruction=True,
+    )  # fmt: skip
     return records, spec
 
 
@@ -76,7 +79,7 @@ def test_it_follows_every_clip_on_a_line_of_its_own(world):
 
 def test_without_the_option_nothing_is_said(world):
     records, spec = world
-    quiet = SampleLoader(records, dataclasses.replace(spec, time_instruction=False)).load(0)
+    quiet = SampleLoader(records, changed(spec, time_instruction=False)).load(0)
     assert len(quiet["token_ids"]) == len(SampleLoader(records, spec).load(0)["token_ids"]) - len(
         "\n" + sentence(records[0].media[0][1])
     )
@@ -89,12 +92,12 @@ def test_it_is_counted(world):
     whole = len(loader.load(0)["token_ids"])
     assert whole < largest < whole + 12, "the sentence is estimated at stamps of two digits"
     with pytest.raises(BadSampleError) as caught:
-        SampleLoader(records[:1], dataclasses.replace(spec, length=whole - 1)).load(0)
+        SampleLoader(records[:1], changed(spec, length=whole - 1)).load(0)
     assert caught.value.cause == "too_long" and f"3 visual + {whole - 3} text tokens" in caught.value.detail
-    tight = SampleLoader(records[:1], dataclasses.replace(spec, length=largest - 1))
+    tight = SampleLoader(records[:1], changed(spec, length=largest - 1))
     with pytest.raises(InputError, match=r"config\.stages\.x\.length: 1 of 1 records probed do not fit"):
         check_lengths(tight, "config.stages.x", 0.0)
-    check_lengths(SampleLoader(records[:1], dataclasses.replace(spec, length=largest)), "config.stages.x", 0.0)
+    check_lengths(SampleLoader(records[:1], changed(spec, length=largest)), "config.stages.x", 0.0)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next_video", "llava_onevision", "idefics3"])

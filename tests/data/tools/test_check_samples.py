@@ -10,10 +10,10 @@ import user_folder
 from PIL import Image
 from recipes import small
 
+from tests.support.specs import make_spec
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.sample.loader import SampleLoader
-from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.tools import check_report, check_samples
 from vlvm_jax.data.tools.check import Finding
 from vlvm_jax.data.tools.prepare import open_records
@@ -48,7 +48,7 @@ def test_frames_prompt_and_learned_tokens(world):
 def test_a_checkpoints_template_and_special_tokens(tmp_path):
     folder = tiny.checkpoint(tmp_path / "model", "llava_onevision")
     records = open_records([str(user_folder.good(tmp_path / "clips"))])
-    spec = SampleSpec(
+    spec = make_spec(
         length=2000, frames=8, frames_per_video=4, image_size=32, image_tokens=17, video_tokens=(0, 5, 9, 13, 17),
         tokenizer=str(folder), processor=str(folder), chat_template="checkpoint",
     )  # fmt: skip

@@ -48,7 +48,7 @@ def make_dataset(
     Raises:
       InputError: packed rows of samples that are guided by their question.
     """
-    check_guided(spec.prompt_tokenizer, pack, "config")
+    check_guided(spec.data.prompt_tokenizer, pack, "config")
     loading = workers if isinstance(workers, Loading) else plan_loading(records, spec, rows, pack, workers)
     order = grain.MapDataset.range(len(records))
     if seed is not None:
@@ -81,7 +81,7 @@ def empty_batch(spec: SampleSpec, rows: int) -> dict[str, np.ndarray]:
     """A batch as `make_dataset` gives them, without a sample in it."""
     loader = SampleLoader([], spec)
     nothing = grain.MapDataset.source([packing.numbered(0, 0, loader.empty())]).to_iter_dataset()
-    return next(iter(_batched(nothing, loader, rows, pack=spec.prompt_tokenizer is None)))
+    return next(iter(_batched(nothing, loader, rows, pack=spec.data.prompt_tokenizer is None)))
 
 
 def _batched(
@@ -90,6 +90,6 @@ def _batched(
     spec = loader.spec
     return packing.batched(
         samples, length=spec.length, frames=spec.frames, rows=rows, pack=pack, layout=loader.layout,
-        prompt_length=spec.prompt_length if spec.prompt_tokenizer is not None else 0,
+        prompt_length=spec.data.prompt_length if spec.data.prompt_tokenizer is not None else 0,
         drop_remainder=drop_remainder,
     )  # fmt: skip

@@ -1,19 +1,17 @@
 """How a picture of any shape becomes the square that a tower sees, where not a checkpoint's own processor decides."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vlvm_jax.config import FrameFit
 from vlvm_jax.data.images import stills
-
-Fit = Literal["auto", "crop", "squash", "pad"]
 
 
 def to_square(
-    image: Image.Image | np.ndarray, size: int, fit: Fit, mean: Sequence[float]
+    image: Image.Image | np.ndarray, size: int, fit: FrameFit, mean: Sequence[float]
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """A picture as a square of `size` pixels, bicubic as Pillow computes it.
 

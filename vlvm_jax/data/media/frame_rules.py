@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-FrameRule = Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt"]
-ShortVideo = Literal["formula", "identity"]
+from vlvm_jax.config import FrameRule, ShortVideo
 
 
 def choose(

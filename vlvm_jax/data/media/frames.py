@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vlvm_jax.config import FrameRule, ShortVideo
 from vlvm_jax.data.faults import BadSampleError, reading
 from vlvm_jax.data.images import stills
 from vlvm_jax.data.images.squares import resize
 from vlvm_jax.data.media import decode, frame_rules
 from vlvm_jax.data.media.containers import frame_names, frame_rate, open_medium
 from vlvm_jax.data.media.decode import Taken
-from vlvm_jax.data.media.frame_rules import FrameRule, ShortVideo
 from vlvm_jax.workers import release_memory
 
 

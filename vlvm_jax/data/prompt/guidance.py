@@ -3,17 +3,17 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from vlvm_jax import json_text, storage
+from vlvm_jax.config import ClipText
 from vlvm_jax.data.prompt.answers import listed
 from vlvm_jax.errors import InputError, brief
 
-ClipText = Literal["question", "question_and_options"]
 _KEY = "config.data.prompt_tokenizer"
 
 

@@ -53,7 +53,7 @@ class SampleLoader:
         """
         with self._lock:
             if self._processor is None:
-                directory = self.spec.processor
+                directory = self.spec.data.processor
                 processor = self._plain() if directory is None else self._of_checkpoint(directory)
                 _ = processor.backend, processor.template  # now: threads must not import transformers at once
                 self._processor = processor
@@ -62,27 +62,27 @@ class SampleLoader:
     def _plain(self) -> PlainProcessor:
         spec = self.spec
         return PlainProcessor(
-            spec.tokenizer,
-            spec.chat_template,
+            spec.data.tokenizer,
+            spec.data.chat_template,
             size=spec.image_size,
-            fit=spec.frame_fit,
+            fit=spec.data.frame_fit,
             mean=spec.image_mean,
             image_tokens=spec.image_tokens,
             video_tokens=spec.video_tokens,
-            time_instruction=spec.time_instruction,
+            time_instruction=spec.data.time_instruction,
         )
 
     def _of_checkpoint(self, directory: str) -> Processor:
         spec = self.spec
         processor = load_processor(
             directory,
-            spec.tokenizer,
-            chat_template=spec.chat_template,
-            image_layout=spec.image_layout,
+            spec.data.tokenizer,
+            chat_template=spec.data.chat_template,
+            image_layout=spec.data.image_layout,
             image_tokens=spec.image_tokens,
             video_tokens=spec.video_tokens,
-            time_instruction=spec.time_instruction,
-            frame_fit=spec.frame_fit,
+            time_instruction=spec.data.time_instruction,
+            frame_fit=spec.data.frame_fit,
         )
         if processor.image_size != spec.image_size:
             raise InputError(
@@ -153,7 +153,7 @@ class SampleLoader:
 
     def _kinds(self, record: Record) -> list[MediaKind]:
         """What the media are shown as."""
-        return ["image" if self.spec.clips == "grid" else kind for kind, _ in record.media]
+        return ["image" if self.spec.data.clips == "grid" else kind for kind, _ in record.media]
 
     def largest(self, record: Record) -> list[int | Expansion]:
         """What the record's media become at most; of their files only the sizes of images to be cut are read.
@@ -179,7 +179,7 @@ class SampleLoader:
         """Height and width of an image, or of the grid that a clip becomes."""
         if kind == "image":
             return video.image_size(path)
-        first = video.decode_frames(path, 1, folder_fps=self.spec.folder_fps).frames[0]
+        first = video.decode_frames(path, 1, folder_fps=self.spec.data.folder_fps).frames[0]
         return grid.size(first.shape[0], first.shape[1], self.spec.frames_per_video)
 
     def media(self, record: Record, index: int = 0) -> list[Medium]:
@@ -216,8 +216,8 @@ class SampleLoader:
         """Which frames of a record's clips are taken: the same ones in every epoch."""
         spec = self.spec
         seed = None if spec.seed is None else (spec.seed, index)
-        choice = {"rule": spec.frame_sampling, "fps": spec.fps, "folder_fps": spec.folder_fps}
-        return {**choice, "span": record.span, "seed": seed, "short_video": spec.short_video}
+        choice = {"rule": spec.data.frame_sampling, "fps": spec.data.fps, "folder_fps": spec.data.folder_fps}
+        return {**choice, "span": record.span, "seed": seed, "short_video": spec.data.short_video}
 
     def _controlled(self, frames: Any, index: int) -> Any:
         """Frames, stacked or of different sizes, as the control has them."""
@@ -242,13 +242,13 @@ class SampleLoader:
     def _guidance(self, record: Record | None, index: int) -> Sample:
         """Ids of the first question for the tower that scores by it, `prompt_ids` int32 [P], where there is one."""
         spec = self.spec
-        if spec.prompt_tokenizer is None:
+        if spec.data.prompt_tokenizer is None:
             return {}
         if record is None:
-            return {"prompt_ids": np.zeros(spec.prompt_length, np.int32), "prompt_cut": np.zeros(0, bool)}
+            return {"prompt_ids": np.zeros(spec.data.prompt_length, np.int32), "prompt_cut": np.zeros(0, bool)}
         first = self._another(record, index).turns[0] if spec.control == "shuffled_prompt" else record.turns[0]
-        text = scored_text(bare(first), first.options, spec.clip_text)
-        ids, cut = scoring_tokenizer(spec.prompt_tokenizer, spec.prompt_length)(text)
+        text = scored_text(bare(first), first.options, spec.data.clip_text)
+        ids, cut = scoring_tokenizer(spec.data.prompt_tokenizer, spec.data.prompt_length)(text)
         return {"prompt_ids": ids, "prompt_cut": np.ones(int(cut), bool)}
 
     def _another(self, record: Record, index: int) -> Record:
@@ -284,7 +284,7 @@ def check_lengths(loader: SampleLoader, where: str, max_share: float, probe: int
         try:
             record = records[index]
             tokens = loader.encode(record, loader.largest(record))
-            of_clip = 1 if spec.clips == "grid" else spec.frames_per_video
+            of_clip = 1 if spec.data.clips == "grid" else spec.frames_per_video
             shown = sum(of_clip if kind == "video" else 1 for kind, _ in record.media)
             if shown <= spec.frames:
                 sizes.append((len(tokens.ids), shown))

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from vlvm_jax.config import FrameFit
 from vlvm_jax.data.images.anyres import Layout, Size
-from vlvm_jax.data.images.squares import Fit, to_square
+from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as frames_lib
 from vlvm_jax.data.media.frames import Clip
 from vlvm_jax.data.prompt import conversation, markers, templates
@@ -111,7 +112,7 @@ class PlainProcessor:
         chat_template: str,
         *,
         size: int,
-        fit: Fit,
+        fit: FrameFit,
         mean: Sequence[float],
         image_tokens: int,
         video_tokens: Sequence[int],

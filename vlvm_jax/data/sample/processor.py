@@ -3,18 +3,19 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from vlvm_jax import families
+from vlvm_jax.config import FrameFit, ImageLayout
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.data.images.image_rules import Frames, Picture, Settings, SplitRule, SquareRule
-from vlvm_jax.data.images.squares import Fit, to_square
+from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.media.frames import Clip
 from vlvm_jax.data.prompt import conversation, markers, templates
@@ -26,7 +27,6 @@ from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
 from vlvm_jax.errors import InputError
 from vlvm_jax.families.base import Family
 
-ImageLayout = Literal["single", "anyres"]
 _UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times
 
 
@@ -39,7 +39,7 @@ def load_processor(
     image_tokens: int | None = None,
     video_tokens: Sequence[int] | None = None,
     time_instruction: bool = False,
-    frame_fit: Fit = "auto",
+    frame_fit: FrameFit = "auto",
 ) -> "Processor":
     """The processor of a local directory in Hugging Face format, its image settings tried out.
 
@@ -83,13 +83,13 @@ class Processor:
         image_tokens: int | None,
         video_tokens: tuple[int, ...] | None,
         time_instruction: bool,
-        frame_fit: Fit,
+        frame_fit: FrameFit,
     ):
         self.directory, self.tokenizer_path, self.chat_template = directory, tokenizer or directory, chat_template
         self.image_layout: ImageLayout = image_layout
         self._image_tokens, self._video_tokens = image_tokens, video_tokens
         self.time_instruction = time_instruction
-        self.frame_fit: Fit = frame_fit
+        self.frame_fit: FrameFit = frame_fit
 
     def __reduce__(self):
         given = self.directory, self.tokenizer_path, self.chat_template, self.image_layout
