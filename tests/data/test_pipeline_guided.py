@@ -92,7 +92,7 @@ def test_neither_template_nor_options_reach_clip_unless_asked(folder, spec):
     plain = guided(spec, folder, prompt_template="{question} USER: {options}")
     sample = SampleLoader(asked, plain)(0)
     assert words(sample["prompt_ids"]) == ["<s>", "circle", "color", "?", "</s>", "<pad>"]
-    wider = dataclasses.replace(plain, clip_text="question_and_options", prompt_length=9)
+    wider = changed(plain, clip_text="question_and_options", prompt_length=9)
     assert words(SampleLoader(asked, wider)(0)["prompt_ids"])[4:8] == ["<unk>", "red", "<unk>", "blue"]
     shown = [token for token in words(sample["token_ids"]) if token != "<unk>"]
     assert shown[-9:] == ["circle", "color", "?", "USER:", "red", "blue", "ASSISTANT:", "two", "</s>"]
