@@ -25,7 +25,7 @@ from vlvm_jax.data.loading import loaded
 from vlvm_jax.data.media import Medium, Sample, assemble
 from vlvm_jax.data.processor import ImageLayout, Processor, load_processor
 from vlvm_jax.data.skipped import SkipLog
-from vlvm_jax.data.sources.records import MediaKind, Record, Turn, evenly
+from vlvm_jax.data.sources.records import LISTED, MediaKind, Record, Turn, evenly
 from vlvm_jax.data.stream import WHOLE, Part, PartOf
 from vlvm_jax.data.text import answers, conversation, prompts, templates
 from vlvm_jax.data.text.conversation import Expansion, Prompt, Template
@@ -180,6 +180,15 @@ class SampleLoader:
         except (StorageError, InputError) as error:  # a worker's would come with its traceback
             note = {"raises": type(error).__name__, "detail": str(error)}
         return self._sample(index, _NO_TOKENS, [], json.dumps(note))
+
+    def named(self, index: int) -> str:
+        """What messages call a record: its source and media."""
+        try:
+            record = self.records[int(index)]
+        except BadSampleError:
+            return f"record {index}"
+        media = [path.partition(LISTED)[0] for _, path in record.media]
+        return f"{record.source} ({', '.join(media[:3])}{', ...' if media[3:] else ''})" if media else record.source
 
     def empty(self) -> Sample:
         """A sample of no tokens and no media."""
@@ -419,8 +428,10 @@ def make_dataset(
     if seed is not None:
         order = order.seed(seed).shuffle().repeat()
     loader = SampleLoader(records, spec)
-    samples = grain.MapDataset.source(PartOf(order, part)).map(loader)
-    numbered = loaded(samples, loading, rows).map_with_index(functools.partial(packing.numbered, part.taken))
+    chosen = PartOf(order, part)
+    samples = grain.MapDataset.source(chosen).map(loader)
+    arrived = loaded(samples, loading, rows, lambda number: loader.named(chosen[number]))
+    numbered = arrived.map_with_index(functools.partial(packing.numbered, part.taken))
     usable = numbered.filter(skip_log.usable)
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.
