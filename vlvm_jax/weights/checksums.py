@@ -40,10 +40,10 @@ class StepManifest:
         self._mine: dict[str, Entry] = {}
 
     def context(self, context: ocp.Context) -> ocp.Context:
-        """Has Orbax call this object: `_add` in each of several processes when it has written an item, `_commit` in
-        process 0 when everything is written and nothing committed."""
+        """Has Orbax call this object: `_add` in each process when it has written an item, while others are still being
+        written, `_commit` in process 0 when everything is written and nothing committed."""
         context.asynchronous.post_finalization_callback = self._commit
-        if jax.process_count() > 1 and not self._remote:  # a bucket knows the checksums of its objects
+        if not self._remote:  # a bucket knows the checksums of its objects
             registry = ocp.handlers.local_registry()
             for item in self._items:
                 registry.add(_measuring(self), checkpointable_name=item)
