@@ -6,7 +6,7 @@ usage: python -m benchmarks.checkpoints [--gib=2] [--rounds=5] [--part=tiny|larg
   large  parameters and moments of `--gib` together, random
   loop   steps of the tiny recipe's last stage, 10 with two queued at most and 10 without a bound, in turn
 
-Saves with and without a manifest take turns. `manifest` is what making it takes, over what the save takes, also where it
+Saves with and without a manifest take turns. `manifest` is what making it takes over what the save takes, also where it
 overlaps with writing; `check` is the time to compare the saved step with its manifest, its files in the page cache.
 """
 
