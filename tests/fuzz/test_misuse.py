@@ -65,6 +65,8 @@ CASES = {
         ([*EVALUATE[:2], "--output=file"], "--output=file: there is a file of this name"),
         ([*EVALUATE[:2], "--output=s3://b/x"], "--output=s3://b/x: expected a local folder"),
         ([*EVALUATE, "--frames=100000000"], "flag --frames=100000000"),
+        ([*EVALUATE, "--batch_size=4097"], "flag --batch_size=4097"),
+        ([*EVALUATE, "--batch_size=0"], "flag --batch_size=0"),
     ],
     "convert": [
         (["import", "model", "file"], "DST: file: exists already"),
