@@ -28,3 +28,4 @@ def test_every_test_that_is_named_anywhere_exists():
     assert len(ROWS) > 10
     for name in re.findall(r"`(tests/[^\s`]+)`", PAGE):
         assert (ROOT / name).is_file(), name
+    assert set(re.findall(r"`(test_\w+)`", PAGE)) <= functions()
