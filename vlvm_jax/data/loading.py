@@ -172,6 +172,7 @@ class _Worker:
     def __init__(self, blocks: Aside[_Blocks], first: int, step: int, read: grain.ReadOptions):
         self._channel, theirs = socket.socketpair()
         # What each thread is loading. Without a lock, which a worker that is killed would keep.
+        assert isinstance(read.num_threads, int)
         self._loading = SPAWN.RawArray("q", [_IDLE] * max(1, read.num_threads))
         with theirs:  # once it is closed here, the channel ends with the worker
             self._process = SPAWN.Process(
