@@ -9,7 +9,7 @@ import pytest
 
 from vlvm_jax.data.batch.loading import loaded
 from vlvm_jax.data.batch.tuning import Loading
-from vlvm_jax.errors import Interrupted
+from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.workers import LEFT_TO_PARENT
 
 
@@ -75,14 +75,24 @@ def test_another_worker_continues_where_one_was_killed(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_workers_that_always_die_end_the_work(tmp_path):
+@pytest.mark.parametrize(("threads", "together"), [(1, 1), (4, 3)])
+def test_a_sample_at_which_every_worker_dies_is_named(tmp_path, threads, together):
+    """Samples that other threads load meanwhile are not blamed."""
     mapped = grain.MapDataset.range(40).map(Kill(tmp_path, {5}, always=True))
-    iterator = iter(loaded(mapped, Loading(workers=1, threads=1, samples=4, batches=1), rows=4))
-    assert [next(iterator)["number"] for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(Interrupted, match=r"3 worker processes in a row died \(SIGKILL\) at the same sample"):
-        next(iterator)
+    loading = Loading(workers=1, threads=threads, samples=8, batches=1, together=together)
+    iterator = iter(loaded(mapped, loading, 4, "the sample of number {}".format))
+    with pytest.raises(InputError, match=r"^the sample of number 5: 3 worker processes in a row died \(SIGKILL\)"):
+        list(iterator)
     iterator.close()
     assert not multiprocessing.active_children()
+
+
+def test_workers_that_die_before_they_load_anything_blame_no_sample(tmp_path, starting):
+    starting("kill -9 $$")
+    iterator = iter(loaded(samples(), Loading(workers=1, threads=1, samples=4, batches=1), rows=4))
+    with pytest.raises(Interrupted, match=r"^3 worker processes in a row died \(SIGKILL\), not always at the same"):
+        next(iterator)
+    iterator.close()
 
 
 def test_a_worker_that_dies_as_it_starts(tmp_path, starting):

@@ -1,8 +1,10 @@
 """Rows and batches: what a row holds, which records come when, resuming, skipping, and evaluation's controls."""
 
+import ctypes
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import pickle
 import shutil
 from collections import Counter
@@ -386,6 +388,34 @@ def test_bad_samples_from_a_worker(damaged):
     found = seen(dataset(damaged, log=log, workers=1))
     assert sorted(found) == [i for i in range(NUM) if i not in (1, 5)]
     assert log.summary() == {"corrupt": 1, "missing": 1}
+
+
+class Crashing(list):
+    """Records of which one crashes the worker that reads it, as a decoder does that reads where nothing is."""
+
+    def __init__(self, records, at):
+        super().__init__(records)
+        self.at = at
+
+    def __reduce__(self):
+        return Crashing, (list(self), self.at)
+
+    def __getitem__(self, index):
+        if index == self.at and multiprocessing.parent_process() is not None:
+            ctypes.string_at(0)
+        return super().__getitem__(index)
+
+
+def test_a_record_that_crashes_every_worker_is_named(world):
+    """Of a shuffled order, where a sample's number is not its record's."""
+    records, spec = world
+    batches = iter(dataset((Crashing(records, 5), spec), seed=1, workers=Loading(1, 2, 4, 1)))
+    with pytest.raises(InputError) as raised:
+        take(batches, NUM)
+    batches.close()
+    (path,) = [path for _, path in records[5].media]
+    assert str(raised.value).startswith(f"notes.json: record 5 ({path}): 3 worker processes in a row died (SIGSEGV)")
+    assert "remove the record, re-encode its media" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_too_many_bad_samples_end_the_run(damaged):

@@ -59,6 +59,23 @@ def test_every_file_of_a_step_is_in_its_manifest(saved):
     assert arrays >= {"adapter/connector/linear_1/kernel", "decoder/embed_tokens/embedding"}
 
 
+def test_arrays_are_measured_while_other_items_are_being_written(tmp_path, monkeypatch):
+    """Not after everything else: a save would take so much longer."""
+    calls, measure = [], manifest.measure
+
+    def noted(folder, names, *rest):
+        calls.append((folder, set(names)))
+        return measure(folder, names, *rest)
+
+    monkeypatch.setattr(manifest, "measure", noted)
+    checkpoints = StageCheckpoints(tmp_path / "checkpoints", keep=1)
+    stage_states.save(checkpoints, 1)
+    checkpoints.close()
+    *items, (_, rest) = calls
+    assert {"params", "opt_state"} <= {folder.rpartition("/")[2].partition(".")[0] for folder, _ in items}
+    assert not [name for name in rest if "/ocdbt.process_0/" in name]
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_flipped_byte_in_any_file_is_said_by_name(folder, capsys, place):
     step = folder / "3"

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -227,6 +228,18 @@ def test_a_fault_of_one_processs_input_ends_both_with_one_line(start, data_root,
     everything = run.text(0) + run.text(1)
     assert everything.count("error: ") == 1 and "Traceback" not in everything
     assert "samples of stage 'instruct' cannot be used" in run.text(1)
+
+
+def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_both(start, tmp_path):
+    """At once: neither waits for the other at the end of the save."""
+    run = start(tmp_path / "run", 2)
+    run.wait_for_checkpoint(5)
+    resource.prlimit(run.processes[1].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    began = time.monotonic()
+    codes = run.end()
+    assert time.monotonic() - began < 60 and codes[0] == codes[1] != 0, run.text(0) + run.text(1)
+    assert "File too large" in run.text(1) and "Traceback" not in run.text(0)
+    assert max(steps(run.workdir)) < STEPS
 
 
 def test_a_fault_before_training_ends_both(start, data_root, tmp_path):

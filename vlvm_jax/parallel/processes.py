@@ -115,6 +115,20 @@ def _fail(client, error: BaseException) -> None:
     _leave(client, code)
 
 
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Around what is done in the background of a run: where it fails, all processes end, as when the run itself fails.
+
+    Nobody would hear of it: the others wait for this process, and it for them, until Orbax gives up after 20 minutes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        _fail(distributed.global_state.client, error)
+
+
 def _leave(client, code: int) -> None:
     """Ends this process at once; process 0 as the last, for jax aborts all when its service is gone."""
     sys.stdout.flush()

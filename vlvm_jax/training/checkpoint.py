@@ -24,7 +24,7 @@ from vlvm_jax import storage
 from vlvm_jax.console import Waiting
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models.params import Params
-from vlvm_jax.parallel import rules
+from vlvm_jax.parallel import processes, rules
 from vlvm_jax.weights import checksums, integrity, param_store
 
 
@@ -34,6 +34,25 @@ class Restored:
     opt_state: Any
     step: jax.Array
     rng: jax.Array
+
+
+class _Position:
+    """Where the data stand, saved so that all processes end where one cannot write it."""
+
+    def __init__(self, data: Any):
+        self._data = data
+
+    async def save(self, directory: Any):
+        writing = await self._data.save(directory)
+
+        async def write() -> None:
+            with processes.all_or_none():
+                await writing
+
+        return write()
+
+    async def load(self, directory: Any):
+        raise AssertionError("only saved")
 
 
 class StageCheckpoints:
@@ -90,7 +109,7 @@ class StageCheckpoints:
             "params": params,
             "opt_state": opt_state,
             "progress": {"step": np.asarray(step, np.int32), "rng": rng},
-            "data": data,
+            "data": _Position(data),
             "config": dict(config),
         }
         trees = [name for name in items if name != "data"]

@@ -14,6 +14,7 @@ from orbax.checkpoint._src.path import atomicity
 
 from vlvm_jax import manifest, storage
 from vlvm_jax.manifest import Entry, Extent
+from vlvm_jax.parallel import processes
 
 METADATA = "_CHECKPOINT_METADATA"  # which Orbax amends after the last hook, by the time of the commit
 UNLISTED = (atomicity.COMMIT_SUCCESS_FILE,)  # written after the manifest; nothing reads what is in it
@@ -40,10 +41,10 @@ class StepManifest:
         self._mine: dict[str, Entry] = {}
 
     def context(self, context: ocp.Context) -> ocp.Context:
-        """Has Orbax call this object: `_add` in each of several processes when it has written an item, `_commit` in
-        process 0 when everything is written and nothing committed."""
+        """Has Orbax call this object: `_add` in each process when it has written an item, while others are still being
+        written, `_commit` in process 0 when everything is written and nothing committed."""
         context.asynchronous.post_finalization_callback = self._commit
-        if jax.process_count() > 1 and not self._remote:  # a bucket knows the checksums of its objects
+        if not self._remote:  # a bucket knows the checksums of its objects
             registry = ocp.handlers.local_registry()
             for item in self._items:
                 registry.add(_measuring(self), checkpointable_name=item)
@@ -65,6 +66,7 @@ class StepManifest:
         else:
             self._mine |= {f"{item}/{name}": entry for name, entry in found.items()}
 
+    @processes.all_or_none()
     def _commit(self) -> None:
         if self._remote:
             entries = manifest.of_bucket(self._folder, array_of)
@@ -103,8 +105,9 @@ def _measuring(step: StepManifest) -> Any:
             writing = await self._own.save(directory, checkpointable)
 
             async def write() -> None:
-                await writing
-                step._add(os.fspath(directory.path))  # Orbax gives every item a thread and a loop of its own
+                with processes.all_or_none():
+                    await writing
+                    step._add(os.fspath(directory.path))  # Orbax gives every item a thread and a loop of its own
 
             return write()
 

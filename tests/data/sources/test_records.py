@@ -1,11 +1,14 @@
 """LLaVA annotations to records: what is accepted, how it is normalised, and what each refusal says."""
 
+import contextlib
 import json
 import math
+import socket
 
 import pytest
 
 from vlvm_jax.config import MixtureEntry
+from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.record import Record, Turn, evenly
 from vlvm_jax.data.sources.mixture import open_source
@@ -272,3 +275,19 @@ def test_a_limit_takes_records_from_all_over():
     assert evenly(10, 4) == [0, 3, 6, 9]
     assert evenly(10, 1) == [0]
     assert evenly(0, 4) == []
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "rtsp", "tcp", "s3", "concat", "data"])
+def test_a_url_is_a_file_that_does_not_exist(write, scheme, kind):
+    """Nothing is asked for it, by whatever library."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        server.settimeout(0.05)
+        name = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/x.{'png' if kind == 'image' else 'mp4'}"
+        (record,) = read_llava(write([{kind: name, "conversations": qa("q", "a")}]))
+        ((_, path),) = record.media
+        with pytest.raises(BadSampleError) as raised:
+            video.open_image(path) if kind == "image" else video.decode_frames(path, 1)
+        assert raised.value.cause == "missing"
+        with pytest.raises(TimeoutError):
+            server.accept()

@@ -108,7 +108,7 @@ def test_a_checkpoints_processor_says_it_in_training_and_in_generation(world, tm
     counts = tuple(own.video_tokens(n) for n in range(FRAMES + 1))
     if family == "idefics3":
         counts = tuple(n * own.own_tokens for n in range(FRAMES + 1))
-    spec = dataclasses.replace(
+    spec = changed(
         spec, processor=folder, tokenizer=folder, chat_template="checkpoint", image_tokens=own.image_tokens,
         video_tokens=counts,
     )  # fmt: skip

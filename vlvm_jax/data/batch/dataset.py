@@ -54,8 +54,10 @@ def make_dataset(
     if seed is not None:
         order = order.seed(seed).shuffle().repeat()
     loader = SampleLoader(records, spec)
-    samples = grain.MapDataset.source(PartOf(order, part)).map(loader)
-    numbered = loaded(samples, loading, rows).map_with_index(functools.partial(packing.numbered, part.taken))
+    chosen = PartOf(order, part)
+    samples = grain.MapDataset.source(chosen).map(loader)
+    arrived = loaded(samples, loading, rows, lambda number: loader.named(chosen[number]))
+    numbered = arrived.map_with_index(functools.partial(packing.numbered, part.taken))
     usable = numbered.filter(skip_log.usable)
     batches = _batched(usable, loader, rows, pack, drop_remainder=seed is not None)
     # Packing the next batches overlaps with the step on this one.

@@ -8,6 +8,7 @@ names, which go with the last process that holds them.
 
 import collections
 import contextlib
+import itertools
 import mmap
 import os
 import pickle
@@ -15,6 +16,7 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from multiprocessing import util
 from multiprocessing.pool import ExceptionWithTraceback  # pyright: ignore[reportAttributeAccessIssue]
 from multiprocessing.process import BaseProcess
@@ -24,24 +26,30 @@ import grain
 from absl import logging
 
 from vlvm_jax.data.batch.tuning import Loading
-from vlvm_jax.errors import Interrupted
+from vlvm_jax.errors import InputError, Interrupted
 from vlvm_jax.workers import SPAWN, Aside, follow_parent, shielded
 
 DEATHS = 3  # of workers in a row at the same sample, after which no other is started
+_IDLE = -1  # in place of a sample's number
 _IN_FLIGHT = 4  # blocks of a worker; each holds a file open, of which a user may have so many
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
-def loaded(samples: grain.MapDataset, loading: Loading, rows: int) -> grain.IterDataset:
+def loaded(
+    samples: grain.MapDataset, loading: Loading, rows: int, named: Callable[[int], str] = "sample {}".format
+) -> grain.IterDataset:
     """The samples, whatever they are, as many ahead as `loading` says.
+
+    A sample at which worker processes keep dying raises `InputError`.
 
     Args:
       rows: of a batch; no more than two batches wait to be read by threads.
+      named: what messages call the sample of a number.
     """
     waiting = min(loading.samples, 2 * rows)
     if not loading.workers:
         return samples.to_iter_dataset(_read(loading.threads, waiting))
-    return _FromWorkers(samples, loading)
+    return _FromWorkers(samples, loading, named)
 
 
 def _read(threads: int, waiting: int) -> grain.ReadOptions:
@@ -63,20 +71,20 @@ class _Blocks:
 
 
 class _FromWorkers(grain.IterDataset):
-    def __init__(self, samples: grain.MapDataset, loading: Loading):
+    def __init__(self, samples: grain.MapDataset, loading: Loading, named: Callable[[int], str]):
         super().__init__()
-        self._blocks, self._loading = _Blocks(samples, loading.together), loading
+        self._blocks, self._loading, self._named = _Blocks(samples, loading.together), loading, named
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _Received(self._blocks, self._loading)
+        return _Received(self._blocks, self._loading, self._named)
 
 
 class _Received(grain.DatasetIterator):
     """Starts the workers at the first sample, and another where one has died."""
 
-    def __init__(self, blocks: _Blocks, loading: Loading):
+    def __init__(self, blocks: _Blocks, loading: Loading, named: Callable[[int], str]):
         super().__init__()
-        self._blocks, self._count = blocks, loading.workers
+        self._blocks, self._count, self._named = blocks, loading.workers, named
         self._read = _read(loading.threads, max(1, loading.samples // loading.together))
         self._aside: Aside[_Blocks] | None = None
         self._workers: dict[int, _Worker] = {}  # by their turn: the number of a block, modulo how many they are
@@ -99,22 +107,35 @@ class _Received(grain.DatasetIterator):
         """The block of this number, the one after the last."""
         if not self._workers:
             for first in range(number, number + self._count):
-                self._start(first)
-        for _ in range(DEATHS - 1):
+                self._start(first, self._read)
+        suspects: set[int] | None = None  # samples that were being loaded at every death
+        for deaths in itertools.count(1):
+            worker = self._workers[number % self._count]
             try:
-                return self._workers[number % self._count].receive()
+                return worker.receive()
             except _DiedError as death:
+                suspects = worker.busy() if suspects is None else suspects & worker.busy()
+                if deaths == DEATHS:
+                    raise self._hopeless(death, suspects) from None
                 logging.warning("A worker process died (%s); another continues at the same sample.", death)
-                self._start(number)
-        try:
-            return self._workers[number % self._count].receive()
-        except _DiedError as death:
-            raise Interrupted(
-                f"{DEATHS} worker processes in a row died ({death}) at the same sample, perhaps for lack of memory "
-                "(fewer config.data.workers take less) or of what decodes its media"
-            ) from None
+                # Before anything is blamed, samples are loaded one at a time: so it is known which one it was.
+                self._start(number, _read(1, 1) if deaths == DEATHS - 1 else self._read)
+        raise AssertionError
 
-    def _start(self, first: int) -> None:
+    def _hopeless(self, death: "_DiedError", suspects: set[int]) -> InputError | Interrupted:
+        if not suspects:
+            return Interrupted(
+                f"{DEATHS} worker processes in a row died ({death}), not always at the same sample, perhaps for lack "
+                "of memory (fewer config.data.workers take less)"
+            )
+        named = ", ".join(map(self._named, sorted(suspects)))
+        return InputError(
+            f"{named}: {DEATHS} worker processes in a row died ({death}) while they loaded it: its media crash what "
+            "decodes them, or need more memory than there is; remove the record, re-encode its media, or, for lack of "
+            "memory, set config.data.workers lower"
+        )
+
+    def _start(self, first: int, read: grain.ReadOptions) -> None:
         """Starts a worker at this block, in the place of the one whose turn it was."""
         turn = first % self._count
         if turn in self._workers:
@@ -122,7 +143,7 @@ class _Received(grain.DatasetIterator):
         if self._closed or util.is_exiting():
             raise ValueError("the iterator is closed")
         self._aside = self._aside or Aside(self._blocks)
-        self._workers[turn] = _Worker(self._aside, first, self._count, self._read)
+        self._workers[turn] = _Worker(self._aside, first, self._count, read)
 
     def get_state(self) -> dict[str, Any]:
         return {"taken": self._taken}
@@ -150,10 +171,14 @@ class _Worker:
 
     def __init__(self, blocks: Aside[_Blocks], first: int, step: int, read: grain.ReadOptions):
         self._channel, theirs = socket.socketpair()
+        # What each thread is loading. Without a lock, which a worker that is killed would keep.
+        assert isinstance(read.num_threads, int)
+        self._loading = SPAWN.RawArray("q", [_IDLE] * max(1, read.num_threads))
         with theirs:  # once it is closed here, the channel ends with the worker
             self._process = SPAWN.Process(
-                target=_work, args=(theirs, blocks, first, step, read), daemon=True, name=f"samples-{first % step}"
-            )
+                target=_work, args=(theirs, blocks, first, step, read, self._loading), daemon=True,
+                name=f"samples-{first % step}",
+            )  # fmt: skip
             with shielded():
                 self._process.start()
         # As this process ends: before multiprocessing waits for a child that ignores its SIGTERM.
@@ -179,6 +204,10 @@ class _Worker:
             raise block
         return block
 
+    def busy(self) -> set[int]:
+        """The samples that it is loading, or was when it died."""
+        return set(self._loading) - {_IDLE}
+
     def _how(self) -> str:
         self._process.join(5)
         code = self._process.exitcode
@@ -200,13 +229,35 @@ def _receive_descriptor(channel: socket.socket) -> int | None:
     return descriptors[0] if message else None
 
 
-def _work(channel: socket.socket, blocks: Any, first: int, step: int, read: grain.ReadOptions) -> None:
+class _Noted:
+    """Samples of which those that are being loaded are noted where the parent reads it."""
+
+    def __init__(self, samples: grain.MapDataset, loading: Any):
+        self._samples, self._loading = samples, loading
+        self._places, self._local = itertools.count(), threading.local()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> Any:
+        if not hasattr(self._local, "place"):  # of this thread
+            self._local.place = next(self._places) % len(self._loading)
+        self._loading[self._local.place] = number
+        try:
+            return self._samples[number]
+        finally:
+            self._loading[self._local.place] = _IDLE
+
+
+def _work(channel: socket.socket, passed: Any, first: int, step: int, read: grain.ReadOptions, loading: Any) -> None:
     """What a worker does."""
     follow_parent()
     allowed = threading.Semaphore(_IN_FLIGHT)
     threading.Thread(target=_count_received, args=(channel, allowed), daemon=True).start()
     try:
-        for block in grain.MapDataset.source(blocks.load())[first::step].to_iter_dataset(read):
+        blocks = passed.load()
+        blocks.samples = _Noted(blocks.samples, loading)
+        for block in grain.MapDataset.source(blocks)[first::step].to_iter_dataset(read):
             allowed.acquire()
             _send(channel, block)
     except Exception as error:

@@ -16,7 +16,7 @@ from vlvm_jax.data.media.cache import MediaCache
 from vlvm_jax.data.prompt import conversation
 from vlvm_jax.data.prompt.conversation import Expansion, Prompt, Template
 from vlvm_jax.data.prompt.guidance import scored_text, scoring_tokenizer
-from vlvm_jax.data.record import MediaKind, Record, evenly
+from vlvm_jax.data.record import LISTED, MediaKind, Record, evenly
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
 from vlvm_jax.data.sample.plain import Picture, PlainProcessor, SampleProcessor
 from vlvm_jax.data.sample.processor import Processor, load_processor
@@ -107,6 +107,15 @@ class SampleLoader:
         except (StorageError, InputError) as error:  # a worker's would come with its traceback
             note = {"raises": type(error).__name__, "detail": str(error)}
         return self._sample(index, _NO_TOKENS, [], json.dumps(note))
+
+    def named(self, index: int) -> str:
+        """What messages call a record: its source and media."""
+        try:
+            record = self.records[int(index)]
+        except BadSampleError:
+            return f"record {index}"
+        media = [path.partition(LISTED)[0] for _, path in record.media]
+        return f"{record.source} ({', '.join(media[:3])}{', ...' if media[3:] else ''})" if media else record.source
 
     def empty(self) -> Sample:
         """A sample of no tokens and no media."""
