@@ -14,6 +14,7 @@ from vlvm_jax.config import ClipConfig, ConnectorConfig, DecoderConfig, RopeScal
 from vlvm_jax.data import files, llava_layout
 from vlvm_jax.data.files import read_json
 from vlvm_jax.errors import InputError
+from vlvm_jax.weights import unreadable
 
 VLM_FAMILIES = ("llava", "llava_next", "llava_next_video", "llava_onevision", "smolvlm", "idefics3")
 TOWERS = {
@@ -63,6 +64,8 @@ def read(directory: Path) -> HFModel:
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json here; expected a directory in the Hugging Face format")
     raw = files.without_code(read_json(directory / "config.json"))
+    unreadable.check_config(raw, f"{directory / 'config.json'}")
+    unreadable.check_files(directory)
     if (language := llava_layout.language(raw)) is not None:
         from vlvm_jax.weights import original_llava
 
@@ -101,6 +104,8 @@ def read_clip(directory: Path, where: str) -> ClipConfig:
             f"{where}: {directory} is not a whole CLIP (model_type 'clip', text side and projections too); its "
             f"config.json says {family!r}"
         )
+    unreadable.check_config(read_json(path), str(path))
+    unreadable.check_files(directory)
     config = files.transformers_config(directory)
     text = config.text_config
     settings = _settings(

@@ -26,7 +26,7 @@ from vlvm_jax.config import (
 )
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Params
-from vlvm_jax.weights import hub, integrity, param_store
+from vlvm_jax.weights import hub, integrity, param_store, unreadable
 from vlvm_jax.weights.hf_config import HFModel
 from vlvm_jax.weights.hf_source import HFSource, Tell, model_shapes, silent
 
@@ -92,9 +92,15 @@ class HFDirectory:
         return {**self.checkpoint.load(rest, tell), **tower}
 
     def read(self, path: str) -> np.ndarray:
-        if self._tower is not None and path not in self.checkpoint.shapes:
-            return self._tower.read(path)
-        return self.checkpoint.read(path)
+        return self._holder(path).read(path)
+
+    def check_finite(self, path: str, value: np.ndarray) -> None:
+        """Raises `InputError` if a whole parameter, as `read` gives it, holds NaN or infinity."""
+        self._holder(path).check_finite(path, value)
+
+    def _holder(self, path: str) -> HFSource:
+        in_tower = self._tower is not None and path not in self.checkpoint.shapes
+        return self._tower if in_tower and self._tower is not None else self.checkpoint
 
 
 def class_adapter(hf: HFModel) -> AdapterConfig | None:
@@ -174,6 +180,7 @@ def open_source(text: str, where: str) -> HFDirectory | Stored:
                 "`convert import` it to the bucket if many hosts shall start from it"
             )
         return HFDirectory(directory, where)
+    unreadable.check_no_lora(directory)
     raise InputError(
         f"{where}: {directory} is neither a Hugging Face directory (config.json), nor an import (model.json), nor a "
         "training run or one of its stages"

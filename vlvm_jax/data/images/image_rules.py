@@ -379,6 +379,9 @@ def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
 
 def _max_tiles(ratio: str, directory: Path) -> int:
     number = ratio.removeprefix("anyres_max_")
-    if not number.isdigit():
-        raise InputError(f"{directory}/config.json: vision_aspect_ratio is {ratio!r}; expected 'anyres_max_<number>'")
+    if not (number.isascii() and number.isdigit() and int(number)):
+        raise InputError(
+            f"{directory}/config.json: vision_aspect_ratio is {ratio!r}; expected 'anyres_max_<number>', a number from "
+            "1 on"
+        )
     return int(number)
