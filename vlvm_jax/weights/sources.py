@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import functools
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vlvm_jax import json_text, manifest, storage
+from vlvm_jax import json_text, manifest, printing, storage
 from vlvm_jax.config import (
     AdapterConfig,
     Config,
@@ -127,7 +129,10 @@ class Stored:
       root: the folder of the import or of the run.
       stages: names of the stages trained up to here.
       config: of the run, None for an import.
+      unfinished: names of the run's stages that are not finished.
     """
+
+    unfinished: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -252,7 +257,11 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     integrity.check_beside_stages(workdir)
     config = build(Config, json_text.loads((workdir / "config.json").read_text()), str(workdir / "config.json"))
     names = [entry.name for entry in config.stages]
-    stage = stage or _finished(workdir)[-1]
+    unfinished = tuple(name for name in names if not _is_finished(workdir, name))
+    if stage is None:
+        stage = _finished(workdir)[-1]
+        if stage != names[-1]:
+            _tell_once(_not_the_last(workdir, stage, unfinished))
     steps = {int(path.name): path for path in _steps(workdir, stage)}
     if not steps:
         raise InputError(f"{directory}: no complete checkpoint here")
@@ -263,7 +272,25 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     trained = names[: names.index(stage) + 1]
     model = config.model
     parts = Parts(model.vision, model.decoder, model.adapter, model.lora)
-    return Stored(str(params), workdir, params, _ITEM, parts, tuple(trained), config)
+    stored = Stored(str(params), workdir, params, _ITEM, parts, tuple(trained), config)
+    stored.unfinished = unfinished
+    return stored
+
+
+def _not_the_last(workdir: epath.Path, stage: str, unfinished: tuple[str, ...]) -> str:
+    """What to tell of a run whose last stage is not finished, where only the run was named."""
+    begun = [str(workdir / name) for name in unfinished if _steps(workdir, name)]
+    can = f"; to use the newest checkpoint of another stage, give {' or '.join(begun)}" if begun else ""
+    return (
+        f"{workdir}: this run is unfinished ({', '.join(unfinished)} not finished); its last finished stage, {stage}, "
+        f"is used{can or f'; name a stage as {workdir}/STAGE'}"
+    )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    """Prints a line to stderr, in each process once."""
+    print(printing.printable(text), file=sys.stderr, flush=True)
 
 
 def _finished(workdir: epath.Path) -> list[str]:
@@ -273,12 +300,16 @@ def _finished(workdir: epath.Path) -> list[str]:
       InputError: none is.
     """
     names = [stage["name"] for stage in json_text.loads((workdir / "config.json").read_text())["stages"]]
-    finished = [name for name in names if (workdir / name / "result.json").exists()]
+    finished = [name for name in names if _is_finished(workdir, name)]
     if not finished:
         begun = [str(workdir / name) for name in names if _steps(workdir, name)]
         can = f"to use the newest step of one, give {' or '.join(begun)}" if begun else "none has a checkpoint yet"
         raise InputError(f"{workdir}: no stage of this run is finished; {can}")
     return finished
+
+
+def _is_finished(workdir: epath.Path, stage: str) -> bool:
+    return (workdir / stage / "result.json").exists()
 
 
 def _steps(workdir: epath.Path, stage: str) -> list[epath.Path]:
