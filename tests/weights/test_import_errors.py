@@ -289,7 +289,10 @@ def test_a_config_that_cannot_be_run_exactly(copy, tmp_path, name, part, values,
         ({"add_time_instruction": True}, "add_time_instruction true has lmms-lab's script .* words .*set it to false"),
         ({"force_sample": True}, "force_sample true has lmms-lab's script .*; set it to false"),
         ({"force_sample": "yes"}, "force_sample 'yes': only False can be run exactly"),
-        *(({"image_aspect_ratio": f"anyres_max_{n}"}, f"image_aspect_ratio 'anyres_max_{n}': ") for n in ("0", "00", "-2")),
+        *(
+            ({"image_aspect_ratio": f"anyres_max_{n}"}, f"image_aspect_ratio 'anyres_max_{n}': ")
+            for n in ("0", "00", "-2")
+        ),
     ],
 )
 def test_an_original_checkpoint_that_cannot_be_run(checkpoints, tmp_path, values, pattern):
@@ -313,7 +316,9 @@ def test_weights_beside_the_model_s_own(checkpoints, tmp_path, name, original):
     source = tmp_path / "source"
     shutil.copytree(checkpoints.original(LLAVA, "Llama", with_tower=True) if original else checkpoints(LLAVA), source)
     (source / name).write_bytes(b"{}")
-    what = "belongs to a LoRA adapter, .*merge it into its base model first" if name in LORA else "a projector in a file"
+    what = (
+        "belongs to a LoRA adapter, .*merge it into its base model first" if name in LORA else "a projector in a file"
+    )
     refused(source, tmp_path, f"^{source / name}: {what}")
 
 
@@ -343,7 +348,9 @@ def test_an_original_checkpoint_whose_tower_is_not_finite(checkpoints, tmp_path,
     shutil.copytree(original, source)
     shutil.copytree(original.with_name(f"{original.name}-tower"), tower)
     place = source if with_tower else tower
-    name = ("model.vision_tower.vision_tower." if with_tower else "") + "vision_model.embeddings.position_embedding.weight"
+    name = (
+        "model.vision_tower.vision_tower." if with_tower else ""
+    ) + "vision_model.embeddings.position_embedding.weight"
 
     def spoil(tensors):
         tensors[name][0, 0] = np.nan
