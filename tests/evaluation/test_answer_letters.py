@@ -218,7 +218,8 @@ TEXTS = (
 )
 LETTERS = "ABCDEFGHIJ"
 WORDS = (
-    "the answer is", "The final answer is", "Answer:", "option", "is wrong", "is correct", "is right", "which I would exclude", "as in", "not", "because", "and",
+    "the answer is", "The final answer is", "Answer:", "option", "is wrong", "is correct", "is right", "not",
+    "which I would exclude", "as in", "because", "and",
     "or", "it's", "so", "no", "yes", "he walks", "答案是", "<answer>", "</answer>", "\\boxed{", "}",
     "<think>", "</think>",
 )  # fmt: skip

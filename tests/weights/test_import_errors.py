@@ -252,8 +252,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ),
         (
             LLAVA, "text_config",
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {"type": "linear", "factor": 4}},
-            "text_config: rope_parameters .*'factor': 2.0.* contradicts rope_scaling .*'factor': 4",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {"type": "linear", "factor": 4}},
+            "text_config: rope_parameters .*'factor': 2.* contradicts rope_scaling .*'factor': 4",
         ),
         (LLAVA, "text_config", {"vocab_size": "many"}, "transformers refuses it: .*vocab_size"),
         (LLAVA, "text_config", {"vocab_size": 97}, rf"{EMBEDDINGS} has shape \[96, 32\], but .* asks for \[97, 32\]"),

@@ -142,8 +142,8 @@ def _check_together(raw: dict[str, Any], where: str) -> None:
     tiled = ratio == "anyres" or re.fullmatch(r"anyres_max_0*[1-9][0-9]*", str(ratio)) is not None
     if not tiled and ratio not in ("square", "pad"):
         raise InputError(
-            f"{where}: image_aspect_ratio {ratio!r}: only 'square', 'pad', 'anyres' and 'anyres_max_<number>', a number "
-            "from 1 on, can be run exactly"
+            f"{where}: image_aspect_ratio {ratio!r}: only 'square', 'pad', 'anyres' and 'anyres_max_<number>', a "
+            "number from 1 on, can be run exactly"
         )
     if tiled != (merge == "spatial_unpad"):
         raise InputError(

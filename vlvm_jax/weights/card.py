@@ -99,8 +99,8 @@ def _training(export: "Export") -> list[str]:
     lines = ["## Training", "", f"Stages: {', '.join(export.source.stages)}.", ""]
     if unfinished := getattr(export.source, "unfinished", ()):
         lines += [
-            f"The run was unfinished when this was exported ({', '.join(unfinished)} not finished). The weights are those "
-            f"of stage {export.source.stages[-1]}, step {export.source.name.rpartition('/')[2]}.",
+            f"The run was unfinished when this was exported ({', '.join(unfinished)} not finished). The weights are "
+            f"those of stage {export.source.stages[-1]}, step {export.source.name.rpartition('/')[2]}.",
             "",
         ]
     summary = _run_file(export, "summary.json")
