@@ -32,7 +32,8 @@ _HAS_THREADS = _MAJOR >= 17
 _MAX_DEPTH = 16  # frames, of H.264 and HEVC
 
 __all__ = [
-    "ACCURATE_RND", "BICUBIC", "BITEXACT", "ArgumentError", "discard", "fraction", "index_of", "open_input", "reformat", "reorder_depth",
+    "ACCURATE_RND", "BICUBIC", "BITEXACT", "ArgumentError", "discard", "fraction", "index_of", "open_input",
+    "reformat", "reorder_depth",
 ]  # fmt: skip
 
 
