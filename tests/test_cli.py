@@ -79,6 +79,23 @@ def test_a_terminal_that_lacks_characters_shows_their_escapes(encoding):
     assert shown in done.stderr and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(("utf8", "found"), [("", True), ("0", False)])
+def test_file_names_in_a_locale_without_utf_8(tmp_path, utf8, found):
+    """`LC_ALL=C` alone is no hindrance; where Python's UTF-8 mode is off too, the command says so at once."""
+    (tmp_path / "cl\xefp").write_text("here")
+    said = f"open({str(tmp_path)!r} + '/cl\\xefp').read()"
+    script = f"import sys\nfrom vlvm_jax import cli\nsys.exit(cli.run(lambda: print({said}), '', ['command']))"
+    environment = {**os.environ, "LC_ALL": "C"} | ({"PYTHONUTF8": utf8} if utf8 else {})
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    if found:
+        assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
+    else:
+        assert done.returncode == 2 and done.stderr.startswith("error: Python is set to find files with ASCII names")
+        assert done.stderr.count("\n") == 1
+
+
 def test_bytes_that_are_no_text_are_refused():
     done = subprocess.run(
         [sys.executable, "-c", READ_AND_WRITE], cwd=ROOT, input=b"what \xff ?\n", capture_output=True, timeout=120

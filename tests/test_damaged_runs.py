@@ -21,6 +21,8 @@ from vlvm_jax.evaluation import final
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 from vlvm_jax.weights import integrity
+from vlvm_jax.weights.export import write
+from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
 from vlvm_jax.weights.sources import open_source, set_aside_damaged
 
@@ -226,3 +228,52 @@ def test_an_import_in_a_bucket(imported, bucket):
     with pytest.raises(integrity.Damaged, match=rf"{name}: checksum differs; arrays: {known[name].arrays[0]};"):
         open_source(target, "SRC")
     assert source.shapes
+
+
+# --- a run whose last stage is not finished
+
+
+@pytest.fixture
+def unfinished(run):
+    """The run as it would be with a second stage that has saved a checkpoint, and a third that has not begun."""
+    values = json.loads((run / "config.json").read_text())
+    (stage,) = values["stages"]
+    values["stages"] = [stage, {**stage, "name": "second"}, {**stage, "name": "third"}]
+    (run / "config.json").write_text(json.dumps(values))
+    (run / manifest.FILE).unlink()
+    shutil.copytree(run / "instruct", run / "second")
+    (run / "second" / "result.json").unlink()
+    return run
+
+
+def test_the_stage_that_is_used_of_an_unfinished_run_is_said_once(unfinished, capsys):
+    found = open_source(str(unfinished), "SRC")
+    assert found.name == f"{unfinished}/instruct/checkpoints/{STEPS}" and found.stages == ("instruct",)
+    open_source(str(unfinished), "SRC")
+    assert capsys.readouterr().err == (
+        f"{unfinished}: this run is unfinished (second, third not finished); its last finished stage, instruct, is "
+        f"used; to use the newest checkpoint of another stage, give {unfinished}/second\n"
+    )
+    shutil.rmtree(unfinished / "second")
+    open_source(str(unfinished), "SRC")
+    assert capsys.readouterr().err.endswith(f" instruct, is used; name a stage as {unfinished}/STAGE\n")
+
+
+def test_nothing_is_said_of_a_stage_that_was_named_or_a_finished_run(unfinished, finished, capsys):
+    assert open_source(str(unfinished / "second"), "SRC").stages == ("instruct", "second")
+    open_source(str(finished), "SRC")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("stage", "trained"), [("", "instruct"), ("/second", "instruct, second")])
+def test_the_card_says_which_stage_of_an_unfinished_run_it_is(unfinished, tmp_path, stage, trained):
+    write.export_checkpoint(f"{unfinished}{stage}", tmp_path / "out", Options(verify=False))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Stages: {trained}.\n" in card
+    assert "The run was unfinished when this was exported (second, third not finished)." in card
+    assert f"The weights are those of stage {trained.split()[-1]}, step {STEPS}." in card
+
+
+def test_the_card_of_a_finished_run_says_nothing_of_that(finished, tmp_path):
+    write.export_checkpoint(str(finished), tmp_path / "out", Options(verify=False))
+    assert "unfinished" not in (tmp_path / "out" / "README.md").read_text()

@@ -32,6 +32,7 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
         return 0
     _silence_tracker()
     try:
+        _check_file_names()
         rest = _parse(argv)
         if positional:
             main(rest)
@@ -58,6 +59,18 @@ def run(main: Callable[..., None], usage: str, argv: Sequence[str] | None = None
         if error.errno not in _OUTSIDE:
             raise
         return _told(InputError(f"{error.filename or 'a file'}: {error.strerror}"))
+
+
+def _check_file_names() -> None:
+    """Raises `InputError` if Python cannot open files whose names are not ASCII: every such clip would be missing.
+
+    That takes both a locale without UTF-8 and `PYTHONUTF8=0`. With `LC_ALL=C` alone, Python reads names as UTF-8.
+    """
+    if sys.getfilesystemencoding() == "ascii":
+        raise InputError(
+            "Python is set to find files with ASCII names only; unset PYTHONUTF8 or set it to 1, or take a locale such "
+            "as LC_ALL=C.UTF-8"
+        )
 
 
 def _told(error: InputError) -> int:

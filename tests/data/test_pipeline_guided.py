@@ -1,7 +1,5 @@
 """Samples for systems that look at a clip by its question: ids for CLIP, clips as one image, frames as squares."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from absl import flags

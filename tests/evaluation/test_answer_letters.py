@@ -163,6 +163,38 @@ def test_yes_and_no_that_are_options(reply, options, letter):
     assert parse_strict(reply, options) == letter
 
 
+@pytest.mark.parametrize(
+    ("reply", "options", "letter"),
+    [
+        # "right" and "true" after a letter are a verdict, unless they are another option's whole text.
+        ("A is right", ("Left", "Right"), None),
+        ("Option A is right.", ("Left", "Right"), None),
+        ("B is right", ("Left", "Right"), "B"),
+        ("B is right", ("Right", "Left"), None),
+        ("A is right", ("Red", "Blue"), "A"),
+        ("A is the right answer", ("Left", "Right"), "A"),
+        ("A is correct", ("Left", "Right"), "A"),
+        ("A is true", ("False", "True"), None),
+        # Initials of a name.
+        ("The answer is D. C. Smith", ("Al", "Bo", "Cy", "Di"), None),
+        ("D. C. Smith", ("Al", "Bo", "Cy", "Di"), None),
+        ("The answer is D. C. Smith.", ("A. B. Jones", "D. C. Smith", "E. Mann", "R. Roe"), "B"),
+        ("The answer is D. R. Roe", ("A. B. Jones", "D. C. Smith", "E. Mann", "R. Roe"), "D"),
+        ("The answer is D. C. Smith", ("A. B. Jones", "D. C. Smith", "E. Mann", "C. Smith"), None),  # B's text and D's
+        ("The answer is D. C is wrong.", ("Al", "Bo", "Cy", "Di"), "D"),
+        ("The answer is D. A. Di", ("Al", "Bo", "Cy", "Di"), "D"),
+        # A letter that is spelled, and a reason.
+        ("A as in apple", ("red car", "blue"), None),
+        ("The answer is A as in apple", ("red car", "blue"), None),
+        ("A as in apple", ("apple", "pear"), "A"),
+        ("B as in apple", ("apple", "pear"), None),
+        ("B as in the video", ("apple", "pear"), "B"),
+    ],
+)
+def test_texts_after_a_letter(reply, options, letter):
+    assert parse_strict(reply, options) == letter
+
+
 def test_symbols_and_other_scripts_are_texts_too():
     options = ("😀", "😂", "红色的车", "سيارة حمراء")
     for letter, text in zip("ABCD", options, strict=True):
@@ -172,6 +204,7 @@ def test_symbols_and_other_scripts_are_texts_too():
 
 TEXTS = (
     "red car",
+    "right",
     "yes",
     "no",
     "walks to the left",
@@ -185,7 +218,8 @@ TEXTS = (
 )
 LETTERS = "ABCDEFGHIJ"
 WORDS = (
-    "the answer is", "The final answer is", "Answer:", "option", "is wrong", "is correct", "not", "because", "and",
+    "the answer is", "The final answer is", "Answer:", "option", "is wrong", "is correct", "is right", "not",
+    "which I would exclude", "as in", "because", "and",
     "or", "it's", "so", "no", "yes", "he walks", "答案是", "<answer>", "</answer>", "\\boxed{", "}",
     "<think>", "</think>",
 )  # fmt: skip
@@ -220,6 +254,8 @@ def written(pieces, texts, place):
 @settings(max_examples=300, deadline=None)
 @given(replies())
 @example((TEXTS[:2], (1, 0), [("{}", 0), ("{}", 201)]))
+@example((["a dog", "yes"], (1, 0), [("{}", 200), ("is correct", 0)]))
+@example((["right", "left"], (1, 0), [("{}", 1), ("is right", 0)]))
 def test_exchanging_options_exchanges_the_result(case):
     texts, order, pieces = case
     before = written(pieces, texts, list(range(len(texts))))
@@ -301,6 +337,12 @@ def test_a_long_reply_is_read_at_both_ends():
         "{0}. Ronaldo",
         "{0}. Lincoln is shown.",
         "The answer is {0}#",
+        "It is {0} which I would exclude",
+        "It is {0}, which I would rule out.",
+        "The answer is {0} which I'd certainly reject",
+        "{0} is the option I would eliminate",
+        "{0} is the one that can be excluded",
+        "{0}, which can be ruled out",
         "答案是{0}。不对\uff0c{1}。",
     ],
 )
@@ -323,6 +365,8 @@ def test_what_is_taken_back_is_not_stated(form, letters):
         "{0}. However, ({1}) is wrong.",
         "The answer is {0}, but not {1}.",
         "I would say the answer is {0}.",
+        "It is {0} which I would not exclude",
+        "It is {0}, which excludes {1}.",
         "The answer is {1}. No, the final answer is {0}.",
     ],
 )

@@ -5,6 +5,7 @@ Run as a script it is that process: it reads one request a line from stdin and w
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -22,7 +23,14 @@ from pathlib import Path
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HEAVY = (
     "jax", "flax.nnx", "optax", "orbax.checkpoint", "transformers", "tokenizers", "ml_collections.config_flags", "av",
-    "PIL.Image", "rich.progress", "yaml", "pydantic", "etils.epath", "vlvm_jax.errors", "vlvm_jax.cli",
+    "PIL.Image", "rich.progress", "yaml", "pydantic", "etils.epath", "matplotlib.pyplot", "jinja2.sandbox",
+    "transformers.models.auto.configuration_auto", "transformers.configuration_utils",
+    # What commands import once their flags are parsed. Modules that define flags, or set what parsing flags sets anew
+    # (`weights.param_store`), are not here.
+    "grain", "tensorstore", "vlvm_jax.errors", "vlvm_jax.cli", "vlvm_jax.config", "vlvm_jax.data.pipeline",
+    "vlvm_jax.data.tools.check_report", "vlvm_jax.models.video_llm", "vlvm_jax.models.adapters",
+    "vlvm_jax.models.params", "vlvm_jax.training.optimizer", "vlvm_jax.training.step", "vlvm_jax.parallel.rules",
+    "vlvm_jax.evaluation.question_lists",
 )  # fmt: skip
 
 
@@ -86,10 +94,13 @@ def _serve() -> None:
 
 
 def warm() -> None:
-    """Imports what commands import, once for all of them; starts no device."""
+    """Imports what commands import, once for all of them; starts no device and defines no flag of a command."""
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    # Forks of this process would otherwise look through all of these objects, and copy their memory by that.
+    gc.collect()
+    gc.freeze()
 
 
 def run(module: str, arguments: Sequence[str], folder: Path, limit: float = 30.0) -> Result:

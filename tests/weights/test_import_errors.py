@@ -22,6 +22,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.weights.export import write
 from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.importing import import_checkpoint
+from vlvm_jax.weights.sources import open_source
 
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
@@ -240,6 +241,20 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
             "use_sliding_window true: this library has no sliding attention",
         ),
         (LLAVA, "text_config", {"num_attention_heads": 5}, "transformers refuses it: .*attention heads"),
+        (
+            LLAVA, None, {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "quantization_config says that the weights are quantised",
+        ),
+        (LLAVA, "text_config", {"quantization_config": {}}, "text_config: quantization_config says that the weights"),
+        (
+            LLAVA, "text_config", {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}},
+            "text_config: rope_theta 10000.0 contradicts rope_parameters.rope_theta 5.0; keep the one",
+        ),
+        (
+            LLAVA, "text_config",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {"type": "linear", "factor": 4}},
+            "text_config: rope_parameters .*'factor': 2.* contradicts rope_scaling .*'factor': 4",
+        ),
         (LLAVA, "text_config", {"vocab_size": "many"}, "transformers refuses it: .*vocab_size"),
         (LLAVA, "text_config", {"vocab_size": 97}, rf"{EMBEDDINGS} has shape \[96, 32\], but .* asks for \[97, 32\]"),
     ],
@@ -269,12 +284,89 @@ def test_a_config_that_cannot_be_run_exactly(copy, tmp_path, name, part, values,
             {"mm_projector_type": "mlp3x_gelu"},
             "mm_projector_type 'mlp3x_gelu': only 'linear', 'mlp2x_gelu' can be run exactly",
         ),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config says that the weights are quantised"),
+        ({"rope_theta": 5.0}, "rope_theta 5.0 contradicts rope_parameters.rope_theta 10000.0; keep the one"),
+        ({"add_time_instruction": True}, "add_time_instruction true has lmms-lab's script .* words .*set it to false"),
+        ({"force_sample": True}, "force_sample true has lmms-lab's script .*; set it to false"),
+        ({"force_sample": "yes"}, "force_sample 'yes': only False can be run exactly"),
+        *(
+            ({"image_aspect_ratio": f"anyres_max_{n}"}, f"image_aspect_ratio 'anyres_max_{n}': ")
+            for n in ("0", "00", "-2")
+        ),
     ],
 )
 def test_an_original_checkpoint_that_cannot_be_run(checkpoints, tmp_path, values, pattern):
     source = tmp_path / "source"
     shutil.copytree(checkpoints.original(LLAVA, "Llama", with_tower=False), source)
     refused(with_config(source, **values), tmp_path, f"^{source / 'config.json'}: {pattern}")
+
+
+def test_keys_of_lmms_lab_s_script_that_ask_for_nothing(checkpoints, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints.original(LLAVA, "Llama", with_tower=True), source)
+    open_source(str(with_config(source, add_time_instruction=False, force_sample=False, rope_theta=None)), "SRC")
+
+
+LORA = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
+
+
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize("name", [*LORA, "mm_projector.bin"])
+def test_weights_beside_the_model_s_own(checkpoints, tmp_path, name, original):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints.original(LLAVA, "Llama", with_tower=True) if original else checkpoints(LLAVA), source)
+    (source / name).write_bytes(b"{}")
+    what = (
+        "belongs to a LoRA adapter, .*merge it into its base model first" if name in LORA else "a projector in a file"
+    )
+    refused(source, tmp_path, f"^{source / name}: {what}")
+
+
+def test_a_lora_adapter_alone(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    refused(source, tmp_path, f"^{source / 'adapter_config.json'}: belongs to a LoRA adapter, .*merge it")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(copy, tmp_path, dtype, value):
+    def spoil(tensors):
+        tensors[KERNEL][3, 2] = value
+
+    source = with_tensors(copy(dtype=dtype), spoil)
+    with pytest.raises(InputError, match=f"^{source / FILE}: tensor {KERNEL} holds NaN or infinity: "):
+        import_checkpoint(str(source), epath.Path(tmp_path / "destination"))
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("with_tower", [False, True])
+def test_an_original_checkpoint_whose_tower_is_not_finite(checkpoints, tmp_path, with_tower):
+    source, tower = tmp_path / "source", tmp_path / "tower"
+    original = checkpoints.original(LLAVA, "Llama", with_tower=with_tower)
+    shutil.copytree(original, source)
+    shutil.copytree(original.with_name(f"{original.name}-tower"), tower)
+    place = source if with_tower else tower
+    name = (
+        "model.vision_tower.vision_tower." if with_tower else ""
+    ) + "vision_model.embeddings.position_embedding.weight"
+
+    def spoil(tensors):
+        tensors[name][0, 0] = np.nan
+
+    with_tensors(place, spoil)
+    with pytest.raises(InputError, match=f"^{place / FILE}: tensor {name} holds NaN"):
+        import_checkpoint(str(with_config(source, mm_vision_tower=str(tower))), epath.Path(tmp_path / "destination"))
+    assert not (tmp_path / "destination").exists()
+
+
+def test_a_carried_tensor_that_is_not_finite(copy, tmp_path):
+    source = copy("llava siglip-head mistral gqa1")
+    (name, *_) = sorted(name for name in read_tensors(source) if ".head." in name)
+    with_tensors(source, lambda tensors: tensors.update({name: tensors[name] * np.float16(np.nan)}))
+    with pytest.raises(InputError, match=f"^{source / FILE}: tensor {name} holds NaN"):
+        import_checkpoint(str(source), epath.Path(tmp_path / "destination"))
 
 
 def test_an_original_checkpoint_whose_tower_is_another(checkpoints, tmp_path):

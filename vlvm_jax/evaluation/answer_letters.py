@@ -32,10 +32,11 @@ _LETTER = re.compile(
 )
 _NAME = re.compile(r"(?:the\s+)?(?:options?|choices?|answer|letter|选项|選項)\s*[:#]?\s*", re.IGNORECASE)
 _CLOSED = re.compile(r"\s*(?:\Z|[.:;!)\]}](?![A-Za-z0-9])|[。、]|选项|選項|项)|[ \t]*\n")
-_MARKS = re.compile(r"(?:[\s.:;,!)\]}。\u2013\u2014]|-(?!\d))*")
+_MARKS = re.compile(r"(?:[\s.:;,!)\]}。\u2013\u2014]|-(?!\d))*(?:as\s+in\s+)?")
 _COMMA = re.compile(r"\s*,")
 _BECAUSE = re.compile(
-    r"\s*,?\s*(?:(?:because|since|as|due\s+to|given|based\s+on|which|rather\s+than|instead\s+of)\b|因为|因為|由于|由於)"
+    # "as in the video" gives a reason, "as in apple" spells the letter.
+    r"\s*,?\s*(?:(?:because|since|as(?!\s+in\s+(?!(?:the|this|that|these|those|both|all|each)\b))|due\s+to|given|based\s+on|which|rather\s+than|instead\s+of)\b|因为|因為|由于|由於)"
     r"|\s*,\s*(?:and\s+)?not\b",
     re.IGNORECASE,
 )
@@ -54,9 +55,18 @@ _DENIED = re.compile(
     rf"|\s*[:\-\u2013\u2014]?\s*(?:{_WRONG}|not\s+(?:correct|right|true)\b)|\s*(?:选项|選項|项)?\s*是?(?:错|錯|不)",
     re.IGNORECASE,
 )
+# "which I would exclude", "is the option that can be ruled out": the letter itself is what is excluded.
+_EXCLUDED = re.compile(
+    r"[\s,.:)]*(?:which|that|is\s+the\s+(?:only\s+)?(?:option|choice|answer|letter|one)(?:\s+(?:which|that))?)\s+"
+    rf"(?:(?:I|we|you|one)(?:'d|'ll)?\s+(?:(?!not\b|never\b)\w+\s+){{0,3}}?|(?:{_IS}\s+)?(?:(?!not\b|never\b)\w+\s+){{0,2}}?be\s+"
+    rf"(?:\w+ly\s+)?|{_IS}\s+(?:\w+ly\s+)?|to\s+)"
+    r"(?:exclud|eliminat|reject|discard|dismiss|rul(?:e|ed|ing)\s+out\b|cross(?:ed)?\s+(?:out|off)\b)",
+    re.IGNORECASE,
+)
 _RIGHT = re.compile(
     r"\s*(?:(?:is|was|must\s+be|should\s+be|would\s+be|seems)\s+(?:(?!hardly|scarcely|barely|part|seeming|initial)\w+ly\s+)?(?:the\s+)?(?:only\s+|most\s+|best\s+)?"
-    r"(?:correct|right|true|accurate|best|answer|option|choice)\b(?!\s+(?:of|to|side|hand)\b|-)"
+    r"(?P<word>correct|right|true|accurate|best|answer|option|choice)\b(?!\s+(?:of|to|side|hand)\b|-)"
+    r"(?P<noun>\s+(?:answer|option|choice|letter|response|one)\b)?"
     r"|(?:选项|選項|项)?\s*是?(?:正确|正確|对的|對的))",
     re.IGNORECASE,
 )
@@ -102,13 +112,17 @@ _CAPITAL = re.compile(
     r"[(\[{<]\s*([A-Za-z])\s*[)\]}>]|(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9\u00c0-\u024f]|['\-&]\w|[+#])"
 )
 _SHARE = re.compile(r"[\s.:)\]\-\u2013\u2014(]*\d+(?:\.\d+)?\s?%")
-# "C. Ronaldo", "A. Lincoln is": a name, unless the word is an option's or begins sentences.
-_SURNAME = re.compile(
-    r"\. (?!(?:An?|The|This|That|These|Those|There|Here|He|She|It|They|We|You|His|Her|Its|Their|In|On|At|No|Not|Yes"
+# "C. Ronaldo", "A. Lincoln is", "D. C. Smith": a name, unless the word is an option's or begins sentences.
+_NO_SENTENCE = (
+    r"(?!(?:An?|The|This|That|These|Those|There|Here|He|She|It|They|We|You|His|Her|Its|Their|In|On|At|No|Not|Yes"
     r"|Nobody|Nothing|None|Some|Someone|Everyone|Both|All|One|Two|Three|Only|Since|Because|As|While|Based|Explanation|Reason"
     r"|Option|Answer|Wait|Actually|Sorry|But|However|What|Who|Where|When|How)\b)"
-    r"([A-Z][a-z]+)(?=[.!]?\s*\Z|\s+(?:is|was|has|and|[A-Z][a-z])|'s\b)"
 )
+_SURNAME = re.compile(
+    rf"\. (?:{_NO_SENTENCE}([A-Z][a-z]+)(?=[.!]?\s*\Z|\s+(?:is|was|has|and|[A-Z][a-z])|'s\b)"
+    rf"|(?:[A-Z]\. ){{1,3}}{_NO_SENTENCE}([A-Z][a-z]+)\b)"
+)
+_INITIALS = re.compile(r"(?:[A-Z]\. ){2,}(?=[A-Z][a-z])")
 _PROBABLY = re.compile(
     r"(?:(?:most|very)\s+)?(?:probably|likely|definitely|certainly|clearly|surely)\b\s*,?\s*", re.IGNORECASE
 )
@@ -136,7 +150,8 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
 
     After a phrase, and at the beginning, a letter counts in brackets, quotes or bold, and before a full stop, colon,
     bracket or line end. A bare letter before words counts only if these are its option's text or begin with "because"
-    or the like. A letter with another option's text states both. Letters beyond the last option are no answer. "no"
+    or the like. A letter with another option's text states both, and so does "A is right" if "right" is another
+    option's whole text. "D. C. Smith" is a name, not an answer D. Letters beyond the last option are no answer. "no"
     and "yes" after a letter may be an option's text: "no" denies no letter whose option begins with it, and "yes"
     states a letter only if no option begins with either.
 
@@ -198,11 +213,13 @@ class _Reply:
         found = self._after(ANSWER_PHRASE)
         for start in _SENTENCE.finditer(self.text):
             letter = _LETTER.match(self.text, start.end())
-            if letter and _of(letter) in self.letters:
+            if letter and _of(letter) in self.letters and not (letter[2] and self._begins_text(letter)):
                 end = self._own_text(_of(letter), letter.end()) or letter.end()
-                right = _RIGHT.match(self.text, end) or (not self.yes_or_no and _YES.match(self.text, end))
-                if right and not doubted(self.text, start.end()):
-                    found |= self._unless_taken_back({_of(letter)}, right.end())
+                right = _RIGHT.match(self.text, end)
+                yes = right or (not self.yes_or_no and _YES.match(self.text, end))
+                if yes and not doubted(self.text, start.end()) and not self._denied(_of(letter), end):
+                    stated = {_of(letter)} | (self._verdict_text(right) if right else set())
+                    found |= self._unless_taken_back(stated, yes.end())
             if len(found) > 1:
                 break
         return found
@@ -251,7 +268,9 @@ class _Reply:
     def _share_or_name(self, letter: re.Match[str]) -> bool:
         """Whether a letter has a percentage behind it ("A) 10%"), or is a name's first ("C. Ronaldo")."""
         name = _SURNAME.match(self.text, letter.end()) if letter[2] and self.words else None
-        return bool(_SHARE.match(self.text, letter.end())) or bool(name and normalise(name[1]) not in self.words)
+        return bool(_SHARE.match(self.text, letter.end())) or bool(
+            name and normalise(name[1] or name[2]) not in self.words
+        )
 
     def _unless_taken_back(self, stated: set[str], end: int) -> set[str]:
         """What is stated, with "" where the words behind it take it back: no letter is alone then."""
@@ -281,7 +300,7 @@ class _Reply:
 
     def _denied(self, letter: str, end: int) -> bool:
         """Whether the words at a place deny the letter before it."""
-        if _DENIED.match(self.text, end):
+        if _DENIED.match(self.text, end) or _EXCLUDED.match(self.text, end):
             return True
         return self.yes_or_no.get(letter) != "no" and _NO.match(self.text, end) is not None
 
@@ -317,6 +336,10 @@ class _Reply:
                 break
         return found
 
+    def _verdict_text(self, right: re.Match[str]) -> set[str]:
+        """The options whose whole text is the word of a verdict, as "right" in "A is right"; none before a noun."""
+        return self._named(right["word"]) if right["word"] and not right["noun"] else set()
+
     # --- texts of options --------------------------------------------------------------------------------------------
 
     def _begins_text(self, letter: re.Match[str]) -> bool:
@@ -337,7 +360,9 @@ class _Reply:
         """The options whose text stands at a place, up to the end of a clause; the longest text counts."""
         first = _LETTER.match(self.text, place)
         if first and first[2] and _of(first) in self.letters:
-            return set()
+            initials = _INITIALS.match(self.text, place)  # of a name, not the letter of an option with the other text
+            if not initials or self._own_text(_of(first), first.end()):
+                return set()
         for end in sorted(self._ends(place), reverse=True):
             if found := self._named(self.text[place:end]):
                 return found

@@ -13,6 +13,7 @@ from vlvm_jax.data import files
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images.image_rules import Settings, SquareRule, of_frames
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import _unreadable
 from vlvm_jax.families.base import Access, Family, HFModel
 
 
@@ -44,6 +45,12 @@ def class_name(raw: dict[str, Any] | None) -> str | None:
     return family.class_of(raw)
 
 
+def check_readable(directory: Path) -> None:
+    """Raises `InputError` for weights in a form that is not read, and for settings that contradict."""
+    _unreadable.check_config(read_json(directory / "config.json"), f"{directory / 'config.json'}")
+    _unreadable.check_files(directory)
+
+
 def read(directory: Path, access: Access) -> HFModel:
     """Reads `config.json` and, for the pixel statistics, the image processor's file.
 
@@ -55,6 +62,7 @@ def read(directory: Path, access: Access) -> HFModel:
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json here; expected a directory in the Hugging Face format")
     raw = files.without_code(read_json(directory / "config.json"))
+    check_readable(directory)
     family = of_config(raw)
     if family is not None:
         return family.read(directory, raw, access)

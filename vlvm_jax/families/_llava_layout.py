@@ -56,6 +56,8 @@ KEYS: dict[str, Literal["computed", "no effect"] | tuple[Any, ...]] = {
     "image_grid_pinpoints": COMPUTED,
     "add_faster_video": (False,),
     "s2": (False,),
+    "add_time_instruction": (False,),
+    "force_sample": (False,),
     "mm_use_im_patch_token": NO_EFFECT,  # rows of the vocabulary, which no prompt uses
     "mm_projector_lr": NO_EFFECT,
     "mm_vision_tower_lr": NO_EFFECT,
@@ -73,6 +75,14 @@ KEYS: dict[str, Literal["computed", "no effect"] | tuple[Any, ...]] = {
     "mm_qformer_depth": NO_EFFECT,
     "mm_qformer_latents": NO_EFFECT,
     "mm_qformer_pretrained": NO_EFFECT,
+}
+# What keys that lmms-lab's script reads have it do with clips, where this library cannot do the same.
+_OF_THE_SCRIPT = {
+    "add_time_instruction": "has lmms-lab's script put a sentence with the clip's length and its frames' times before "
+    "the question, whose words this library does not write; set it to false to go without, or with "
+    "config.data.time_instruction, which writes other words after the clip",
+    "force_sample": "has lmms-lab's script always take frames at equal steps from the first to the last, which no rule "
+    "of this library does; set it to false to take frames by config.data.frame_sampling",
 }
 _TYPES: dict[str, tuple[type, str]] = {
     "mm_vision_tower": (str, "a text, the tower's hub id or directory"),
@@ -120,6 +130,8 @@ def check(raw: dict[str, Any], where: str) -> None:
             raise InputError(
                 f"{where}: {key} {value!r}: a key that this library does not know; remove it if it is idle"
             )
+        if key in _OF_THE_SCRIPT and value is True:
+            raise InputError(f"{where}: {key} true {_OF_THE_SCRIPT[key]}")
         expected = f"only {', '.join(map(repr, allowed))} can be run exactly" if allowed else "only null can be run"
         raise InputError(f"{where}: {key} {value!r}: {expected}")
     _check_together(raw, where)
@@ -127,11 +139,11 @@ def check(raw: dict[str, Any], where: str) -> None:
 
 def _check_together(raw: dict[str, Any], where: str) -> None:
     ratio, merge = raw.get("image_aspect_ratio") or "square", _merge_type(raw)
-    tiled = ratio == "anyres" or re.fullmatch(r"anyres_max_\d+", str(ratio)) is not None
+    tiled = ratio == "anyres" or re.fullmatch(r"anyres_max_0*[1-9][0-9]*", str(ratio)) is not None
     if not tiled and ratio not in ("square", "pad"):
         raise InputError(
-            f"{where}: image_aspect_ratio {ratio!r}: only 'square', 'pad', 'anyres' and 'anyres_max_<number>' can be "
-            "run exactly"
+            f"{where}: image_aspect_ratio {ratio!r}: only 'square', 'pad', 'anyres' and 'anyres_max_<number>', a "
+            "number from 1 on, can be run exactly"
         )
     if tiled != (merge == "spatial_unpad"):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vlvm_jax import families
 from vlvm_jax.config import ClipConfig, TextConfig
 from vlvm_jax.data import files
 from vlvm_jax.data.files import read_json
@@ -32,6 +33,7 @@ def read_clip(directory: Path, where: str) -> ClipConfig:
             f"{where}: {directory} is not a whole CLIP (model_type 'clip', text side and projections too); its "
             f"config.json says {model_type!r}"
         )
+    families.check_readable(directory)
     config = files.transformers_config(directory)
     text = config.text_config
     settings = settings_of(

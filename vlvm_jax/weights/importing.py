@@ -71,10 +71,18 @@ def _finish(folder: epath.Path, description: bytes, params: dict[str, manifest.E
 
 
 def _parameters(opened: HFDirectory, progress) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter with its path.
+
+    Raises:
+      InputError: one, or a carried tensor, holds NaN or infinity.
+    """
+    opened.checkpoint.check_carried_finite()
     total = sum(a.size * a.dtype.itemsize for a in opened.shapes.values())
     done = 0
     for path, a in opened.shapes.items():
-        yield path, opened.read(path)
+        value = opened.read(path)
+        opened.check_finite(path, value)
+        yield path, value
         done += a.size * a.dtype.itemsize
         if progress is not None:
             progress(done, total)

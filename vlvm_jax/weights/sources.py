@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import functools
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vlvm_jax import json_text, manifest, storage
+from vlvm_jax import json_text, manifest, printing, storage
 from vlvm_jax.config import (
     AdapterConfig,
     Config,
@@ -25,6 +27,7 @@ from vlvm_jax.config import (
     build,
 )
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import _unreadable as unreadable
 from vlvm_jax.families.base import HFModel
 from vlvm_jax.models import adapters
 from vlvm_jax.models.params import Params
@@ -94,9 +97,15 @@ class HFDirectory:
         return {**self.checkpoint.load(rest, tell), **tower}
 
     def read(self, path: str) -> np.ndarray:
-        if self._tower is not None and path not in self.checkpoint.shapes:
-            return self._tower.read(path)
-        return self.checkpoint.read(path)
+        return self._holder(path).read(path)
+
+    def check_finite(self, path: str, value: np.ndarray) -> None:
+        """Raises `InputError` if a whole parameter, as `read` gives it, holds NaN or infinity."""
+        self._holder(path).check_finite(path, value)
+
+    def _holder(self, path: str) -> HFSource:
+        in_tower = self._tower is not None and path not in self.checkpoint.shapes
+        return self._tower if in_tower and self._tower is not None else self.checkpoint
 
 
 def class_adapter(hf: HFModel) -> AdapterConfig | None:
@@ -123,7 +132,10 @@ class Stored:
       root: the folder of the import or of the run.
       stages: names of the stages trained up to here.
       config: of the run, None for an import.
+      unfinished: names of the run's stages that are not finished.
     """
+
+    unfinished: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -176,6 +188,7 @@ def open_source(text: str, where: str) -> HFDirectory | Stored:
                 "`convert import` it to the bucket if many hosts shall start from it"
             )
         return HFDirectory(directory, where)
+    unreadable.check_no_lora(directory)
     raise InputError(
         f"{where}: {directory} is neither a Hugging Face directory (config.json), nor an import (model.json), nor a "
         "training run or one of its stages"
@@ -247,7 +260,11 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     integrity.check_beside_stages(workdir)
     config = build(Config, json_text.loads((workdir / "config.json").read_text()), str(workdir / "config.json"))
     names = [entry.name for entry in config.stages]
-    stage = stage or _finished(workdir)[-1]
+    unfinished = tuple(name for name in names if not _is_finished(workdir, name))
+    if stage is None:
+        stage = _finished(workdir)[-1]
+        if stage != names[-1]:
+            _tell_once(_not_the_last(workdir, stage, unfinished))
     steps = {int(path.name): path for path in _steps(workdir, stage)}
     if not steps:
         raise InputError(f"{directory}: no complete checkpoint here")
@@ -258,7 +275,25 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     trained = names[: names.index(stage) + 1]
     model = config.model
     parts = Parts(model.vision, model.decoder, model.adapter, model.lora)
-    return Stored(str(params), workdir, params, _ITEM, parts, tuple(trained), config)
+    stored = Stored(str(params), workdir, params, _ITEM, parts, tuple(trained), config)
+    stored.unfinished = unfinished
+    return stored
+
+
+def _not_the_last(workdir: epath.Path, stage: str, unfinished: tuple[str, ...]) -> str:
+    """What to tell of a run whose last stage is not finished, where only the run was named."""
+    begun = [str(workdir / name) for name in unfinished if _steps(workdir, name)]
+    can = f"; to use the newest checkpoint of another stage, give {' or '.join(begun)}" if begun else ""
+    return (
+        f"{workdir}: this run is unfinished ({', '.join(unfinished)} not finished); its last finished stage, {stage}, "
+        f"is used{can or f'; name a stage as {workdir}/STAGE'}"
+    )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    """Prints a line to stderr, in each process once."""
+    print(printing.printable(text), file=sys.stderr, flush=True)
 
 
 def _finished(workdir: epath.Path) -> list[str]:
@@ -268,12 +303,16 @@ def _finished(workdir: epath.Path) -> list[str]:
       InputError: none is.
     """
     names = [stage["name"] for stage in json_text.loads((workdir / "config.json").read_text())["stages"]]
-    finished = [name for name in names if (workdir / name / "result.json").exists()]
+    finished = [name for name in names if _is_finished(workdir, name)]
     if not finished:
         begun = [str(workdir / name) for name in names if _steps(workdir, name)]
         can = f"to use the newest step of one, give {' or '.join(begun)}" if begun else "none has a checkpoint yet"
         raise InputError(f"{workdir}: no stage of this run is finished; {can}")
     return finished
+
+
+def _is_finished(workdir: epath.Path, stage: str) -> bool:
+    return (workdir / stage / "result.json").exists()
 
 
 def _steps(workdir: epath.Path, stage: str) -> list[epath.Path]:

@@ -199,6 +199,11 @@ def test_history_and_input(write):
         ({"image_id": 12, **QA}, "'image_id' looks like media"),
         ({"frames": ["1", "2"], **QA}, "'frames' looks like media"),
         ({"mp4": "x", **QA}, "'mp4' looks like media"),
+        ({"video_category": "b.mp4", **QA}, "'video_category' looks like media"),
+        ({"video_category": "sports/b", **QA}, "'video_category' looks like media"),
+        ({"image_src": "x", **QA}, "'image_src' looks like media"),
+        ({"input_video_path": "x", **QA}, "'input_video_path' looks like media"),
+        ({"video_s": "x", **QA}, "'video_s' looks like media"),
         ({"instruction": "Say what it shows", "input": "v.mp4", "output": "It."}, "'input' looks like media"),
         ({"video": {"bytes": "AAAA"}, **QA}, "'video' holds bytes"),
         ({"video": {"duration": 3}, **QA}, "'video' has no 'path'"),
@@ -235,7 +240,9 @@ def test_what_is_not_read_is_refused_by_name(write, raw, expected):
 @pytest.mark.parametrize("extra", [{"id": "x1"}, {"source": "web"}, {"frames": 8}, {"video": None}, {"videos": []},
                                    {"has_video": False}, {"images": None}, {"image_count": 0}, {"video": []},
                                    {"image": ""}, {"ts": "2024-01-01"}, {"mov": "eax, 1"}, {"file": "main.ts"},
-                                   {"choice": "B"}, {"a": "x"}, {"candidate_answers": ["x"]}])  # fmt: skip
+                                   {"choice": "B"}, {"a": "x"}, {"candidate_answers": ["x"]},
+                                   {"video_category": "sports"}, {"videoType": "vlog"}, {"video_tag": "x"},
+                                   {"image_caption": "A red / blue ball."}, {"movie_genres": ["drama"]}])  # fmt: skip
 def test_records_of_text_with_other_keys_stay_text(write, extra):
     assert only("notes.json", write({**extra, **QA})).turns == (Turn("What?", "It."),)
 

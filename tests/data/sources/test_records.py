@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data import video
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.record import Record, Turn, evenly
 from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.errors import InputError

@@ -1,7 +1,5 @@
 """The sentence with a clip's times: where it stands, that its times are the clip's, and that it is counted."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hf_checkpoints import checkpoint

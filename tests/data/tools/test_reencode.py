@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import user_folder
 from av.video.reformatter import ColorRange, Colorspace
-from data.media_files import STEP, decode_all, grey, write_clip
+from data.media_files import STEP, decode_all, grey, moving, write_clip
 from PIL import Image
 
 from vlvm_jax.data.faults import BadSampleError
@@ -242,6 +243,23 @@ def test_after_damage_frames_begin_at_a_key_frame(tmp_path, broken, accepted):
         for use in (lambda: reencode.clip(damaged, Target(100), "c"), lambda: reencode.probe(damaged, "c")):
             with pytest.raises(BadSampleError, match="corrupt"):
                 use()
+
+
+def test_every_error_of_a_decoder_is_damage(tmp_path):
+    """FFmpeg's ProRes decoder says "operation not permitted" of a frame header that it does not know."""
+    path = Path(write_clip(tmp_path / "c.mov", moving(80, (64, 48)), codec="prores_ks", pix_fmt="yuv422p10le"))
+    data = bytearray(path.read_bytes())
+    headers = [found.start() for found in re.finditer(b"icpf", data)]
+    assert len(headers) == 80
+    data[headers[8] + 16] = 0x4A  # frames 5, 15, 25, ... are those by which the clip is judged
+    path.write_bytes(data)
+    with av.open(str(path)) as container, pytest.raises(av.FFmpegError) as caught:
+        list(container.decode(video=0))
+    assert not isinstance(caught.value, av.InvalidDataError)
+    assert len(video.decode_frames(str(path), reencode.PROBED).frames) == reencode.PROBED
+    for target in (Target(size=24), Target(fps=10)):
+        _, _, times, _ = prepared(tmp_path, path, target)
+        assert len(times) == 79
 
 
 def test_a_part_beyond_the_end_is_empty_to_prepare_too(tmp_path):

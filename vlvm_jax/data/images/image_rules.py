@@ -327,6 +327,9 @@ def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
 def max_tiles(ratio: str, directory: Path) -> int:
     """Tiles' worth of tokens that an image has at most, by OneVision's `vision_aspect_ratio`."""
     number = ratio.removeprefix("anyres_max_")
-    if not number.isdigit():
-        raise InputError(f"{directory}/config.json: vision_aspect_ratio is {ratio!r}; expected 'anyres_max_<number>'")
+    if not (number.isascii() and number.isdigit() and int(number)):
+        raise InputError(
+            f"{directory}/config.json: vision_aspect_ratio is {ratio!r}; expected 'anyres_max_<number>', a number from "
+            "1 on"
+        )
     return int(number)

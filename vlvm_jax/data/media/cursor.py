@@ -10,7 +10,7 @@ from typing import NamedTuple
 import av
 
 from vlvm_jax.data.faults import BadSampleError
-from vlvm_jax.data.media.pyav import ArgumentError, InvalidDataError
+from vlvm_jax.data.media.pyav import ArgumentError
 from vlvm_jax.data.media.video_file import VideoFile
 
 MAX_WORK = 2**35  # pixels decoded for one clip: some 100 s on a core, 20 minutes of 720p that has no keyframes
@@ -162,20 +162,35 @@ class Cursor:
             self._weigh(packet)
             try:
                 frames = stream.decode(packet)
-            except InvalidDataError:
+            except MemoryError:
+                raise
+            except av.FFmpegError as error:  # decoders give damage many numbers beside that of invalid data
                 if self._skips_damage:
                     self.damaged = lost = True
                     continue
+                if isinstance(error, ArgumentError):  # that is what decoders say of sizes that are not allowed
+                    detail = f"{self._video.name} has frames of a forbidden size"
+                    raise BadSampleError("too_large", detail) from None
                 if any(later.size for later in packets):
                     raise
                 break  # the last packet, cut short
-            except ArgumentError:  # that is what decoders say of sizes that are not allowed
-                raise BadSampleError("too_large", f"{self._video.name} has frames of a forbidden size") from None
             for frame in frames:
                 lost = lost and not frame.key_frame
                 if not lost:
                     yield frame
-        yield from () if lost else stream.decode(None)
+        yield from () if lost else self._rest()
+
+    def _rest(self) -> Sequence[av.VideoFrame]:
+        """The frames that the decoder still holds at the clip's end."""
+        try:
+            return self._video.stream.decode(None)
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            if not self._skips_damage:
+                raise
+            self.damaged = True
+            return ()
 
     def _readable(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
         """The packets; if damage may be skipped, those before the container is damaged."""

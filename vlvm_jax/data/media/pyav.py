@@ -12,7 +12,6 @@ import av
 from av import error as av_error
 from av import stream as av_stream
 from av.container import InputContainer
-from av.error import InvalidDataError
 from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
@@ -33,8 +32,8 @@ _HAS_THREADS = _MAJOR >= 17
 _MAX_DEPTH = 16  # frames, of H.264 and HEVC
 
 __all__ = [
-    "ACCURATE_RND", "BICUBIC", "BITEXACT", "ArgumentError", "InvalidDataError",
-    "discard", "fraction", "index_of", "open_input", "reformat", "reorder_depth",
+    "ACCURATE_RND", "BICUBIC", "BITEXACT", "ArgumentError", "discard", "fraction", "index_of", "open_input",
+    "reformat", "reorder_depth",
 ]  # fmt: skip
 
 

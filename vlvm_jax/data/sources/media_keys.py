@@ -47,6 +47,7 @@ _KINDS = {f"{thing}{plural}" for thing in ("image", "video", "clip", "movie") fo
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LINK_KEYS = {"url", "urls", "uri", "src", "link", "links", "href"}
 _CLIP_SITES = re.compile(r"(https?://)?([\w-]+\.)?(youtube\.com|youtu\.be|youtube-nocookie\.com|vimeo\.com)/\S+", re.I)
+_PATH = re.compile(r"\s*[^\s/\\]*[/\\]\S*\s*")
 _LINK = re.compile(r"https?://\S+", re.I)
 _TURN_TEXT = frozenset({"from", "role", "value", "content", "text", "name", "reasoning_content"})
 
@@ -184,13 +185,26 @@ def check_turns(said: Any, where: str, has_media: bool) -> None:
 
 
 def _may_name_media(key: str, value: Any) -> bool:
-    """Whether a key of a record without media has "video" or the like among its words, or holds a link to a clip."""
-    words = {word.lower() for word in _WORD.findall(key)}
-    if isinstance(value, str | list) and value and len(words) > 1 and words & _KINDS:
-        return True
+    """Whether a key of a record without media has "video" or the like among its words, or holds a link to a clip.
+
+    A key that describes a medium ("video_category") names none, unless its value is a path.
+    """
+    words = set(_words(key))
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    if isinstance(value, str | list) and value and len(words) > 1 and words & _KINDS:
+        return not _describes(key) or any(map(_PATH.fullmatch, texts))
     pattern = _LINK if words & _LINK_KEYS else _CLIP_SITES
     return any(pattern.fullmatch(text.strip()) for text in texts)
+
+
+def _describes(key: str) -> bool:
+    """Whether a key is of a property of a medium: its last word is neither the medium nor where it is."""
+    *others, last = _words(key) or [""]
+    return bool(_KINDS & set(others)) and len(last) > 2 and last not in {*_KINDS, *_THINGS, *_TAILS, *_LINK_KEYS}
+
+
+def _words(key: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(key)]
 
 
 def meant(key: str, value: Any = None) -> str:
@@ -198,7 +212,7 @@ def meant(key: str, value: Any = None) -> str:
     folded = _folded(key)
     if close := _close(folded):
         return close
-    words = {word.lower() for word in _WORD.findall(key)}
+    words = set(_words(key))
     images = (
         folded.startswith(("im", "pic", "photo"))
         or bool(words & {"image", "images"})
@@ -234,7 +248,7 @@ def _looks_like_media(key: str, value: Any) -> bool:
     folded = _folded(key)
     if isinstance(value, int | float):
         return folded in _KNOWN and bool(_IDENTIFIES.search(folded))
-    return folded in _KNOWN or _close(folded) is not None
+    return folded in _KNOWN or (_close(folded) is not None and not _describes(key))
 
 
 @functools.lru_cache(maxsize=4096)

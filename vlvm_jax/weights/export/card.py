@@ -89,6 +89,12 @@ def _training(export: Export) -> list[str]:
     if not export.source.stages:
         return []
     lines = ["## Training", "", f"Stages: {', '.join(export.source.stages)}.", ""]
+    if unfinished := getattr(export.source, "unfinished", ()):
+        lines += [
+            f"The run was unfinished when this was exported ({', '.join(unfinished)} not finished). The weights are "
+            f"those of stage {export.source.stages[-1]}, step {export.source.name.rpartition('/')[2]}.",
+            "",
+        ]
     summary = _run_file(export, "summary.json")
     if summary:
         lines += ["| stage | steps | loss, first to last |", "|---|---|---|"]

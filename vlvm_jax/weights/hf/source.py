@@ -19,11 +19,29 @@ from vlvm_jax.weights.hf.safetensors_files import SafetensorsReader
 
 Index = tuple[slice, ...]
 Tell = Callable[[int], None]  # takes the bytes read since the last call, counted in the wanted dtype
+_LOOKED_AT = 1 << 24  # values at a time
 
 
 def silent(read: int) -> None:
     """Reports nothing."""
     del read
+
+
+def check_finite(name: str, value: np.ndarray, file: Path) -> None:
+    """Raises `InputError` if a tensor holds NaN or infinity. Looks at a part of it at a time.
+
+    Args:
+      file: where it was read, for messages.
+    """
+    bits = np.atleast_1d(value).view(f"u{value.dtype.itemsize}")
+    infinity = np.array(np.inf, value.dtype).view(bits.dtype)  # without their signs, NaNs have larger bits, others less
+    rows = max(1, _LOOKED_AT * len(bits) // max(bits.size, 1))
+    for start in range(0, len(bits), rows):
+        if ((bits[start : start + rows] << 1) >= infinity << 1).any():
+            raise InputError(
+                f"{file}: tensor {name} holds NaN or infinity: the training that wrote it diverged, or the file is "
+                "damaged; use another checkpoint"
+            )
 
 
 class TensorFiles:
@@ -52,6 +70,12 @@ class TensorFiles:
             out[layer - first] = self._read(rule, rule.tensor.format(i=layer), [slice(*b) for b in inner])
             tell(out[layer - first].nbytes)
         return out
+
+    def check_finite(self, path: str, value: np.ndarray) -> None:
+        """Raises `InputError` if a whole parameter, as `read` gives it, holds NaN or infinity."""
+        names = self.rules[path].tensors()
+        for name, part in zip(names, [value] if self.rules[path].layers is None else value, strict=True):
+            check_finite(name, part, self.reader.tensors[name].file)
 
     def load(self, abstract: Mapping[str, jax.ShapeDtypeStruct], tell: Tell = silent) -> Params:
         """The named parameters in the dtypes and shardings asked for, one after the other."""
@@ -132,6 +156,11 @@ class HFSource(TensorFiles):
         wanted = model_shapes(self.hf)
         self.shapes = {rule.path: self.checked(rule, wanted[rule.path].shape, self.hf.vision) for rule in rules}
         self._check_tied_head(rules)
+
+    def check_carried_finite(self) -> None:
+        """Raises `InputError` if a carried tensor holds NaN or infinity."""
+        for name in self.carried:
+            check_finite(name, self.reader.read(name), self.reader.tensors[name].file)
 
     def _tied_heads(self) -> set[str]:
         """Names under which a checkpoint may repeat its embeddings as a head that the config ties to them."""
