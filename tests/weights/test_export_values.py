@@ -22,7 +22,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model
 from vlvm_jax.weights.export import card, lora, verify, write
-from vlvm_jax.weights.export.export import Options, plan
+from vlvm_jax.weights.export.export import Export, Options, plan
 from vlvm_jax.weights.hf.safetensors_files import INDEX, SafetensorsReader
 from vlvm_jax.weights.sources import HFDirectory, Stored, open_source
 

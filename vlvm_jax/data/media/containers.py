@@ -28,7 +28,7 @@ from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.pages import paths as page_paths
 from vlvm_jax.data.pages.draw import PageFiles
 from vlvm_jax.data.record import LISTED, STILLS
-from vlvm_jax.data.sample.assemble import shard_record as shard_record_lib
+from vlvm_jax.data.media import shard_record as shard_record_lib
 from vlvm_jax.errors import InputError, brief
 
 _STORED = re.compile(r"(?P<file>.+\.(?P<kind>array_record|parquet|tfds))#(?P<row>\d+)/(?P<place>[^/]+(/\d+)*)")

@@ -26,7 +26,7 @@ from vlvm_jax.data.pages.draw import MissingGlyphs, PageFiles
 from vlvm_jax.data.pages.filters import Filters
 from vlvm_jax.data.pages.triplets import Triplet, TripletFile
 from vlvm_jax.data.prompt import conversation
-from vlvm_jax.data.sample.assemble import shard_record
+from vlvm_jax.data.media import shard_record
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.data.sources.text_pages import TextPages
