@@ -7,8 +7,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.media import shard_record
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.shards import ShardInfo
 

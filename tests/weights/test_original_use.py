@@ -26,7 +26,8 @@ from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.tools import check
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import final
-from vlvm_jax.families import image_rule, llava_layout, read_settings
+from vlvm_jax.families import _llava_layout as llava_layout
+from vlvm_jax.families import image_rule, read_settings
 from vlvm_jax.inference.answering import Decoding, Request
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models.adapters import build_adapter

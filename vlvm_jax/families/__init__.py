@@ -34,7 +34,8 @@ def of_config(raw: Mapping[str, Any] | None) -> Family | None:
     """The family of a `config.json`; None for none, and for one of no family."""
     if raw is None:
         return None
-    return next((family for family in every().values() if family.claims(raw)), None)
+    claiming = [family for family in every().values() if family.claims(raw)]
+    return max(claiming, key=lambda family: family.precedence, default=None)
 
 
 def class_name(raw: dict[str, Any] | None) -> str | None:

@@ -126,6 +126,7 @@ class Family:
 
     Attributes:
       name: as an import's `model.json` and `convert export --format` have it: the class's model_type, if it is one.
+      precedence: which of two families has a `config.json` that both claim: the one with the larger number.
       model_types: of the `config.json` files that are of this family.
       architecture: the transformers class of an export.
       layouts: the on-disk layouts; the first one is written.
@@ -146,6 +147,7 @@ class Family:
     """
 
     name: ClassVar[str]
+    precedence: ClassVar[int] = 0
     model_types: ClassVar[tuple[str, ...]] = ()
     architecture: ClassVar[str]
     layouts: ClassVar[tuple[Layout, ...]]

@@ -34,6 +34,7 @@ _ONE_LAYER = {"mm_projector.": "mm_projector.linear_1."}
 
 class Family(base.Family):
     name = "original"
+    precedence = 1  # its config.json may have the model_type of transformers' class
     layouts = (
         Layout("original-without-tower", _PARTS, _TWO_LAYERS),
         Layout("original", _WITH_TOWER, _TWO_LAYERS),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.media import shard_record
+from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.errors import InputError

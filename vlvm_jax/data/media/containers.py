@@ -24,11 +24,11 @@ from typing import Any, BinaryIO, TypeVar
 from vlvm_jax import json_text, storage
 from vlvm_jax.data import media_names
 from vlvm_jax.data.extras import need
+from vlvm_jax.data.media import shard_record as shard_record_lib
 from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.pages import paths as page_paths
 from vlvm_jax.data.pages.draw import PageFiles
 from vlvm_jax.data.record import LISTED, STILLS
-from vlvm_jax.data.media import shard_record as shard_record_lib
 from vlvm_jax.errors import InputError, brief
 
 _STORED = re.compile(r"(?P<file>.+\.(?P<kind>array_record|parquet|tfds))#(?P<row>\d+)/(?P<place>[^/]+(/\d+)*)")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlvm_jax.data.faults import BadSampleError, reading
+from vlvm_jax.data.media import containers, shard_record
 from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.record import MEDIA_KINDS, STILLS, MediaKind, Record
-from vlvm_jax.data.media import containers, shard_record
 from vlvm_jax.data.tools import reencode
 from vlvm_jax.data.tools.reencode import Target
 

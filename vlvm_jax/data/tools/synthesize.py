@@ -20,13 +20,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
 
 from vlvm_jax import json_text, storage
+from vlvm_jax.data.media import shard_record
 from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.pages import draw, filters, triplets
 from vlvm_jax.data.pages.draw import MissingGlyphs, PageFiles
 from vlvm_jax.data.pages.filters import Filters
 from vlvm_jax.data.pages.triplets import Triplet, TripletFile
 from vlvm_jax.data.prompt import conversation
-from vlvm_jax.data.media import shard_record
 from vlvm_jax.data.sources import shards
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.data.sources.text_pages import TextPages
