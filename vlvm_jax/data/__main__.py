@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlvm_jax import cli, commands
+from vlvm_jax import cli
 from vlvm_jax.errors import InputError
 
 COMMANDS = ("check", "prepare", "verify", "synthesize", "diversity")
@@ -23,9 +23,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv if argv is None else argv)
     command = argv[1] if len(argv) > 1 else ""
     if command in COMMANDS:
-        module = importlib.import_module(f"{commands.__name__}.{command}")
+        module = importlib.import_module(f"vlvm_jax.commands.{command}")
         return cli.run(module.main, module.__doc__ or "", [f"{argv[0]} {command}", *argv[2:]], positional=True)
-    folder = Path(commands.__path__[0])
+    folder = Path(__file__).parents[1] / "commands"
     summaries = [(name, cli.summary(folder / f"{name}.py")) for name in COMMANDS]
     return cli.run(lambda _: _unknown(command), __doc__ or "", argv[:2], positional=True, commands=summaries)
 
