@@ -21,9 +21,9 @@ from etils import epath
 
 from benchmarks.arms import TEMPORAL, Results, arguments, train_and_ask, train_image_model
 from configs import red_villm
-from configs.common import PATCHES
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.recipes._common import PATCHES
 from vlvm_jax.samples import adapter_of
 from vlvm_jax.stop import StopSignal
 

@@ -10,6 +10,7 @@ from recipes import ROOT
 from configs import free_video_llm, ftfv, red_villm, t2vid
 from vlvm_jax.config import Config, build, command_line
 from vlvm_jax.errors import InputError
+from vlvm_jax.recipes import _bases as bases
 
 
 def of(recipe, arg: str) -> Config:
@@ -45,12 +46,12 @@ def test_one_stage_asks_for_its_own_data_alone():
     ],
 )
 def test_every_recipe_says_what_a_stage_starts_from(recipe, arg, kept, said, monkeypatch):
-    monkeypatch.setattr(ftfv.bases, "base", base_without_files)
+    monkeypatch.setattr(bases, "base", base_without_files)
     config = of(recipe, arg)
     assert names(config) == kept and said in config.notes[-1]
 
 
-def base_without_files(preset, name, before=ftfv.bases.base):
+def base_without_files(preset, name, before=bases.base):
     found = before(preset, "")
     return found if not name else {**found, "model": {**found["model"], "init_from": name}}
 

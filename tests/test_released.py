@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.released import CROPPED_POOLS, POOLS, parse_setting
 from vlvm_jax.errors import InputError
+from vlvm_jax.recipes._released import CROPPED_POOLS, POOLS, parse_setting
 
 MAX = "spatial_1d_max_pool"
 

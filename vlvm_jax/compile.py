@@ -1,20 +1,12 @@
-"""Compile a recipe for TPUs that are not here: memory, collectives, operations and the bound on speed, per stage.
+"""Compile a recipe for a TPU slice on any host: memory, collectives, operations and the speed limit of each stage.
 
-usage: python -m vlvm_jax.compile --config=configs/ftfv.py:llava-1.5-7b --topology=v5e-64 [--config.key=value ...]
+usage: python -m vlvm_jax.compile --config=ftfv:llava-1.5-7b --topology=v5e-64 [--config.key=value ...]
                                   [--stages=NAME,NAME] [--rows=N] [--search] [--json=FILE]
 
-  --config    a recipe, as for vlvm_jax.train; no weights and no data are read.
-  --topology  CHIP-SIZE[xSLICES]: v5e-64, v6e-8 (sizes count chips), v4-8, v5p-128 (sizes count cores, two a chip),
-              v5e-256x2 (two slices).
-  --stages    only these of the recipe's stages, prefill and decode (default: all). prefill reads a row of the last
-              stage's length, decode one token after it, both one row for each part of the mesh that holds rows.
-  --rows      rows of a batch, instead of the recipe's.
-  --search    find the largest batch that fits, to an eighth, beginning with these rows.
-  --json      write all figures to a file as well.
+Needs libtpu (pip install 'vlvm_jax[tpu]') but no TPU. Memory and collectives come from the TPU compiler, operations are
+counted by this library, and times are bounds computed from the chip's published figures.
 
-Needs libtpu (pip install 'vlvm_jax[tpu]'), no TPU. Memory and collectives are the TPU compiler's, operations are
-counted by this library, times are bounds from the chip's published figures.
-Exit codes: 0 everything fits, 2 bad input or a stage that does not fit (one line says which), 1 a fault of ours.
+Exit codes: 0 everything fits, 2 bad input or a stage that does not fit (one line says which), 1 an internal error.
 """
 
 import os
@@ -23,17 +15,28 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the host's own devices are not what is compiled for
 
 from absl import flags
-from ml_collections import config_flags
 
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for.")
-_STAGES = flags.DEFINE_list("stages", [], "Only these stages.")
-_ROWS = flags.DEFINE_integer("rows", None, "Rows of a batch.", lower_bound=1)
-_SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
-_JSON = flags.DEFINE_string("json", None, "File for the figures.")
+_CONFIG = cli.define_recipe("The recipe to compile; neither weights nor data are read.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "The TPUs to compile for, as CHIP-SIZE[xSLICES]: v5e-64, v6e-8 (sizes count chips), v4-8, v5p-128 (sizes count "
+    "cores, two per chip), v5e-256x2 (two slices).",
+)
+_STAGES = flags.DEFINE_list(
+    "stages",
+    [],
+    "Compile only these, of the recipe's stages, `prefill` and `decode` (default: all). Prefill reads a row of the "
+    "last stage's length, decode one token after it; both have one row for each part of the mesh that holds rows.",
+)
+_ROWS = flags.DEFINE_integer("rows", None, "Rows of a batch (default: the recipe's).", lower_bound=1)
+_SEARCH = flags.DEFINE_bool(
+    "search", False, "Find the largest batch that fits, to within an eighth, starting from these rows."
+)
+_JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
 
 
 def main() -> None:

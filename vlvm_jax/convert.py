@@ -1,24 +1,14 @@
-"""Pretrained weights in, PyTorch out.
+"""Import pretrained weights, and export trained models to PyTorch.
 
 usage: python -m vlvm_jax.convert import SRC DST
-       python -m vlvm_jax.convert export SRC DST [--format=CLASS] [--media=all|image|video] [--dtype=TYPE]
-                                                 [--lora=merge|peft] [--noverify] [--fallback]
+       python -m vlvm_jax.convert export SRC DST [flags]
 
-import   SRC: a hub id or a directory in the Hugging Face format (config.json + safetensors).
-         DST: a new directory, local or gs://, that `init_from` and `export` take.
-export   SRC: a training run, a stage or step of it, an import, or a Hugging Face directory.
-         DST: a new directory that transformers loads.
+  SRC   What to read. For import: a hub id or a directory in Hugging Face format (config.json and safetensors). For
+        export: a training run, one of its stages or steps, an import, or a Hugging Face directory.
+  DST   The new directory. For import: local or gs://; `init_from` and `export` accept it. For export: local;
+        transformers loads it.
 
-  --format   the class to export as (llava, llava_next_video, llava_onevision, smolvlm, vlvm ...); refused unless it
-             computes exactly the same. Default: the best class that does; `vlvm` is our own PyTorch code.
-  --media    what the exported model will be given: a class need be exact for that only (default: all).
-  --dtype    float32, bfloat16 or float16 (default: as in the checkpoint the model came from).
-  --lora     merge LoRA into the weights, or write it as a PEFT adapter beside the base (folder `adapter`).
-  --noverify do not compare the export with PyTorch (by default that is done where torch is installed): in float32
-             with the model as trained, else with its rounded weights, and the effect of rounding is reported.
-  --fallback if the run's newest step is damaged, rename it aside and export the newest one that is not.
-
-Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
+Flags apply to export. Exit codes: 0 done, 2 bad input (one line says what), 1 an internal error.
 """
 
 import sys
@@ -30,12 +20,33 @@ from absl import flags
 from vlvm_jax import cli, memory
 from vlvm_jax.errors import InputError
 
-_FORMAT = flags.DEFINE_string("format", None, "The class to export as.")
-_MEDIA = flags.DEFINE_enum("media", "all", ["all", "image", "video"], "What the export will be given.")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the exported tensors.")
-_LORA = flags.DEFINE_enum("lora", "merge", ["merge", "peft"], "What becomes of LoRA parameters.")
-_FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
-_VERIFY = flags.DEFINE_bool("verify", True, "Compare with PyTorch.")
+_FORMAT = flags.DEFINE_string(
+    "format",
+    None,
+    "The class to export as: llava, llava_next_video, llava_onevision, smolvlm, vlvm ... It is refused unless it "
+    "computes exactly the same (default: the best class that does). `vlvm` is our own PyTorch code.",
+)
+_MEDIA = flags.DEFINE_enum(
+    "media", "all", ["all", "image", "video"],
+    "The media that the exported model will be used with. A class needs to be exact only for these.",
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"],
+    "Type of the exported tensors (default: that of the checkpoint the model started from).",
+)  # fmt: skip
+_LORA = flags.DEFINE_enum(
+    "lora", "merge", ["merge", "peft"],
+    "Merge LoRA into the weights, or write it as a PEFT adapter beside the base model (folder `adapter`).",
+)  # fmt: skip
+_VERIFY = flags.DEFINE_bool(
+    "verify",
+    True,
+    "Compare the export with PyTorch, if torch is installed. A float32 export is compared with the model as trained, "
+    "others with its rounded weights, and the effect of rounding is reported.",
+)
+_FALLBACK = flags.DEFINE_bool(
+    "fallback", False, "If the newest step of the run is damaged, rename it and export the newest intact step."
+)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,43 +1,17 @@
-"""Ask a model a list of questions about clips, and score what it says by fixed rules.
+"""Ask a model a list of questions about clips, and score its answers by fixed rules.
 
 usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --output=DIR [--media=DIR] [flags]
 
-  --checkpoint      a training run, a stage or step of it, an import, or a Hugging Face directory or id.
-  --questions       a list in one of the formats of docs/evaluate.md: .json, .jsonl or .csv.
-  --answers         the list of answers where questions come without (default: X_a.json beside X_q.json).
-  --media           folder of the clips (default: the list's own folder); names are tried with .mp4, .avi, .mov and
-                    .mkv, and with "v_" before them.
-  --output          folder, local or gs://, for predictions.jsonl, scored.jsonl, results.json and run_card.json. The
-                    same command continues there and asks nothing twice.
-  --format          of the list: auto, plain, open_ended, multiple_choice, vcgbench, csv, t2vid or llava.
-  --config          a recipe whose adapter, prompts and frames are to be used; default: the checkpoint's own.
-  --frames          of a clip (default: the config's or the checkpoint's).
-  --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
-  --dtype           float32 or bfloat16 (default: the model's).
-  --fallback        if the run's newest step is damaged, rename it aside and take the newest one that is not.
-  --limit           the first so many questions only.
-  --batch_size      questions answered at a time (default 8); answers depend on it by rounding at most.
-  --prefix          with which every answer is made to begin; replies are what comes after it (default: the config's).
-  --max_new_tokens  (default: the recipe's, else 128), --temperature (default 0: greedy), --top_p, --seed,
-  --stop            a string that ends an answer; may be given several times.
-  --match           what decides on free text: exact, normalised (default), contains or yes_no. All are reported.
-                    yes_no compares whether reply and answer say yes or no. It decides only on questions whose answer is
-                    yes or no (normalised decides on the others), and is refused if the list has no such question.
-  --parser          what decides on multiple choice: strict (default), slowfast_released or t2vid_released; likewise.
-                    docs/evaluate.md has the rules.
-  --denominator     all: what has no answer is wrong (default); answered: it is left out; released: as the released
-                    code leaves out.
-  --control         blank_video, shuffled_frames, shuffled_prompt or shuffled_question; asked beside the questions as
-                    they are, with an accuracy of its own; may be given several times.
+docs/evaluate.md describes the formats of question lists and the rules. All rules are reported; --match and --parser
+choose the ones that decide.
 
-Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted (run the same command again), 1 a fault of ours.
+Exit codes: 0 done, 2 bad input (one line says what), 75 interrupted (run the same command again), 1 an internal error.
 """
 
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
-from ml_collections import config_flags
 
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
@@ -47,29 +21,76 @@ if TYPE_CHECKING:
 
 _FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 _CONTROLS = ["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
-_QUESTIONS = flags.DEFINE_string("questions", None, "The list.")
-_ANSWERS = flags.DEFINE_string("answers", None, "The list of answers.")
-_MEDIA = flags.DEFINE_string("media", None, "Folder of the clips; default: the list's.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
-_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
-_FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
-_FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1, upper_bound=10_000)
-_CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Questions.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Questions at a time.", lower_bound=1, upper_bound=4096)
-_PREFIX = flags.DEFINE_string("prefix", None, "With which answers begin.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of sampling.", lower_bound=0, upper_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
-_STOP = flags.DEFINE_multi_string("stop", [], "Strings that end an answer.")
-_MATCH = flags.DEFINE_enum("match", "normalised", ["exact", "normalised", "contains", "yes_no"], "For free text.")
-_PARSER = flags.DEFINE_enum("parser", "strict", ["strict", "slowfast_released", "t2vid_released"], "For letters.")
-_DENOMINATOR = flags.DEFINE_enum("denominator", "all", ["all", "answered", "released"], "What is counted.")
-_CONTROL = flags.DEFINE_multi_enum("control", [], _CONTROLS, "Asked too.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "The model: a training run, one of its stages or steps, an import, a Hugging Face directory or id.",
+)
+_QUESTIONS = flags.DEFINE_string("questions", None, "The list of questions: .json, .jsonl or .csv.")
+_ANSWERS = flags.DEFINE_string(
+    "answers", None, "The list of answers, for questions that come without (default: X_a.json beside X_q.json)."
+)
+_MEDIA = flags.DEFINE_string(
+    "media",
+    None,
+    "Folder of the clips (default: that of the list). Names are also tried with .mp4, .avi, .mov and .mkv, and with "
+    '"v_" before them.',
+)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder, local or gs://, for predictions.jsonl, scored.jsonl, results.json and run_card.json. The same command "
+    "continues there and asks no question twice.",
+)
+_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Format of the list.")
+_CONFIG = cli.define_recipe("A recipe whose adapter, prompts and frames are used (default: the checkpoint's own).")
+_FRAMES = flags.DEFINE_integer(
+    "frames", None, "Frames of a clip (default: those of the config or the checkpoint).", lower_bound=1,
+    upper_bound=10_000,
+)  # fmt: skip
+_CHAT_TEMPLATE = flags.DEFINE_string(
+    "chat_template", None, "A chat template in place of the model's own: vicuna_v1, chatml, llama-3 ..."
+)
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the computation (default: the model's).")
+_FALLBACK = flags.DEFINE_bool(
+    "fallback", False, "If the newest step of the run is damaged, rename it and use the newest intact step."
+)
+_LIMIT = flags.DEFINE_integer("limit", None, "Ask only the first so many questions.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "Questions answered at a time. It changes answers by rounding at most.", lower_bound=1,
+    upper_bound=4096,
+)  # fmt: skip
+_PREFIX = flags.DEFINE_string(
+    "prefix", None, "Text that every answer starts with; only what follows it is scored (default: the config's)."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Most tokens of an answer (default: the recipe's, else 128).", lower_bound=1
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.0, "0 takes the likeliest token; above 0, tokens are sampled.", lower_bound=0
+)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Sample from the smallest set of tokens whose probabilities add up to this.", lower_bound=0,
+    upper_bound=1,
+)  # fmt: skip
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+_STOP = flags.DEFINE_multi_string("stop", [], "A string that ends an answer.")
+_MATCH = flags.DEFINE_enum(
+    "match", "normalised", ["exact", "normalised", "contains", "yes_no"],
+    "The rule for free text. yes_no compares whether reply and answer say yes or no. It decides only on questions "
+    "whose answer is yes or no (normalised decides on the others), and is refused if the list has no such question.",
+)  # fmt: skip
+_PARSER = flags.DEFINE_enum(
+    "parser", "strict", ["strict", "slowfast_released", "t2vid_released"], "The rule for multiple choice."
+)
+_DENOMINATOR = flags.DEFINE_enum(
+    "denominator", "all", ["all", "answered", "released"],
+    "Questions that count. all: a reply without an answer is wrong; answered: it is left out; released: what the "
+    "released code leaves out is left out.",
+)  # fmt: skip
+_CONTROL = flags.DEFINE_multi_enum(
+    "control", [], _CONTROLS, "A control that is asked as well and has an accuracy of its own."
+)
 
 
 def _decoding() -> "Decoding":

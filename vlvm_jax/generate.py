@@ -3,31 +3,9 @@
 usage: python -m vlvm_jax.generate --checkpoint=DIR [--video=FILE | --image=FILE ...]
                                    (--prompt=TEXT | --questions=FILE | --interactive) [--flag=value ...]
 
-  --checkpoint      a training run, an import, a directory in the Hugging Face format, or a hub id.
-  --video           a clip, or a folder of its frames.
-  --image           may be given several times. Without --video and --image, the model is asked by text alone.
+Generation uses all devices. Progress goes to stderr.
 
-  --prompt          one question. Its answer is written as it comes.
-  --questions       a file of many: one a line, or a JSON list of strings or of {"id": ..., "question": ...}.
-  --interactive     a conversation, one question a line; /clear forgets what was said, /quit ends.
-
-  --config          a recipe (configs/x.py:preset): its model and data settings in place of the checkpoint's.
-  --frames          of the clip (default: as the run or recipe has it, else 8).
-  --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
-  --prefix          how answers begin; not repeated in the output (default: the recipe's).
-  --max_new_tokens  of an answer (default: the recipe's, else 128).
-  --temperature     0 (default) takes the likeliest token; above it, tokens are drawn.
-  --top_p           drawn from the fewest tokens that have this probability together (default 1).
-  --stop            a string that ends answers; may be given several times.
-  --seed            of what is drawn (default 0).
-  --dtype           float32 or bfloat16 (default: the model's).
-  --fallback        if the run's newest step is damaged, rename it aside and take the newest one that is not.
-
-  --json            a line of JSON for each answer: text, tokens, seconds.
-  --show=FILE.png   the frames that were taken, with their times, what the adapter takes of each and the tokens that
-                    makes.
-
-Uses all devices there are. Exit codes: 0 done, 2 bad input (one line says what), 1 a fault of ours.
+Exit codes: 0 done, 2 bad input (one line says what), 1 an internal error.
 """
 
 import dataclasses
@@ -37,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
-from ml_collections import config_flags
 
 from vlvm_jax import cli, json_text, printing, storage
 from vlvm_jax.data import json_lines
@@ -46,25 +23,49 @@ from vlvm_jax.errors import InputError
 if TYPE_CHECKING:
     from vlvm_jax.inference.answering import Answer, Answering, Decoding, Request
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
-_FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
-_VIDEO = flags.DEFINE_string("video", None, "A clip.")
-_IMAGE = flags.DEFINE_multi_string("image", [], "An image.")
-_PROMPT = flags.DEFINE_string("prompt", None, "A question.")
-_QUESTIONS = flags.DEFINE_string("questions", None, "A file of questions.")
-_INTERACTIVE = flags.DEFINE_bool("interactive", False, "A conversation.")
-_FRAMES = flags.DEFINE_integer("frames", None, "Of the clip.", lower_bound=1, upper_bound=10_000)
-_CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own.")
-_PREFIX = flags.DEFINE_string("prefix", None, "How answers begin.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", None, "Of an answer.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Of the tokens that are drawn from.")
-_STOP = flags.DEFINE_multi_string("stop", [], "Ends answers.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
-_JSON = flags.DEFINE_bool("json", False, "JSON lines.")
-_SHOW = flags.DEFINE_string("show", None, "A PNG to write.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "The model: a training run, an import, a directory in Hugging Face format, or a hub id."
+)
+_VIDEO = flags.DEFINE_string("video", None, "A clip, or a folder with its frames.")
+_IMAGE = flags.DEFINE_multi_string("image", [], "An image. Without --video and --image, the prompt is text alone.")
+_PROMPT = flags.DEFINE_string("prompt", None, "One question. Its answer is printed as it is generated.")
+_QUESTIONS = flags.DEFINE_string(
+    "questions",
+    None,
+    'A file of questions: one per line, or a JSON list of strings or of {"id": ..., "question": ...}.',
+)
+_INTERACTIVE = flags.DEFINE_bool(
+    "interactive", False, "A conversation, one question per line; /clear forgets what was said, /quit ends."
+)
+_CONFIG = cli.define_recipe("A recipe whose model and data settings replace the checkpoint's.")
+_FRAMES = flags.DEFINE_integer(
+    "frames", None, "Frames of the clip (default: those of the run or the recipe, else 8).", lower_bound=1,
+    upper_bound=10_000,
+)  # fmt: skip
+_CHAT_TEMPLATE = flags.DEFINE_string(
+    "chat_template", None, "A chat template in place of the model's own: vicuna_v1, chatml, llama-3 ..."
+)
+_PREFIX = flags.DEFINE_string(
+    "prefix", None, "Text that every answer starts with; it is not repeated in the output (default: the recipe's)."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Most tokens of an answer (default: the recipe's, else 128)."
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token; above 0, tokens are sampled.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the smallest set of tokens whose probabilities add up to this.")
+_STOP = flags.DEFINE_multi_string("stop", [], "A string that ends an answer.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the computation (default: the model's).")
+_FALLBACK = flags.DEFINE_bool(
+    "fallback", False, "If the newest step of the run is damaged, rename it and use the newest intact step."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON per answer: text, tokens, seconds.")
+_SHOW = flags.DEFINE_string(
+    "show",
+    None,
+    "A PNG file to draw: the frames that were used, with their times, what the adapter takes from each, and how many "
+    "tokens that makes.",
+)
 
 
 _CUT = "the question was cut to the {} tokens that CLIP reads to pick frames; the answer is to all of it"

@@ -1,31 +1,32 @@
 """Train a video LLM through all stages of a recipe.
 
-usage: python -m vlvm_jax.train --config=configs/ftfv.py[:preset[,key=value...]] [--workdir=DIR]
+usage: python -m vlvm_jax.train --config=ftfv[:preset[,key=value...]] [--workdir=DIR]
                                 [--profile=STAGE:FIRST-LAST] [--config.path.to.key=value ...]
 
-  --config    a recipe; `configs/ftfv.py` alone is its preset `tiny`: embedded data, from scratch, any machine.
-  --workdir   where checkpoints, metrics and the summary go (default: runs/<config name>).
-  --profile   steps of a stage to trace for XProf, into WORKDIR/profile; `kill -USR1` traces the next five of a
-              running process.
-
-On several hosts, start the same command once on each, with a workdir that all of them see. On TPU slices and under
+To train on several hosts, run the same command once on each of them, with a shared workdir. On TPU slices and under
 Slurm the processes find each other; elsewhere set JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES
-and JAX_PROCESS_ID. JAX_NUM_PROCESSES=1 is a run of this process alone, wherever it is.
+and JAX_PROCESS_ID. With JAX_NUM_PROCESSES=1 a process always trains alone.
 
-The same command continues an interrupted run, also on another number of devices or processes. Exit codes: 0 done, 2 bad
-input (one line says what), 75 interrupted and saved, 1 a fault of ours.
+The same command continues an interrupted run, even on another number of devices or processes. Exit codes: 0 done, 2 bad
+input (one line says what), 75 interrupted and saved, 1 an internal error.
 """
 
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from vlvm_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
-_PROFILE = flags.DEFINE_string("profile", None, "Steps to trace.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes.")
+_CONFIG = cli.define_recipe("The recipe to train. Without a preset: `tiny`, embedded data, from scratch, any machine.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, metrics and the summary, local or gs:// (default: runs/<config name>)."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Steps to trace for XProf, as STAGE:FIRST-LAST. Traces are written to WORKDIR/profile. `kill -USR1` traces the "
+    "next five steps of a running process.",
+)
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         from vlvm_jax.training import stages
 
     if _CONFIG.value is None:
-        raise InputError("--config is required, for example --config=configs/ftfv.py")
+        raise InputError("--config is required, for example --config=ftfv")
     config = command_line.read()
     named = f"runs/{config.name}" if _WORKDIR.value is None else _WORKDIR.value
     storage.check_output(named, "--workdir")

@@ -21,6 +21,9 @@ CASES = {
     "train": [
         (["--config=gone.py"], "--config=gone.py: no such file"),
         (["--config="], "--config=: no such file"),
+        (["--config=no_recipe"], "--config=no_recipe: no such file; give a file, or one of free_video_llm, ftfv, own"),
+        (["--config=ftfv:huge"], "--config: no preset 'huge'; there are tiny"),
+        (["--config=ftfv:tiny", "--config.nothing=1"], "--config.nothing: the config has no such key"),
         (["--config=folder"], "--config=folder: Is a directory"),
         (["--config=raising.py"], "--config=raising.py, line 2: RuntimeError: no"),
         (["--config=key.py"], "--config=key.py, line 2: KeyError: 'a'"),

@@ -1,4 +1,4 @@
-"""What a run is made of: frozen, validated settings, built from the `ConfigDict` a file in `configs/` returns.
+"""What a run is made of: frozen, validated settings, built from the `ConfigDict` that a recipe returns.
 
 Every error names the key by its full path (`stages.1.trainable`), what was found and what was expected.
 """

@@ -94,6 +94,6 @@ def to_json(settings: Settings) -> dict[str, Any]:
 
 
 def fingerprint(settings: Settings) -> str:
-    """Short hash of everything in the settings; two runs share a workdir only if it is equal."""
+    """Short hash of all settings, defaults among them."""
     text = json.dumps(to_json(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -242,7 +242,7 @@ def full_stage(options: Any, name: str, data: list, rows: int, trainable: dict, 
 def full_run(
     name: str, base: dict, *, adapter: dict, stages: list, seed: int, lora: int = 0, only: str = "", **data
 ) -> ConfigDict:
-    """Stages on `bases.base`'s model in bf16, sharded over all chips.
+    """Stages on `_bases.base`'s model in bf16, sharded over all chips.
 
     Args:
       adapter: without its connector, which is the base's.

@@ -1,0 +1,294 @@
+"""Free Video-LLM (arXiv 2410.10441): an image LVLM asked about clips without training; the question picks what it sees.
+
+    --config=free_video_llm[:preset[,key=value...]]
+
+Presets: `tiny` (default; embedded data, an image model and a small CLIP trained first, any machine: the only one that
+`vlvm_jax.train` takes), `llava-v1.6-vicuna-7b` and `smolvlm2-256m`, and the baselines `slowfast-llava-7b`, `ig-vlm-7b`
+and `freeva-7b`. All but `tiny` train nothing and are for `vlvm_jax.generate` and `vlvm_jax.evaluate`.
+
+Keys:
+  base        a checkpoint in the place of the preset's: a hub id, a directory in Hugging Face format, an import, a run.
+              All sizes are taken from it.
+  clip        the CLIP that compares frames with the question: a hub id or a directory. Its sizes are taken from it.
+  budget      of tokens: 2648 (default), 1826, 1026, 513, or an ablation: 864, uniform_864, 1728, pool_513.
+  setting     a setting string of the released code, in the place of budget.
+  roi_layout  released (default) or corrected; see vlvm_jax/models/adapters/_regions.py.
+  select      which frames the first path takes: prompt (default), uniform, change, random.
+  variant     of freeva-7b: d1, d2 (default) or s1.
+  frames      T, frames that are decoded.
+  scale       multiplies every stage's steps (tiny).
+  seed        of training (tiny).
+  stages      which stages to train, joined by + (default: all), as stages=image (tiny).
+
+What is the released code's, what is second hand and what is our reading: docs/free_video_llm.md.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vlvm_jax.data.prompt.answers import PREFIXES
+from vlvm_jax.errors import InputError
+from vlvm_jax.recipes import _bases as bases
+from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_model
+from vlvm_jax.recipes._released import parse_setting
+
+KEYS = {
+    "base": "", "clip": "", "budget": "2648", "setting": "", "roi_layout": "released", "select": "prompt",
+    "variant": "d2", "frames": 0, "scale": 1.0, "seed": 0, "stages": "",
+}  # fmt: skip
+PRESETS = {  # and which of the keys each takes
+    "tiny": ("budget", "roi_layout", "select", "scale", "seed", "stages"),
+    "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
+    "smolvlm2-256m": ("base", "clip", "setting", "roi_layout", "select", "frames"),
+    "slowfast-llava-7b": ("base", "frames"),
+    "ig-vlm-7b": ("base", "frames"),
+    "freeva-7b": ("base", "variant", "frames"),
+}
+FREEVA = {"d1": (4, "concat"), "d2": (8, "spatial_1d_max_pool"), "s1": (4, "temporal_global_pool")}
+
+
+def budget(prompt: int, uniform: int, alpha: float, fast: int = 0, **pool: Any) -> dict[str, Any]:
+    """Paths of Free Video-LLM: frames that the question picks, uniform ones, both cropped alike, and small ones."""
+    kept = {"pool": "spatial_1d_max_pool", **pool, "roi_alpha": alpha}
+    return {
+        "prompt_path": {**kept, "num_frames": prompt},
+        "uniform_path": {**kept, "num_frames": uniform},
+        "fast_path": {"num_frames": fast},
+    }
+
+
+# By their tokens with 576 patches a frame and 50 frames. The first two are the released code's; the others' counts are
+# second hand, and what makes them is our reading.
+BUDGETS = {
+    "2648": budget(3, 5, 0.8, 50),
+    "1826": budget(3, 3, 0.6, 50),
+    "1026": budget(3, 3, 0.6),
+    "513": budget(3, 0, 0.6),
+    "864": budget(3, 0, 1.0),
+    "uniform_864": budget(0, 3, 1.0),
+    "1728": budget(3, 3, 1.0),
+    "pool_513": budget(3, 0, 1.0, pool="adaptive_2d_pool", grid=[9, 19]),
+}
+
+
+def get_config(arg: str | None = None) -> Any:
+    preset, options = parse_arg(arg, PRESETS, **KEYS)
+    for key, default in KEYS.items():
+        if options[key] != default and key not in PRESETS[preset]:
+            raise InputError(f"--config: {key} has no effect on {preset}, which takes {', '.join(PRESETS[preset])}")
+    if options.budget not in BUDGETS:
+        raise InputError(f"--config: budget={options.budget!r}; there are {', '.join(BUDGETS)}")
+    if options.variant not in FREEVA:
+        raise InputError(f"--config: variant={options.variant!r}; there are {', '.join(FREEVA)}")
+    if options.setting and options.budget != KEYS["budget"]:
+        raise InputError("--config: setting and budget both say how many tokens; give one of them")
+    if preset == "tiny":
+        return tiny(options)
+    make = {"slowfast-llava-7b": slow_fast, "ig-vlm-7b": ig_vlm, "freeva-7b": freeva}.get(preset, guided)
+    return make(preset, options)
+
+
+# --- tiny --------------------------------------------------------------------------------------------------------
+
+FRAMES = 32  # of a clip, all of which are seen
+SIZE = 96
+GRID = 6  # patches along a side
+IMAGES = 4  # of a sheet
+WORDS = 8  # of a question, its start and end among them
+
+
+def tiny(options: Any) -> ConfigDict:
+    """A stand-in for the whole in minutes: clips in which what is asked for shows in few frames, or small in a corner.
+
+    The first stage makes a CLIP of images and words, the second an image model that has seen several images at once;
+    neither sees a clip. Then clips are asked about, without training. A frame has 6 x 6 patches where LLaVA's have 24 x
+    24, so that a budget's name is not its number of tokens here; frames of the fast path become one token each.
+    """
+    fast = {"num_frames": "all" if BUDGETS[options.budget]["fast_path"]["num_frames"] else 0, "grid": [1, 1]}
+    singles = [entry(f"{EMBEDDED}/train_singles.json"), entry(f"{EMBEDDED}/train_singles_captions.json")]
+    sheets = [entry(f"{EMBEDDED}/train_sheets.json"), entry(f"{EMBEDDED}/train_sheets_captions.json")]
+    whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
+    stages = [
+        stage(
+            options, "clip", [entry(f"{EMBEDDED}/train_singles_pairs.json")], 1200, ["adapter/clip/**"], rows=64,
+            frames=1, length=56, objective="adapter",
+        ),
+        stage(options, "image", [*singles, *sheets], 2000, whole, rows=16, frames=IMAGES, length=184),
+    ]  # fmt: skip
+    held_out = {
+        "name": "searches", "data": [entry(f"{EMBEDDED}/heldout_searches.json")], "batch_size": 8, "frames": FRAMES,
+        "length": 184, "pack": False, "controls": ["blank_video", "shuffled_prompt"],
+    }  # fmt: skip
+    return complete(
+        {
+            "name": f"free-video-llm-tiny-{options.budget}",
+            "model": tiny_guided(options, fast),
+            "data": {
+                "embedded": {
+                    "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0,
+                    "train_singles": 8000, "train_sheets": 16000, "heldout_searches": 400, "search_size": SIZE,
+                    "search_frames": FRAMES, "sheet_images": IMAGES,
+                },
+                "tokenizer": f"{EMBEDDED}/tokenizer.json",
+                "chat_template": "bare",
+                "frame_sampling": "segment_mid",
+                "short_video": "identity",
+                "prompt_tokenizer": f"{EMBEDDED}/prompt_tokenizer.json",
+                "prompt_length": WORDS,
+                "cache_mb": 512,
+            },
+            "stages": stages,
+            "evals": [held_out],
+            "answers": {"frames": FRAMES, "max_new_tokens": 8},
+            "checkpoint": {"save_every": 500, "keep": 1},
+            "seed": options.seed,
+            "notes": ["`clip` and `image` make the models that the system starts from; they are not the paper's."],
+        },
+        options.stages,
+    )  # fmt: skip
+
+
+def stage(options: Any, name: str, data: list, steps: int, trained: list[str], *, rows: int, **kwargs: Any) -> dict:
+    return {
+        "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows, "pack": False,
+        "trainable": dict.fromkeys(trained, 1e-3), "warmup_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
+        "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
+    }  # fmt: skip
+
+
+def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
+    """The tiny recipes' model with larger frames and a CLIP beside it."""
+    from vlvm_jax.data.embedded.shapes import vocab_size
+
+    layers = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 2}
+    adapter = {
+        **BUDGETS[options.budget],
+        "fast_path": fast,
+        "frame_select": options.select,
+        "roi_layout": options.roi_layout,
+        "clip": {
+            "text": {
+                **layers, "num_hidden_layers": 2, "vocab_size": vocab_size(), "max_position_embeddings": WORDS,
+                "eos_token_id": 3,
+            },
+            "vision": {**layers, "kind": "clip", "image_size": SIZE, "patch_size": SIZE // GRID, "position_init": 0.5},
+            "projection_dim": 32,
+        },
+    }  # fmt: skip
+    model = tiny_model(every_option({"name": "prompt_guided", "options": adapter}))
+    model["vision"]["image_size"] = SIZE
+    return {**model, "vision_remat": "none", "decoder_remat": "none"}
+
+
+# --- real size ---------------------------------------------------------------------------------------------------
+
+
+def guided(preset: str, options: Any) -> ConfigDict:
+    """Free Video-LLM itself. On SmolVLM2, whose frames come as 8 x 8 tokens of 4 x 4 patches, everything but the form
+    of the method is ours: 16 frames, four of them at 32 tokens before the crop, all at four."""
+    smol = preset == "smolvlm2-256m"
+    scorer = bases.scorer(bases.CLIP_B_16 if smol else bases.CLIP_L_336, options.clip)
+    paths = dict(BUDGETS[options.budget])
+    if options.setting:
+        paths = parse_setting(options.setting, options.frames or 50)
+    elif smol:
+        paths = {**budget(2, 2, 0.8), "fast_path": {"num_frames": "all", "grid": [2, 2]}}
+    adapter = {
+        **paths, "roi_layout": options.roi_layout, "frame_select": options.select, "clip": scorer["sizes"],
+    }  # fmt: skip
+    return untrained(
+        preset,
+        options,
+        bases.base(preset, options.base),
+        {"name": "prompt_guided", "options": adapter},
+        clip=scorer,
+        frames=16 if smol else 50,
+        data={"frame_fit": "squash", **({} if smol else {"chat_template": "vicuna_lines"})},
+        answers={"prompt_template": "key_frames", **({} if smol else _BEGUN)},
+    )
+
+
+def slow_fast(preset: str, options: Any) -> ConfigDict:
+    """SlowFast-LLaVA: 10 uniform frames at 288 tokens, all 50 at 16."""
+    return untrained(
+        preset,
+        options,
+        bases.base("llava-v1.6-vicuna-7b", options.base),
+        {"name": "slow_fast"},
+        frames=50,
+        data={"frame_fit": "squash", "chat_template": "vicuna_lines"},
+        answers={"prompt_template": "key_frames", **_BEGUN},
+    )
+
+
+def ig_vlm(preset: str, options: Any) -> ConfigDict:
+    """IG-VLM: six frames as one image, which is cut into tiles as LLaVA-1.6 cuts any."""
+    return untrained(
+        preset,
+        options,
+        bases.base("llava-v1.6-vicuna-7b", options.base),
+        {"name": "frames", "options": {"newline": "image"}},
+        frames=6,
+        data={
+            "clips": "grid", "image_layout": "anyres", "frame_sampling": "segment_start",
+            "chat_template": "vicuna_lines",
+        },
+        answers={
+            "prompt_template": "image_grid", "append_question_mark": True, **_BEGUN, "max_new_tokens": 512,
+        },
+    )  # fmt: skip
+
+
+def freeva(preset: str, options: Any) -> ConfigDict:
+    """FreeVA: four frames as they are (D1), eight pooled by two (D2), or the mean over frames (S1)."""
+    frames, pool = FREEVA[options.variant]
+    paths = {"slow_path": {"num_frames": "all", "pool": pool}, "fast_path": {"num_frames": 0}}
+    return untrained(
+        f"{preset}-{options.variant}",
+        options,
+        bases.base("llava-1.5-7b", options.base),
+        {"name": "slow_fast", "options": paths},
+        frames=frames,
+        data={"frame_fit": "pad", "chat_template": "vicuna_v1"},
+    )
+
+
+_BEGUN = {"prefix": PREFIXES["open"], "options_prefix": PREFIXES["options"]}
+
+
+def untrained(
+    preset: str,
+    options: Any,
+    base: dict,
+    adapter: dict,
+    *,
+    frames: int,
+    data: dict,
+    answers: dict | None = None,
+    clip: dict[str, Any] | None = None,
+) -> ConfigDict:
+    """A model that answers as it is, in bf16.
+
+    Args:
+      base: of `_bases.base`.
+      frames: of a clip, where the key `frames` says none.
+      data, answers: settings beside the base's, and how questions are put.
+      clip: of `_bases.scorer`, what scores frames by the question.
+    """
+    model = dict(base["model"])
+    adapter, start = {**every_option(adapter), "connector": model.pop("connector")}, model["init_from"]
+    if clip is not None:
+        start = {**dict.fromkeys(("encoder", "connector", "decoder"), start), "clip": clip["source"]}
+        words = clip["sizes"].get("text", {}).get("max_position_embeddings", 77)
+        data = {**data, "prompt_tokenizer": "{clip}", "prompt_length": words}
+    return complete(
+        {
+            "name": f"free-video-llm-{preset}",
+            "model": {
+                **model, "adapter": adapter, "init_from": start, "dtype": "bfloat16",
+            },
+            "data": {**base["data"], "frame_sampling": "segment_mid", **data},
+            "answers": {"frames": options.frames or frames, **(answers or {})},
+        }
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""RED-VILLM (arXiv 2404.11865): a temporal branch plugged in beside an image model's connector.
+
+    --config=red_villm[:preset[,key=value...]]
+
+Presets: `tiny` (default; embedded data, an image model trained from scratch first, any machine), `llava-1.5-7b`,
+`llava-v1-7b` (Video-ChatGPT's setting: 224 pixels, one affine map) and `qwen2-7b` (a resampler connector, aligned from
+the start, and a decoder that speaks Chinese).
+
+Keys:
+  base             a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an
+                   import, a run. All sizes are taken from it.
+  train            what learns from clips: aligners (default; of tiny: decoder), lora (with them), decoder (with them).
+  init             of the temporal connector: copy (default) of the image connector, or random.
+  temporal         same (default), linear or shared; see vlvm_jax/models/adapters/spatiotemporal.py.
+  join             time_first (default), space_first, add, space_only, time_only.
+  video_fraction   share of the video records used, in (0, 1].
+  language         of the video instructions: en (default), zh, both.
+  frames           T, frames per clip.
+  rank             of LoRA. Alpha is twice the rank.
+  stages           which stages to train, joined by + (default: all), as stages=instruct. The others' data is not
+                   needed; the run says what each stage then starts from.
+  scale            multiplies every stage's steps (tiny).
+  seed, data       seed; root folder of the annotation files (not tiny).
+
+What public text says of the paper, what is borrowed from neighbours and what is our reading: docs/red_villm.md.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vlvm_jax.errors import InputError
+from vlvm_jax.recipes import _bases as bases
+from vlvm_jax.recipes._common import (
+    EMBEDDED,
+    PATCHES,
+    entry,
+    full_run,
+    full_stage,
+    llava_instruct,
+    llava_pretrain,
+    parse_arg,
+    tiny_run,
+    tiny_stage,
+)
+
+PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b")
+TRAIN = ("aligners", "lora", "decoder")
+FILES: dict[str, tuple[str, ...]] = {"en": ("VideoInstruct100K.json",), "zh": ("VideoInstruct100K_zh.json",)}
+FILES["both"] = (*FILES["en"], *FILES["zh"])
+ALIGNERS = "adapter/**"
+
+
+def get_config(arg: str | None = None) -> Any:
+    preset, options = parse_arg(
+        arg, PRESETS, base="", train="", init="copy", temporal="same", join="time_first", video_fraction=1.0,
+        language="en", frames=0, rank=64, scale=1.0, seed=0, data="data", stages="",
+    )  # fmt: skip
+    for key, choices in {"train": ("", *TRAIN), "init": ("copy", "random"), "language": tuple(FILES)}.items():
+        if options[key] not in choices:
+            raise InputError(f"--config: {key}={options[key]!r}; there are {', '.join(filter(None, choices))}")
+    if not 0 < options.video_fraction <= 1:
+        raise InputError(f"--config: video_fraction={options.video_fraction} is not in (0, 1]")
+    if preset == "tiny" and (options.base or options.train == "lora"):
+        raise InputError(f"--config: base and train=lora need one of the presets {', '.join(PRESETS[1:])}, not tiny")
+    return tiny(options) if preset == "tiny" else full(preset, options)
+
+
+def tiny(options: Any) -> ConfigDict:
+    """A stand-in for the whole system in minutes, over the embedded data.
+
+    The system starts from an image model. Here the first stage makes one: tower, connector and decoder learn images.
+    Then the temporal connector begins and clips are learned. The paper's decoder knows words of time and order before
+    it sees a clip; this one has only read about single images, so by default it learns them with the aligners.
+    """
+    frames, fraction = options.frames or 8, options.video_fraction
+    visual = PATCHES + frames  # at most
+    images = entry(f"{EMBEDDED}/train_images.json")
+    captions = entry(f"{EMBEDDED}/train_images_captions.json")
+    clips = [
+        entry(f"{EMBEDDED}/train_videos.json", fraction=fraction),
+        entry(f"{EMBEDDED}/train_videos_captions.json", fraction=0.4 * fraction),
+        {**images, "fraction": 0.05},
+    ]
+    whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
+    trained = [ALIGNERS] if options.train == "aligners" else [ALIGNERS, "decoder/**"]
+    stages = [
+        tiny_stage(options, "image", [captions, images], 1200, dict.fromkeys(whole, 1e-3)),
+        tiny_stage(
+            options, "video", clips, 2800, dict.fromkeys(trained, 1e-3), frames=frames, visual=visual,
+            rows=16, copied=_copied(options),
+        ),
+    ]  # fmt: skip
+    return tiny_run(
+        "red-villm-tiny",
+        adapter=_adapter(options),
+        stages=stages,
+        frames=frames,
+        visual=visual,
+        seed=options.seed,
+        only=options.stages,
+        notes=["`image` makes the image model that the system starts from; it is not the paper's."],
+    )
+
+
+def full(preset: str, options: Any) -> ConfigDict:
+    """The system at real size, on Video-ChatGPT's instructions under `data`.
+
+    Borrowed, as nothing is public: of Video-ChatGPT (aligners alone) rate 2e-5, batch 32, 3 epochs, warm-up 3%, cosine,
+    length 2048, its frame rule; of LLaVA-1.5 the rate 2e-5, batch 128 and one epoch with the decoder; of Qwen-VL's LoRA
+    rank 64, batch 128, rate 1e-5. T=100 is a survey's word. Alpha twice the rank is ours, as is all that is learned of
+    the `qwen2-7b` preset's connector before clips: LLaVA-1.5's two image stages.
+    """
+    root, train = options.data, options.train or "aligners"
+    aligned = preset != "qwen2-7b" or bool(options.base)
+    decoder = {"aligners": {}, "lora": {"decoder/**/lora_*": 1e-5}, "decoder": {"decoder/**": 2e-5}}[train]
+    videos = [
+        entry(
+            f"{root}/VideoInstruct/{file}", media_root=f"{root}/VideoInstruct/videos", fraction=options.video_fraction
+        )
+        for file in FILES[options.language]
+    ]
+    stages = []
+    if not aligned:
+        connector = "adapter/connector/**"
+        learned = {"decoder/**/lora_*": 2e-4} if train == "lora" else {"decoder/**": 2e-5}
+        stages += [
+            full_stage(options, "align", [llava_pretrain(root)], 256, {connector: 1e-3}),
+            full_stage(options, "images", [llava_instruct(root)], 128, {connector: 2e-5, **learned}),
+        ]
+    rows, epochs = (32, 3.0) if train == "aligners" else (128, 1.0)
+    stages.append(
+        full_stage(
+            options, "video", videos, rows, {ALIGNERS: 2e-5, **decoder}, frames=options.frames or 100, epochs=epochs,
+            copied=_copied(options),
+        )
+    )  # fmt: skip
+    return full_run(
+        f"red-villm-{preset}-{train}",
+        bases.base(preset, options.base),
+        adapter=_adapter(options),
+        stages=stages,
+        seed=options.seed,
+        only=options.stages,
+        lora=options.rank if train == "lora" else 0,
+        frame_sampling="video_chatgpt",
+    )
+
+
+def _adapter(options: Any) -> dict[str, Any]:
+    return {"name": "spatiotemporal", "options": {"join": options.join, "temporal": options.temporal}}
+
+
+def _copied(options: Any) -> dict[str, str]:
+    """The temporal connector begins as a copy where there is one of the image connector's kind."""
+    alike = options.temporal == "same" and options.init == "copy"
+    return {"adapter/temporal_connector": "adapter/connector"} if alike else {}
