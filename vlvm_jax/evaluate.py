@@ -9,7 +9,7 @@ usage: python -m vlvm_jax.evaluate --checkpoint=DIR|ID --questions=FILE --output
                     .mkv, and with "v_" before them.
   --output          folder, local or gs://, for predictions.jsonl, scored.jsonl, results.json and run_card.json. The
                     same command continues there and asks nothing twice.
-  --format          of the list: auto, plain, open_ended, multiple_choice, vcgbench, csv, t2vid or llava.
+  --format          of the list: auto (default), or one of those in docs/evaluate.md.
   --config          a recipe whose adapter, prompts and frames are to be used; default: the checkpoint's own.
   --frames          of a clip (default: the config's or the checkpoint's).
   --chat_template   in place of the model's own: vicuna_v1, chatml, llama-3 ...
@@ -41,18 +41,18 @@ from ml_collections import config_flags
 
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import benchmarks
 
 if TYPE_CHECKING:
     from vlvm_jax.inference.requests import Decoding
 
-_FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 _CONTROLS = ["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The model.")
 _QUESTIONS = flags.DEFINE_string("questions", None, "The list.")
 _ANSWERS = flags.DEFINE_string("answers", None, "The list of answers.")
 _MEDIA = flags.DEFINE_string("media", None, "Folder of the clips; default: the list's.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
-_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Of the list.")
+_FORMAT = flags.DEFINE_enum("format", "auto", ["auto", *benchmarks.names()], "Of the list.")
 _FALLBACK = flags.DEFINE_bool("fallback", False, "Past damaged steps.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe.", lock_config=True)
 _FRAMES = flags.DEFINE_integer("frames", None, "Of a clip.", lower_bound=1, upper_bound=10_000)
@@ -104,7 +104,7 @@ def main() -> None:
         config = None if _CONFIG.value is None else command_line.read()
     options = benchmark.Options(
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=_MEDIA.value, output=output,
-        format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
+        format=_FORMAT.value, frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
         decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),

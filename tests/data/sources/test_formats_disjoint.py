@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipes import ROOT
 
 import vlvm_jax
 from vlvm_jax.config import MixtureEntry
@@ -20,9 +21,9 @@ FORMATS = formats.FORMATS
 
 
 def example(name: str) -> dict:
-    """The record in a format's docstring, which stands below its first line."""
+    """The record in a format's docstring."""
     text = inspect.getdoc(importlib.import_module(f"{formats.__name__}.{name}")) or ""
-    return json.loads(text.split("\n\n", 1)[1])
+    return json.loads(text.partition("Example:\n")[2])
 
 
 ITEMS = [item for name in FORMATS for item in example(name).items()]
@@ -33,7 +34,9 @@ def test_a_formats_example_matches_it_alone(name):
     raw = example(name)
     assert [other for other, format in FORMATS.items() if format.matches(raw)] == [name]
     assert formats.detect(raw, "f") == name
-    found = record.parse(formats.to_llava(raw, name, "f", lambda clip: f"{clip}.mp4"), "f", 0, lambda _, path: str(path))
+    found = record.parse(
+        formats.to_llava(raw, name, "f", lambda clip: f"{clip}.mp4"), "f", 0, lambda _, path: str(path)
+    )
     assert found.kind == "video" and all(turn.question and turn.answer for turn in found.turns)
 
 
@@ -67,13 +70,17 @@ def test_a_new_file_is_a_new_format(tmp_path, monkeypatch):
     for name in ("auto", "said_and_done"):
         (found,) = mixture.open_source(MixtureEntry(path=str(tmp_path / "notes.json"), format=name))
         assert found.turns == (record.Turn("Jump?", "Yes."),)
-    with pytest.raises(InputError, match=r"notes\.json: format: no format 'tape'; there are auto, llava, .*text_pages$"):
+    with pytest.raises(
+        InputError, match=r"notes\.json: format: no format 'tape'; there are auto, llava, .*text_pages$"
+    ):
         mixture.open_source(MixtureEntry(path=str(tmp_path / "notes.json"), format="tape"))
 
 
-def test_no_format_is_listed_elsewhere():
+def test_no_format_is_listed_elsewhere_but_in_the_docs():
     other_meanings = {"llava", "messages", "qa", "video_chatgpt"}  # a family, keys of other files, a frame rule
     names = FORMATS.keys() - other_meanings
     for file in Path(vlvm_jax.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             assert not (isinstance(node, ast.Constant) and node.value in names), (file, node.value)
+    docs = (ROOT / "docs" / "your_data.md").read_text()
+    assert all(f"`{name}`" in docs for name in FORMATS)

@@ -1,5 +1,6 @@
 """Alpaca and LLaMA-Factory: an instruction, its input and the output, with earlier exchanges as `history`.
 
+Example:
     {"instruction": "What jumps?", "input": "Name the animal.", "output": "A dog.", "history": [], "video": "a.mp4"}
 """
 

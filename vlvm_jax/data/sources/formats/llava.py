@@ -1,5 +1,6 @@
 """LLaVA and LLaMA-Factory's ShareGPT: the format that all others are converted to.
 
+Example:
     {"video": "a.mp4", "conversations": [{"from": "human", "value": "What jumps?"}, {"from": "gpt", "value": "A dog."}]}
 """
 

@@ -1,5 +1,6 @@
 """Messages of Hugging Face, TRL and ms-swift, whose content is text or a list of parts, some of which are media.
 
+Example:
     {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Why?"}]},
                   {"role": "assistant", "content": "Because it can."}]}
 """
@@ -138,6 +139,4 @@ def _without_media(raw: Mapping[str, Any]) -> Turns:
     return [{key: value for key, value in one.items() if key not in media_keys.READ} for one in raw["messages"]]
 
 
-FORMAT = Format(
-    keys=("messages",), precedence=20, parse=_parse, lists=("messages",), checked_turns=_without_media
-)
+FORMAT = Format(keys=("messages",), precedence=20, parse=_parse, lists=("messages",), checked_turns=_without_media)

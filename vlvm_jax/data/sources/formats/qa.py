@@ -1,5 +1,6 @@
 """A question and its answer, as MSR-VTT-QA and many others have them.
 
+Example:
     {"video": "a.mp4", "question": "What jumps?", "answer": "A dog."}
 """
 

@@ -1,5 +1,6 @@
 """ms-swift: a query and its response, with the exchanges before them as `history`.
 
+Example:
     {"videos": ["a.mp4"], "query": "Where?", "response": "Over a fence.", "history": [["What jumps?", "A dog."]]}
 """
 

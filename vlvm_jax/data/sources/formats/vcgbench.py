@@ -1,5 +1,6 @@
 """Video-ChatGPT's benchmark (generic_qa.json, temporal_qa.json): one exchange about a clip by its name.
 
+Example:
     {"video_name": "v_1", "Q": "What jumps?", "A": "A dog."}
 """
 

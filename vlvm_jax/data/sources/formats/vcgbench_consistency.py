@@ -1,5 +1,6 @@
 """Video-ChatGPT's benchmark of consistency (consistency_qa.json): two questions with one answer about a clip.
 
+Example:
     {"video_name": "v_1", "Q1": "What jumps?", "Q2": "Which animal jumps?", "A": "A dog."}
 """
 

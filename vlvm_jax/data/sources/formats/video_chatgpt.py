@@ -1,5 +1,6 @@
 """Video-ChatGPT-100K: one exchange about the clip that has this name in the media folder.
 
+Example:
     {"video_id": "v_1", "q": "What jumps?", "a": "A dog."}
 """
 

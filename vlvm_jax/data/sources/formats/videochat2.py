@@ -1,5 +1,6 @@
 """VideoChat2-IT: exchanges of an instruction, a question and an answer about a clip, or about a part of it.
 
+Example:
     {"video": "a.mp4", "start": 1, "end": 4, "QA": [{"i": "Watch the clip.", "q": "What jumps?", "a": "A dog."}]}
 """
 
