@@ -15,11 +15,11 @@ from absl import flags
 
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
+from vlvm_jax.evaluation import benchmarks
 
 if TYPE_CHECKING:
     from vlvm_jax.inference.requests import Decoding
 
-_FORMATS = ["auto", "plain", "open_ended", "multiple_choice", "vcgbench", "csv", "t2vid", "llava"]
 _CONTROLS = ["blank_video", "shuffled_frames", "shuffled_prompt", "shuffled_question"]
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -42,7 +42,7 @@ _OUTPUT = flags.DEFINE_string(
     "Folder, local or gs://, for predictions.jsonl, scored.jsonl, results.json and run_card.json. The same command "
     "continues there and asks no question twice.",
 )
-_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Format of the list.")
+_FORMAT = flags.DEFINE_enum("format", "auto", ["auto", *benchmarks.names()], "Format of the list.")
 _CONFIG = cli.define_recipe("A recipe whose adapter, prompts and frames are used (default: the checkpoint's own).")
 _FRAMES = flags.DEFINE_integer(
     "frames", None, "Frames of a clip (default: those of the config or the checkpoint).", lower_bound=1,
@@ -125,7 +125,7 @@ def main() -> None:
         config = None if _CONFIG.value is None else command_line.read()
     options = benchmark.Options(
         checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=_MEDIA.value, output=output,
-        format=cast(Any, _FORMAT.value), frames=_FRAMES.value, limit=_LIMIT.value,
+        format=_FORMAT.value, frames=_FRAMES.value, limit=_LIMIT.value,
         batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
         decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import controls
-from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.evaluation.questions import Question
 
 
 def question(name, text, clip, kind="all"):

@@ -6,6 +6,7 @@ import pytest
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import question_lists
+from vlvm_jax.evaluation.benchmarks import t2vid
 from vlvm_jax.evaluation.clip_files import ClipFiles
 
 
@@ -145,8 +146,8 @@ def test_t2vid(tmp_path, media):
 
 
 def test_a_prompt_without_options_is_all_question():
-    assert question_lists.split_prompt("A. what?\nB. x") == ("A. what?\nB. x", ())
-    assert question_lists.split_prompt("what?\n(A) x") == ("what?\n(A) x", ())
+    assert t2vid.split_prompt("A. what?\nB. x") == ("A. what?\nB. x", ())
+    assert t2vid.split_prompt("what?\n(A) x") == ("what?\n(A) x", ())
 
 
 def test_vcgbench(tmp_path, media):

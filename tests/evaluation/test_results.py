@@ -3,7 +3,7 @@
 import pytest
 
 from vlvm_jax.evaluation import results
-from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.evaluation.questions import Question
 from vlvm_jax.evaluation.results import Rules
 
 CLIP = (("video", "a.mp4"),)

@@ -21,9 +21,10 @@ class MixtureEntry(Settings):
     """A file of annotations, shards, a table or a mixture file (see `data.sources.mixture`) and how much of it to take.
 
     `path` may hold `{a,b}` and `*`; of a TFDS data set it is FOLDER@SPLIT. `format` is that of the records
-    (`data.sources`) or of the files; "auto" is what the first record and the names say. `media_root` is the folder of
-    the media, by default the file's own. `fields` names the columns of tables: `{"video": "clip", "question": "text"}`.
-    `pages` says how `text_pages` are drawn from long texts (`data.sources.text_pages.TextPages`).
+    (a module of `data.sources.formats`) or of the files (`data.sources.mixture.CONTAINERS`), which check it; "auto" is
+    what the first record and the names say. `media_root` is the folder of the media, by default the file's own.
+    `fields` names the columns of tables: `{"video": "clip", "question": "text"}`. `pages` says how `text_pages` are
+    drawn from long texts (`data.sources.text_pages.TextPages`).
 
     `media` keeps only image, video or text records, `types` only those with a question of one of these types.
     `fraction` takes that share of what is kept, `count` that many, drawn with the stage's seed; `repeat` takes what is
@@ -34,10 +35,7 @@ class MixtureEntry(Settings):
     """
 
     path: str
-    format: Literal[
-        "auto", "llava", "messages", "videochat2", "video_chatgpt", "vcgbench", "vcgbench_consistency", "qa",
-        "query_response", "alpaca", "array_record", "parquet", "tfds", "mixture", "text_pages",
-    ] = "auto"  # fmt: skip
+    format: str = "auto"
     media_root: str | None = None
     fields: Any = Field(default_factory=FrozenDict)
     pages: Any = Field(default_factory=FrozenDict)

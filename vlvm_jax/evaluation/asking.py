@@ -10,7 +10,7 @@ from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.controls import SWAPPING, Control
 from vlvm_jax.evaluation.predictions import Predictions
-from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.evaluation.questions import Question
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Answer, Decoding, Request
 from vlvm_jax.stop import StopSignal

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlvm_jax import config as config_lib
 from vlvm_jax import json_text, storage
@@ -16,7 +16,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import asking, controls, question_lists, results
 from vlvm_jax.evaluation.controls import SWAPPING, Control
 from vlvm_jax.evaluation.predictions import Predictions
-from vlvm_jax.evaluation.question_lists import Format, Question, QuestionList
+from vlvm_jax.evaluation.questions import Question, QuestionList
 from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.inference import loading
 from vlvm_jax.inference.answering import Answering
@@ -50,7 +50,7 @@ class Options:
     media: str | None
     output: str
     answers: str | None = None
-    format: Format | Literal["auto"] = "auto"
+    format: str = "auto"
     frames: int | None = None
     chat_template: str | None = None
     dtype: DType | None = None

@@ -20,7 +20,7 @@ import numpy as np
 from vlvm_jax.data.record import Record
 from vlvm_jax.data.sample.assemble import Medium
 from vlvm_jax.errors import InputError
-from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.evaluation.questions import Question
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.prompts import Prompts
 from vlvm_jax.inference.requests import Request

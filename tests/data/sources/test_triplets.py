@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlvm_jax.data.pages import triplets
-from vlvm_jax.data.pages.triplets import DOCUMENT_REQUEST, NotUsed, TripletOptions
+from vlvm_jax.data.pages.text_layouts import LAYOUTS, NotUsed
+from vlvm_jax.data.pages.triplets import DOCUMENT_REQUEST, TripletOptions
 from vlvm_jax.errors import InputError
 
 BOOK = "It was the best of times,\nit was the worst of times. " * 3
@@ -196,3 +199,23 @@ def test_files_that_cannot_be_read(tmp_path):
         assert said in str(caught.value)
     with pytest.raises(InputError, match="no such file of texts"):
         triplets.read_triplets(str(tmp_path / "gone.json"), TripletOptions())
+
+
+@given(keys=st.sets(st.sampled_from(["text", *(key for layout in LAYOUTS.values() for key in layout.keys)])))
+def test_a_record_has_the_first_layout_that_it_matches(keys):
+    for said in ("x", SAID):
+        raw = dict.fromkeys(keys, said)
+        fitting = [name for name, layout in LAYOUTS.items() if layout.matches(raw)]
+        if fitting:
+            assert triplets.detect(raw, "f") == fitting[0]
+        else:
+            with pytest.raises(InputError, match="its keys are"):
+                triplets.detect(raw, "f")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_keys_of_a_layout_match_it_alone(name):
+    raw = dict.fromkeys(LAYOUTS[name].keys, SAID if name == "natural_questions" else "x")
+    assert triplets.detect(raw, "f") == name
+    fitting = {one for one, layout in LAYOUTS.items() if layout.matches(raw)}
+    assert fitting == ({name, "booksum"} if name == "natural_questions" else {name})

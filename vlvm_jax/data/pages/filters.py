@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, PositiveInt
 
 from vlvm_jax.config import FrozenDict, Settings, build
+from vlvm_jax.data.pages.text_layouts import LAYOUTS
 from vlvm_jax.data.record import PLACEHOLDERS
 from vlvm_jax.errors import InputError
 
@@ -16,7 +17,7 @@ class Filters(Settings):
     """What a sample may be at most; None asks nothing.
 
     `tokens_per_image` times the pages, and the tokens of question and answer (`sample_text`), may be
-    `max_total_tokens`. `max_question_words` are by layout of the source (`triplets.Layout`); a question must have
+    `max_total_tokens`. `max_question_words` are by layout of the source (`text_layouts`); a question must have
     fewer, counted by `question_words`.
     """
 
@@ -26,7 +27,9 @@ class Filters(Settings):
     max_question_words: Any = Field(default_factory=FrozenDict)
 
 
-_QUESTION_WORDS = {"long_qlora": 30, "long_alpaca": 500}
+_QUESTION_WORDS = {
+    name: layout.max_question_words for name, layout in LAYOUTS.items() if layout.max_question_words is not None
+}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "minicpm": {"max_images": 90, "tokens_per_image": 96, "max_total_tokens": 8192},
     "sparrow": {"max_images": 100, "tokens_per_image": 96, "max_total_tokens": 10240},

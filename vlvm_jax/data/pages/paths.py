@@ -13,7 +13,7 @@ import urllib.parse
 
 from vlvm_jax.data.pages import triplets
 from vlvm_jax.data.pages.draw import PageFiles, PageOptions
-from vlvm_jax.data.pages.triplets import Layout, TripletOptions
+from vlvm_jax.data.pages.triplets import TripletOptions
 
 _PAGE = re.compile(r"(?P<file>.+)\?(?P<options>[^?#]*)\.text_pages#(?P<start>\d+)-(?P<end>\d+)(/(?P<page>\d+))?")
 
@@ -22,7 +22,7 @@ class DrawnText(PageOptions, TripletOptions):
     """How texts are read and drawn."""
 
 
-def clip_path(file: str, layout: Layout, options: DrawnText, start: int, end: int) -> str:
+def clip_path(file: str, layout: str, options: DrawnText, start: int, end: int) -> str:
     """The path of the clip of a text's pages; of the options it holds only those that differ from the defaults."""
     told = options.model_dump(include=set(DrawnText.model_fields), exclude_defaults=True) | {"layout": layout}
     query = urllib.parse.urlencode(sorted(told.items()), quote_via=urllib.parse.quote, safe="")

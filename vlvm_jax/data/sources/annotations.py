@@ -13,6 +13,7 @@ from vlvm_jax.data import json_lines, record
 from vlvm_jax.data.media_names import ClipsById
 from vlvm_jax.data.record import Record, Source
 from vlvm_jax.data.sources import formats
+from vlvm_jax.data.sources.media_keys import ClipOf
 from vlvm_jax.errors import InputError
 
 
@@ -132,7 +133,7 @@ class _Notes:
         return tuple(found)
 
 
-def _clip_finder(root: str, notes: _Notes) -> formats.ClipOf:
+def _clip_finder(root: str, notes: _Notes) -> ClipOf:
     clips = ClipsById(root)
 
     def find(clip: str) -> str | None:

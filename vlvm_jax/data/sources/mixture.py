@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from vlvm_jax.data.sources.stores import Columns, ParquetFile, Shard, TfdsSplit
 from vlvm_jax.data.sources.text_pages import TextPagesFile
 from vlvm_jax.errors import InputError, brief
 
-Kind = Literal["array_record", "parquet", "tfds", "mixture", "annotations"]
+CONTAINERS = ("array_record", "parquet", "tfds", "mixture", "text_pages")  # files that are no lists of JSON records
 MAX_NESTED = 4  # mixture files in mixture files
 MAX_LISTED = 10_000  # data sets of a mixture file and those in it
 MOST = 2**31 - 1  # records an epoch may have: batches number them with int32
@@ -208,17 +208,25 @@ def open_source(entry: MixtureEntry, seed: Sequence[int] = (0,), opened: _Opened
     Raises:
       InputError: a file is missing or in no format that is known.
     """
-    require_path(entry)
+    check_entry(entry)
     sources = [_open(file, entry, (*seed, number), opened) for number, file in enumerate(_files(entry.path))]
     return sources[0] if len(sources) == 1 else _all_of(sources, entry.path)
 
 
-def require_path(entry: MixtureEntry) -> None:
-    """Raises `InputError` if a recipe was not told what to train on."""
+def check_entry(entry: MixtureEntry) -> None:
+    """Raises `InputError` if a recipe was not told what to train on, or if an entry's format does not exist."""
     if not entry.path:
         raise InputError(
             "data=... is required: the recipe names no data; give it as in --config=FILE.py:PRESET,data=FILE"
         )
+    check_format(entry.format, f"{entry.path}: format")
+
+
+def check_format(name: str, where: str) -> None:
+    """Raises `InputError` if there is no such format."""
+    known = ("auto", *formats.FORMATS, *CONTAINERS)
+    if name not in known:
+        raise InputError(f"{where}: no format {name!r}; there are {', '.join(known)}")
 
 
 def _all_of(sources: Sequence[Source], path: str) -> Mixture:
@@ -248,7 +256,7 @@ def _open(path: str, entry: MixtureEntry, seed: Sequence[int], opened: _Opened) 
     root = entry.media_root or storage.parent(path)
     if not storage.is_remote(root):
         root = str(Path(root).expanduser())
-    records_are = entry.format if entry.format in formats.KEYS else "auto"
+    records_are = entry.format if entry.format in formats.FORMATS else "auto"
     columns = Columns(dict(entry.fields), records_are, root)
     kind = _kind(path, entry.format)
     if kind == "array_record":
@@ -265,9 +273,9 @@ def _open(path: str, entry: MixtureEntry, seed: Sequence[int], opened: _Opened) 
     return read_annotations(path, root, records_are)
 
 
-def _kind(path: str, format: str) -> Kind:
-    """What is to be opened at a path: the format that was asked for, or what the name says."""
-    if format in ("array_record", "parquet", "tfds", "mixture"):
+def _kind(path: str, format: str) -> str:
+    """What is to be opened at a path, one of `CONTAINERS` or "annotations": as asked for, or as the name says."""
+    if format in CONTAINERS:
         return format
     if path.lower().endswith((".yaml", ".yml")):
         return "mixture"

@@ -139,11 +139,10 @@ class Columns:
         return records.parse(found, where, index, locate)
 
 
-_TEXT = (
-    "id", "conversations", "messages", "QA", "question", "answer", "query", "response", "instruction", "input",
-    "output", "history", "system", "type", "types", "start", "end",
-)  # fmt: skip
-_JSON = ("conversations", "messages", "QA", "history")  # which a column may hold as texts
+_READ = [one for one in formats.FORMATS.values() if not one.clip_by_id]
+_KEYS = dict.fromkeys(key for one in _READ for key in (*one.keys, *one.texts))
+_TEXT = ("id", *_KEYS, "system", "type", "types", "start", "end")
+_JSON = tuple(dict.fromkeys(key for one in _READ for key in one.lists))  # which a column may hold as texts
 
 
 def _text(value: Any) -> Any:

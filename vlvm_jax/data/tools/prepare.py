@@ -23,7 +23,7 @@ from vlvm_jax import json_text, storage
 from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.record import evenly
-from vlvm_jax.data.sources import shards
+from vlvm_jax.data.sources import mixture, shards
 from vlvm_jax.data.sources.mixture import Mixture, read_mixture
 from vlvm_jax.data.sources.shards import Manifest, ShardInfo
 from vlvm_jax.data.tools import reencode
@@ -176,6 +176,7 @@ def open_records(sources: Sequence[str], media_root: str | None = None, format: 
     Raises:
       InputError: one cannot be read, or there is no record.
     """
+    mixture.check_format(format, "source.format")
     entries = [{"path": path, "media_root": media_root, "format": format} for path in sources]
     return read_mixture([build(MixtureEntry, entry, "source") for entry in entries], 0)
 

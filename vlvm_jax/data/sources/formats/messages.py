@@ -1,4 +1,9 @@
-"""Messages of Hugging Face, TRL and ms-swift, whose content may be a list of parts with media among them."""
+"""Messages of Hugging Face, TRL and ms-swift, whose content is text or a list of parts, some of which are media.
+
+Example:
+    {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Why?"}]},
+                  {"role": "assistant", "content": "Because it can."}]}
+"""
 
 import re
 from collections import Counter
@@ -7,14 +12,15 @@ from typing import Any
 
 from vlvm_jax.data.record import STILLS, short
 from vlvm_jax.data.sources import media_keys
+from vlvm_jax.data.sources.formats._format import Format, Turns
 from vlvm_jax.errors import InputError
 
 _OF_PARTS = {"type", "path", "url", "image", "video", "image_url", "video_url", "bytes"}
 _SPAN = ("video_start", "video_end")
 
 
-def from_messages(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Turns and media of a record; `start` and `end` among the media are the span of its clips, where a part has one.
+def _parse(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[Turns, dict[str, Any]]:
+    """Reads a record's turns and media. If a part has a span, it is among the media as `start` and `end`.
 
     Args:
       notes: counts keys of parts that are not read, such as `fps`.
@@ -126,3 +132,11 @@ def _span(spans: list[tuple[Any, Any]], clips: int, where: str) -> dict[str, Any
         )
     start, end = given[0] if given else (None, None)
     return {key: value for key, value in (("start", start), ("end", end)) if value is not None}
+
+
+def _without_media(raw: Mapping[str, Any]) -> Turns:
+    """The messages without their media keys, which were read."""
+    return [{key: value for key, value in one.items() if key not in media_keys.READ} for one in raw["messages"]]
+
+
+FORMAT = Format(keys=("messages",), precedence=20, parse=_parse, lists=("messages",), checked_turns=_without_media)
