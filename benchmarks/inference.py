@@ -55,6 +55,7 @@ from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.prompt.answers import PREFIXES, TEMPLATES
 from vlvm_jax.inference.answering import Answering, Request
 from vlvm_jax.inference.loading import load
+from vlvm_jax.inference.prompts import padded
 from vlvm_jax.models.decoding import Limits
 
 BUDGETS = {
@@ -245,8 +246,7 @@ class Case:
         answering, engine = self.answering, self.answering.engine
         media, clip = timed(lambda: answering.prompts.media(self.request))
         frames = np.concatenate([medium.frames for medium in media])
-        spare = self.batch.media.shape[1] - len(frames)
-        frames = np.pad(frames, [(0, spare), *[(0, 0)] * 3])[None]
+        frames = padded(frames, self.batch.media.shape[1])[None]
         _, tower = timed(lambda: engine.see(frames))
         parts = {"clip": clip, "tower": tower}
         if engine.model.adapter.needs_prompt:

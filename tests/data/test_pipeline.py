@@ -340,7 +340,7 @@ def test_a_loader_travels_without_its_tokenizer(world):
     expected = loader(1)
     assert loader.processor is not None
     arrived = pickle.loads(pickle.dumps(loader))
-    assert arrived._tokenizer is None
+    assert arrived._processor is None
     assert_equal_batches([arrived(1)], [expected])
 
 

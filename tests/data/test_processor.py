@@ -262,7 +262,7 @@ def parts(tmp_path_factory):
 def test_a_tower_and_a_decoder_of_their_own(parts):
     tower, decoder = parts
     loaded = load_processor(tower, decoder)
-    assert loaded.family == "clip_vision_model" and loaded.side == 4
+    assert loaded.family.name == "clip" and loaded.side == 4
     (medium,) = loaded.images(PICTURES[:1])
     tokens = loaded.encode([Turn("<image>\nwhat ?", "a cat")], [medium.expansion], ["image"])
     assert tokens.media_mask.sum() == 16 and (tokens.ids[tokens.media_mask] == 0).all()

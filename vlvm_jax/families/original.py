@@ -45,7 +45,7 @@ class Family(base.Family):
     auto_tokenizer = False  # which would warn about the types of these checkpoints
 
     def claims(self, raw: Mapping[str, Any]) -> bool:
-        return llava_layout.language(raw) is not None
+        return llava_layout.language(dict(raw)) is not None
 
     def class_of(self, raw: dict[str, Any]) -> str:
         return llava_layout.hf_family(raw)

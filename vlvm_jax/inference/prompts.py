@@ -164,5 +164,4 @@ def begun(prompt: Prompt, prefix: str) -> Prompt:
 
 def padded(values: np.ndarray, size: int) -> np.ndarray:
     """Filled up with zeros along its first axis."""
-    spare = [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1)
-    return np.pad(values, spare)
+    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])

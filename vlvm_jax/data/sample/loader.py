@@ -54,9 +54,9 @@ class SampleLoader:
         with self._lock:
             if self._processor is None:
                 directory = self.spec.data.processor
-                processor = self._plain() if directory is None else self._of_checkpoint(directory)
-                _ = processor.backend, processor.template  # now: threads must not import transformers at once
-                self._processor = processor
+                made: SampleProcessor = self._plain() if directory is None else self._of_checkpoint(directory)
+                _ = made.backend, made.template  # now: threads must not import transformers at once
+                self._processor = made
             return self._processor
 
     def _plain(self) -> PlainProcessor:
@@ -210,8 +210,8 @@ class SampleLoader:
     def _picture(self, kind: MediaKind, path: str, chosen: dict[str, Any], index: int) -> Picture:
         """An image, or a clip as a grid of its frames."""
         if kind == "image":
-            read = functools.partial(self.processor.read_image, path)
-            return self._cache.get(path, read) if self.processor.keeps_images else read()
+            read_image: Any = functools.partial(self.processor.read_image, path)
+            return self._cache.get(path, read_image) if self.processor.keeps_images else read_image()
         count = self.spec.frames_per_video
         read = lambda: grid.Stills(tuple(video.decode_frames(path, count, **chosen).frames))  # noqa: E731
         stills = self._cache.get(("grid", path, *chosen.values()), read)

@@ -119,7 +119,8 @@ class PlainProcessor:
         time_instruction: bool,
     ):
         self.tokenizer = tokenizer
-        self.chat_template, self.size, self.fit, self.mean = chat_template, size, fit, mean
+        self.fit: FrameFit = fit
+        self.chat_template, self.size, self.mean = chat_template, size, mean
         self.image_tokens, self.video_tokens, self.time_instruction = image_tokens, video_tokens, time_instruction
 
     @functools.cached_property

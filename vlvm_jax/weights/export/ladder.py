@@ -6,11 +6,9 @@ its file in `families` says; what processors and servers can count: docs/weights
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from vlvm_jax import families
-from vlvm_jax.config import AdapterConfig, DecoderConfig, VisionConfig
+from vlvm_jax.config import AdapterConfig, DecoderConfig, FrameTokens, VisionConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.families._vlm import VLM, Media
 from vlvm_jax.families.base import Family
@@ -50,7 +48,7 @@ def choose(
     base_family: str | None,
     *,
     trained: bool,
-    own_clips: Mapping[str, Any] | None = None,
+    own_clips: FrameTokens | None = None,
     media: Media = "all",
     asked: str | None = None,
 ) -> Rung:
