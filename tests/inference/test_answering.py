@@ -105,6 +105,19 @@ def test_a_file_that_changed_is_seen_anew(folder, tmp_path):
     assert before.text != after.text
 
 
+def test_what_was_seen_is_kept_by_span_and_by_order(answering, folder):
+    clip = ("video", str(folder / "0.mp4"))
+    whole, begin, end = (Request("1", (clip,), "a cat ?", span=span) for span in (None, (0.0, 0.4), (0.4, 9.0)))
+    seen = [answering.see(request) for request in (whole, begin, end)]
+    for number, one in enumerate(seen):
+        for other in seen[:number]:
+            assert not np.array_equal(one.media[0].frames, other.media[0].frames)
+    assert answering.see(begin) is seen[1]
+    both = Request("1", (clip, ("video", str(folder / "1.mp4"))), "a cat ?")
+    there, back = answering.see(both, (0, 1)), answering.see(both, (1, 0))
+    assert not np.array_equal(jax.tree.leaves(there.features)[0], jax.tree.leaves(back.features)[0])
+
+
 def test_streamed_pieces_join_to_the_answer(answering, folder):
     request = about(folder, "0.mp4")[0]
     decoding = Decoding(max_new_tokens=40)

@@ -124,6 +124,28 @@ def test_accumulation_weighs_every_token_alike(plain):
         np.testing.assert_allclose(after_parts[path], after_whole[path], atol=2e-4, err_msg=path)
 
 
+def metrics_of(one_run, rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Metrics of one step of a run's compiled function from the run's first parameters."""
+    _, before, _, functions, trainable = one_run
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = functions.init({path: before[path] for path in trainable}, jax.random.key_data(jax.random.key(0)))
+        frozen = {path: jnp.asarray(before[path]) for path in functions.frozen_shardings}
+        _, metrics = functions.train(state, frozen, to_device(rows, mesh))
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test_loss_and_gradient_are_means_over_learned_tokens(plain):
+    """Rows that come twice have the means of those that come once, and twice the tokens."""
+    rows = batch()
+    half = {name: np.concatenate([value[: ROWS // 2]] * 2) for name, value in rows.items()}
+    once = {**half, "loss_mask": half["loss_mask"] & (np.arange(ROWS) < ROWS // 2)[:, None]}
+    of_once, of_twice = metrics_of(plain, once), metrics_of(plain, half)
+    assert of_twice["learned_tokens"] == 2 * of_once["learned_tokens"] > 0
+    for name in ("loss", "token_accuracy", "grad_norm"):
+        np.testing.assert_allclose(of_twice[name], of_once[name], rtol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("chunks", [3, 7], ids=["divides the vocabulary or not", "does not"])
 def test_chunking_the_head_changes_nothing(chunks, plain):
     losses, _, after, *_ = run(3, loss_chunks=chunks)
