@@ -95,6 +95,17 @@ def test_what_was_not_used_longest_is_dropped(folder):
     assert again.seconds_vision < 0.01 and len(answering._kept) == 1
 
 
+def test_what_was_used_last_stays(answering, folder):
+    requests = [Request("1", (("video", str(folder / f"{n}.mp4")),), "a cat ?", span=(0.0, 0.5)) for n in (0, 1)]
+    requests.append(dataclasses.replace(requests[0], span=(0.5, 1.0)))
+    first = answering.see(requests[0])
+    small = Answering(answering.engine, answering.prompts, cache_bytes=2 * first.nbytes)
+    one, two = (small.see(request) for request in requests[:2])
+    assert small.see(requests[0]) is one  # used again: the other one goes for the third
+    small.see(requests[2])
+    assert small.see(requests[0]) is one and small.see(requests[1]) is not two
+
+
 def test_a_file_that_changed_is_seen_anew(folder, tmp_path):
     answering = fresh(folder)
     path = tmp_path / "clip.mp4"

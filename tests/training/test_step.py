@@ -15,7 +15,9 @@ from vlvm_jax.models.params import whole_path
 from vlvm_jax.models.video_llm import Batch
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import losses as losses_lib
+from vlvm_jax.training import step as step_lib
 from vlvm_jax.training.loop import to_device
+from vlvm_jax.training.partition import Partition
 
 CONFIG = small()
 ROWS, FRAMES, LENGTH = 8, 3, 24
@@ -144,6 +146,37 @@ def test_loss_and_gradient_are_means_over_learned_tokens(plain):
     assert of_twice["learned_tokens"] == 2 * of_once["learned_tokens"] > 0
     for name in ("loss", "token_accuracy", "grad_norm"):
         np.testing.assert_allclose(of_twice[name], of_once[name], rtol=1e-4, err_msg=name)
+
+
+class Dice:
+    """In the place of a model: one parameter, and as its hidden states a number drawn with the step's key."""
+
+    def __init__(self, *_):
+        pass
+
+    def abstract(self):
+        return {"decoder/norm/scale": jax.ShapeDtypeStruct((2,), jnp.float32)}
+
+    def bind(self, params):
+        return lambda batch, rng: (jax.random.uniform(rng) + 0 * params["decoder/norm/scale"].sum(), None)
+
+
+def test_steps_and_micro_batches_draw_anew(monkeypatch):
+    """Each micro-batch's loss is the square of what it draws: the mean of squares is above the squared mean."""
+    monkeypatch.setattr(step_lib, "Model", Dice)
+    monkeypatch.setattr(step_lib, "token_losses", lambda model, drawn, *_: (drawn**2, jnp.ones(()), drawn))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    stage = CONFIG.stages[-1].model_copy(update={"accumulate": 4})
+    rates = {"decoder/norm/scale": 1e-3}
+    functions = step_lib.make_step(CONFIG.model, stage, Partition({}, rates), mesh, 3)
+    drawn = []
+    with jax.set_mesh(mesh):
+        state = functions.init({path: jnp.ones(2) for path in rates}, jax.random.key_data(jax.random.key(0)))
+        for _ in range(3):
+            state, metrics = functions.train(state, {}, to_device(batch(), mesh))
+            assert metrics["loss"] > metrics["token_accuracy"] ** 2 + 1e-3
+            drawn.append(float(metrics["loss"]))
+    assert len(set(drawn)) == 3
 
 
 @pytest.mark.parametrize("chunks", [3, 7], ids=["divides the vocabulary or not", "does not"])
