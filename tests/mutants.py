@@ -13,6 +13,7 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,21 +56,24 @@ def run_tests(root: Path, paths: Sequence[str], limit: float) -> Outcome:
         "JAX_COMPILATION_CACHE_DIR": str(root.with_name("compiled")),
     }
     start = time.monotonic()
+    alone = ("-n", "0") if paths else ()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *alone, "-x", "-q", "-p", "no:cacheprovider", "-rfE", *paths],
+        cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *(("-n", "0") if paths else ()), "-x", "-q", "-p", "no:cacheprovider",
-             "-rfE", *paths],
-            cwd=root, env=environment, timeout=limit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        said, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with what the tests have started
+        process.communicate()
         return Outcome("killed", time.monotonic() - start, f"not done after {limit:g} s")
     seconds = time.monotonic() - start
-    if done.returncode == 0:
+    if process.returncode == 0:
         return Outcome("survived", seconds)
-    failed = re.findall(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", done.stdout, re.MULTILINE)
-    if done.returncode == 1 and failed:
+    failed = re.findall(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", said, re.MULTILINE)
+    if process.returncode == 1 and failed:
         return Outcome("killed", seconds, failed[0])
-    return Outcome("error", seconds, " ".join(done.stdout.split()[-40:]))
+    return Outcome("error", seconds, " ".join(said.split()[-40:]))
 
 
 def tried(mutant: Mutant, root: Path, limit: float, suite: bool) -> Outcome:
