@@ -96,7 +96,7 @@ MUTANTS = (
         "None if spec.seed is None else (spec.seed, index)", "None if spec.seed is None else (spec.seed,)",
     ),
     Mutant(
-        "media-in-file-order-not-text-order", "data/media.py", "data/test_pipeline_processor.py data/test_pipeline.py",
+        "media-in-file-order-not-text-order", "data/media.py", "data/test_media.py",
         "media = [media[i] for i in tokens.order]", "media = list(media)",
     ),
     Mutant(
@@ -217,6 +217,14 @@ MUTANTS = (
     Mutant(
         "boxes-off-their-centre", "models/regions.py", "models/test_regions.py",
         "x - self.width // 2, 0,", "x - (self.width - 1) // 2, 0,",
+    ),
+    Mutant(
+        "picked-frames-count-from-the-row", "models/frame_paths.py", "models/test_slow_fast.py",
+        "picks.index - clip.first[:, None], -1)", "picks.index, -1)",
+    ),
+    Mutant(
+        "frames-of-both-paths-are-taken-twice", "models/adapters/prompt_guided.py", "models/test_prompt_guided.py",
+        "return layout.is_video & ~taken", "return layout.is_video",
     ),
     Mutant(
         "one-token-more-than-allowed", "models/decoding.py", "models/test_decoding.py",
