@@ -258,6 +258,12 @@ MUTANTS = (
         "return jax.tree.map(lambda t, x: t + x / jnp.maximum(new[0][1][0], 1), total, new), None",
     ),
     Mutant(
+        "mean-of-micro-batch-gradients", "training/step.py", "training/test_step.py",
+        "return jax.tree.map(jnp.add, total, new), None",
+        "return jax.tree.map(jnp.add, total, (new[0], jax.tree.map(\n"
+        "            lambda g: g * batch.loss_mask.sum() / (parts * new[0][1][0]), new[1]))), None",
+    ),
+    Mutant(
         "one-key-for-all-micro-batches", "training/step.py", "training/test_step.py",
         "jax.random.fold_in(key, index)", "key",
     ),
@@ -285,8 +291,8 @@ MUTANTS = (
         "rest = max(1, steps - warmup)", "rest = max(1, steps)",
     ),
     Mutant(
-        "a-segment-trains-with-its-first-layer", "training/partition.py", "training/test_partition.py",
-        "(start in pattern.layers and stop - 1 in pattern.layers)", "start in pattern.layers",
+        "a-stack-is-cut-only-where-a-slice-begins", "training/partition.py", "training/test_partition.py",
+        "|= {pattern.layers.start, pattern.layers.stop}", "|= {pattern.layers.start}",
     ),
     Mutant(
         "resume-forgets-the-optimizer", "training/stages.py", "test_damaged_runs.py",

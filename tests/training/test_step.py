@@ -120,10 +120,18 @@ def test_every_sampler_parameter_receives_gradient(name):
 
 def test_accumulation_weighs_every_token_alike(plain):
     whole, _, after_whole, *_ = plain
-    parts, _, after_parts, *_ = run(3, accumulate=4)
+    in_parts = run(3, accumulate=4)
+    parts, _, after_parts, *_ = in_parts
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     for path in after_whole:
         np.testing.assert_allclose(after_parts[path], after_whole[path], atol=2e-4, err_msg=path)
+    # The first micro-batch, rows 0 and 4, has two tokens to learn, the others have dozens.
+    uneven = batch()
+    few = uneven["loss_mask"][::4]
+    few &= np.cumsum(few, axis=1) == 2
+    of_parts, of_whole = metrics_of(in_parts, uneven), metrics_of(plain, uneven)
+    for name in ("loss", "grad_norm", "token_accuracy", "learned_tokens"):
+        np.testing.assert_allclose(of_parts[name], of_whole[name], rtol=1e-4, err_msg=name)
 
 
 def metrics_of(one_run, rows: dict[str, np.ndarray]) -> dict[str, float]:
