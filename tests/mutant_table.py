@@ -346,7 +346,7 @@ MUTANTS = (
         "part.reshape(patch, patch, 3, -1).transpose(3, 2, 1, 0)",
     ),
     Mutant(
-        "new-tokens-along-the-wrong-axis", "weights/exporting.py", "weights/test_export_values.py",
+        "new-tokens-copy-the-last-one", "weights/exporting.py", "weights/test_export_values.py",
         "first = np.take(value, [0], axis=axis)", "first = np.take(value, [-1], axis=axis)",
     ),
     Mutant(
