@@ -1,11 +1,15 @@
 """How a command ends, whatever its processes shared; what it writes on a terminal without UTF-8."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
 from recipes import ROOT
+
+from vlvm_jax import cli
+from vlvm_jax.errors import InputError
 
 SHARE_AND_FAIL = """
 import sys
@@ -32,6 +36,28 @@ def test_ending_at_once_says_one_line_and_leaves_nothing_behind():
     open_it = f"from multiprocessing import shared_memory; shared_memory.SharedMemory({done.stdout.strip()!r})"
     gone = subprocess.run([sys.executable, "-c", open_it], capture_output=True, text=True, timeout=60)
     assert "FileNotFoundError" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (InputError("--a=b: no"), 2, "error: --a=b: no"),
+        (MemoryError("9 GiB"), 2, "error: not enough memory (9 GiB); use fewer frames, rows or workers"),
+        (OSError(errno.ENOSPC, "No space left on device", "out.json"), 2, "error: out.json: No space left on device"),
+        (OSError(errno.EACCES, "Permission denied"), 2, "error: a file: Permission denied"),
+        (OSError(errno.EIO, "I/O error"), None, ""),  # nobody knows what that is: with its traceback
+    ],
+)
+def test_what_a_command_dies_of_is_one_line_and_a_code(fault, code, said, capsys):
+    def main():
+        raise fault
+
+    if code is None:
+        with pytest.raises(OSError):
+            cli.run(main, "", ["command"])
+    else:
+        assert cli.run(main, "", ["command"]) == code
+    assert capsys.readouterr().err.strip() == said
 
 
 INTERRUPT = """

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from vlvm_jax import manifest
 from vlvm_jax.manifest import Damage
 
-FILES = {"params/d/a": os.urandom(3000), "params/manifest": b"tree", "data/reader.json": b"{}", "empty": b""}
+FILES = {
+    "params/d/a": os.urandom(3000), "params/manifest": b"tree", "data/reader.json": b"{}", "empty": b"", "top": b"{}",
+}  # fmt: skip
 EXTENTS = {"params/d/a": [(0, 1000, "x/kernel"), (1200, 700, "y/bias"), (1900, 1000, "y/bias")]}
 BOTH = ("x/kernel", "y/bias")
 
@@ -115,6 +117,9 @@ def test_what_nothing_reads_may_lie_there(folder):
 
 
 def test_only_the_content_asked_for_is_read(folder):
+    (folder / "top").write_bytes(b"[]")
+    assert [found.file for found in manifest.check(str(folder), under=("params",))] == ["top"]  # in no folder
+    (folder / "top").write_bytes(FILES["top"])
     (folder / "data" / "reader.json").write_bytes(b"[]")
     assert manifest.check(str(folder), under=("params",)) == []
     assert [found.file for found in manifest.check(str(folder))] == ["data/reader.json"]
@@ -127,7 +132,7 @@ def test_many_damaged_files_are_one_line(folder):
         (folder / name).unlink()
     text = manifest.describe(manifest.check(str(folder)))
     assert "\n" not in text
-    assert text == ("data/reader.json: missing, and 3 more files (empty, params/d/a, ...); arrays: x/kernel, y/bias")
+    assert text == ("data/reader.json: missing, and 4 more files (empty, params/d/a, ...); arrays: x/kernel, y/bias")
 
 
 def test_sealed_values():

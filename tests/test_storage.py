@@ -17,6 +17,32 @@ def test_join_stays_below_its_root(root):
             storage.join(root, name)
 
 
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    """Who has the old one open reads it to its end, and nobody sees a part of the new one."""
+    path = tmp_path / "a" / "words.txt"
+    storage.write_bytes(str(path), b"the old words")
+    with path.open("rb") as opened:
+        storage.write_bytes(str(path), b"new")
+        assert opened.read() == b"the old words" and path.read_bytes() == b"new"
+    with storage.writing(str(path)) as local:
+        with open(local, "wb") as file:  # noqa: PTH123
+            file.write(b"newer")
+        assert path.read_bytes() == b"new" and local.endswith(storage.PARTIAL)
+    assert path.read_bytes() == b"newer"
+    with pytest.raises(OSError, match="full"), storage.writing(str(path)) as local:
+        with open(local, "wb") as file:  # noqa: PTH123
+            file.write(b"half of the")
+        raise OSError("the disk is full")
+    assert path.read_bytes() == b"newer" and storage.names(str(path.parent)) == ["words.txt"]
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    for name in ("a/.words.txt.17.partial", ".b.18.partial", "a/words.txt", "c.partial"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"1")
+    storage.sweep(str(tmp_path))
+    assert sorted(storage.listing(str(tmp_path))) == ["a/words.txt", "c.partial"]
+
+
 def test_a_fingerprint_tells_another_content(tmp_path):
     seen = set()
     for name, content in (("a", b"1"), ("b/c", b"2"), ("b/c", b"34"), ("b/d", b"2")):

@@ -1,4 +1,4 @@
-"""How many samples a packed batch holds: the count against Grain's own packing."""
+"""Packed rows: what is in them, and how many samples a batch holds, counted as Grain packs them."""
 
 import grain
 import numpy as np
@@ -39,6 +39,35 @@ def test_batches_are_filled_as_grain_packs_them(sizes, rows):
     got = packed(sizes, rows)
     assert got[:-1] == list(packing.filled(sizes, length=LENGTH, frames=FRAMES, rows=rows))
     assert sum(got) == len(sizes)
+
+
+def row_of(*samples, slots=0):
+    """The one row that holds these samples."""
+    numbered = [packing.numbered(5, number, one) for number, one in enumerate(samples)]
+    source = grain.MapDataset.source(numbered).to_iter_dataset()
+    layout = (slots, 1) if slots else (0, 0)
+    (batch,) = packing.batched(source, length=LENGTH, frames=FRAMES, rows=1, pack=True, layout=layout)
+    return {name: value[0].tolist() for name, value in batch.items()}
+
+
+def test_each_packed_sample_begins_anew():
+    """The first shows two media, one of them a clip of two frames; the second and the third show one each."""
+    three = {**sample(5, 3), "media": np.array([1, 1, 2], np.int32)}
+    row = row_of(three, sample(4, 1), sample(2, 1))
+    assert row["positions"] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 0]
+    assert row["segment_ids"] == [1] * 5 + [2] * 4 + [3] * 2 + [0]
+    assert row["media"] == [1, 1, 2, 3, 4]
+    assert row["last"] == 7  # numbered from 5
+
+
+def test_slots_count_from_the_first_frame_of_the_row():
+    """Frames of 10 slots; each sample reads the last slot of its last frame."""
+    one, two = sample(3, 2), sample(2, 1)
+    for each, last in ((one, 19), (two, 9)):
+        each["media_mask"][-1] = True
+        each["visual_index"] = np.full((len(each["token_ids"]), 1), last, np.int32)
+        each["visual_weight"] = np.ones((len(each["token_ids"]), 1), np.float32)
+    assert row_of(one, two, slots=10)["visual_index"] == [[0], [0], [19], [0], [29]] + [[0]] * 7
 
 
 def test_samples_of_one_size():

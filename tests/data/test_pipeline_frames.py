@@ -47,6 +47,20 @@ def shown(world, index, **changes):
     return np.rint(sample["frames"].mean(axis=(1, 2, 3)) / STEP).astype(int).tolist()
 
 
+def test_a_cache_keeps_each_choice_of_frames_by_itself(world):
+    """The whole clip and a part of it; and other frames of the same clip for another record."""
+    records, spec = world
+    for drawn in (False, True):
+        changes = {"frame_sampling": "segment", "seed": 0} if drawn else {}
+        again = [*records, *records]
+        cached = SampleLoader(again, changed(spec, cache_bytes=2**20, **changes))
+        plain = SampleLoader(again, changed(spec, **changes))
+        frames = [cached.load(index)["frames"] for index in range(len(again))]
+        for index, kept in enumerate(frames):
+            np.testing.assert_array_equal(kept, plain.load(index)["frames"])
+        assert np.array_equal(frames[0], frames[len(records)]) != drawn
+
+
 @pytest.mark.parametrize("index", [0, 2])
 def test_the_whole_clip_and_a_part_of_it(world, index):
     assert shown(world, index) == [2, 7, 12, 17]

@@ -54,6 +54,12 @@ def test_uniform_frames_of_a_real_clip(tmp_path, total, count):
     assert shown(frames) == uniform_indices(total, count)
 
 
+def test_times_and_duration_of_a_part_count_from_its_start(tmp_path):
+    path = write_clip(tmp_path / "c.mp4", 20, fps=8)
+    part = decode_clip(path, 4, lambda pixels: pixels, span=(0.5, 2.0))
+    assert shown(part.frames) == [5, 8, 11, 14] and part.times == (0.125, 0.5, 0.875, 1.25) and part.duration == 1.5
+
+
 @pytest.mark.parametrize(("fps", "cap", "expected"), [(2, 8, [0, 4, 8, 12, 16, 20]), (4, 3, [3, 10, 17])])
 def test_fps_frames_of_a_real_clip(tmp_path, fps, cap, expected):
     path = write_clip(tmp_path / "c.mp4", 21, fps=8)

@@ -11,7 +11,7 @@ from vlvm_jax.data.sample import loader as loader_lib
 from vlvm_jax.data.sample import turns
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.evaluation import heldout
-from vlvm_jax.models.batch import Batch
+from vlvm_jax.models.batch import Batch, next_tokens
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.samples import sample_spec, with_embedded_data
@@ -55,6 +55,26 @@ def test_right_means_that_greedy_decoding_gives_the_answer(embedded):
         prompt = len(sample["token_ids"]) - learned
         said = greedy(model, params, sample, prompt, learned)
         assert answers[index].right == (said == sample["token_ids"][prompt:].tolist())
+
+
+def test_one_wrong_token_makes_an_answer_wrong(embedded):
+    """A model that says all answers but the first token of every second one."""
+    config = with_embedded_data(small(), StopSignal())
+    held_out = config.evals[0]
+    asked = turns.split_turns(mixture.read_mixture(held_out.data, 0))[:6]
+
+    def predict(params, batch, record):
+        learned, owner = np.array(next_tokens(batch)[1]), np.asarray(record)
+        right = learned.copy()
+        for number in range(1, 6, 2):
+            first, *others = np.argwhere(learned & (owner == number))
+            assert others
+            right[tuple(first)] = False
+        return learned, right, owner
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    answers = heldout.ask(predict, {}, asked, sample_spec(config, held_out), held_out, mesh, workers=0)
+    assert [answer.right for answer in answers] == [True, False] * 3
 
 
 def greedy(model: Model, params, sample, prompt: int, count: int) -> list[int]:

@@ -95,6 +95,17 @@ def test_what_was_not_used_longest_is_dropped(folder):
     assert again.seconds_vision < 0.01 and len(answering._kept) == 1
 
 
+def test_what_was_used_last_stays(answering, folder):
+    requests = [Request("1", (("video", str(folder / f"{n}.mp4")),), "a cat ?", span=(0.0, 0.5)) for n in (0, 1)]
+    requests.append(dataclasses.replace(requests[0], span=(0.5, 1.0)))
+    first = answering.see(requests[0])
+    small = Answering(answering.engine, answering.prompts, cache_bytes=2 * first.nbytes)
+    one, two = (small.see(request) for request in requests[:2])
+    assert small.see(requests[0]) is one  # used again: the other one goes for the third
+    small.see(requests[2])
+    assert small.see(requests[0]) is one and small.see(requests[1]) is not two
+
+
 def test_a_file_that_changed_is_seen_anew(folder, tmp_path):
     answering = fresh(folder)
     path = tmp_path / "clip.mp4"
@@ -103,6 +114,19 @@ def test_a_file_that_changed_is_seen_anew(folder, tmp_path):
     shutil.copy(folder / "1.mp4", path)
     (after,) = answering.answer(about(tmp_path, "clip.mp4")[:1], SHORT)
     assert before.text != after.text
+
+
+def test_what_was_seen_is_kept_by_span_and_by_order(answering, folder):
+    clip = ("video", str(folder / "0.mp4"))
+    whole, begin, end = (Request("1", (clip,), "a cat ?", span=span) for span in (None, (0.0, 0.4), (0.4, 9.0)))
+    seen = [answering.see(request) for request in (whole, begin, end)]
+    for number, one in enumerate(seen):
+        for other in seen[:number]:
+            assert not np.array_equal(one.media[0].frames, other.media[0].frames)
+    assert answering.see(begin) is seen[1]
+    both = Request("1", (clip, ("video", str(folder / "1.mp4"))), "a cat ?")
+    there, back = answering.see(both, (0, 1)), answering.see(both, (1, 0))
+    assert not np.array_equal(jax.tree.leaves(there.features)[0], jax.tree.leaves(back.features)[0])
 
 
 def test_streamed_pieces_join_to_the_answer(answering, folder):

@@ -33,6 +33,7 @@ def run(data: bytes, sizes, stop=(), end=False):
     st.booleans(),
 )
 @hypothesis.example(" aa", [2], [" aa"], False)
+@hypothesis.example("é ab", [], ["b", "ab"], False)
 def test_pieces_join_to_the_text(said, sizes, stop, end):
     data = said.encode()
     text, shown = run(data, sizes, tuple(stop), end)

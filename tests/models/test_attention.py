@@ -9,7 +9,15 @@ import pytest
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.models import attention as attention_lib
-from vlvm_jax.models.attention import attention, blocked_attention, causal_mask, segment_mask, splash_attention
+from vlvm_jax.models.attention import (
+    attention,
+    attention_received,
+    blocked_attention,
+    cached_attention,
+    causal_mask,
+    segment_mask,
+    splash_attention,
+)
 from vlvm_jax.parallel.mesh import make_mesh
 
 
@@ -92,6 +100,33 @@ def test_blocks_of_queries_are_causal_attention_within_segments(length, block):
     theirs = jax.grad(weighed(plain), argnums=(0, 1, 2))(query, key, value)
     for got, want in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_logits_of_bfloat16_are_summed_in_fp32():
+    """Logits of some hundred: rounded to bf16 they would be off by one, and the weights by a factor of e."""
+    query, key, value = (x.astype(jnp.bfloat16) for x in inputs(12, 4, 2, 8))
+    query = query * 40
+    everything = jnp.ones((2, 1, 12, 12), bool)
+    expected = plain(*(x.astype(jnp.float32) for x in (query, key, value)))
+    found = cached_attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), everything)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_padding_is_seen_by_nobody():
+    segments = jnp.array([[1, 1, 2, 0, 0]])
+    seen = segment_mask(segments, segments)[0, 0].astype(int).tolist()
+    assert seen == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5]
+
+
+def test_attention_received_is_a_mean_over_queries_and_heads():
+    query, key, _ = inputs(5, 2, 2, 4)
+    logits = np.einsum("bqhf,bkhf->bhqk", query, key) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for from_first, expected in ((True, weights[:, :, 0].mean(1)), (False, weights.mean((1, 2)))):
+        found = attention_received(query, key, from_first=from_first)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("mesh", "blocks"), [(None, 3), (MeshConfig(data=8), 3), (MeshConfig(context=8), 1)])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vlvm_jax.config import DecoderConfig
-from vlvm_jax.models.decoder import Decoder, init_cache
+from vlvm_jax.config import DecoderConfig, RopeScaling
+from vlvm_jax.models.decoder import Decoder, apply_rotary, init_cache, rotary_embedding, rotary_frequencies
 from vlvm_jax.models.stack import REMAT_POLICIES, LayerStack, segment_bounds
 
 VOCAB, WIDTH, LENGTH = 40, 16, 10
@@ -100,6 +100,57 @@ def test_hidden_states_and_logits_equal_transformers(family, theirs, ours):
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(hidden[valid], out.hidden_states[-1].numpy()[valid], atol=3e-5)
     np.testing.assert_allclose(logits[valid], out.logits.numpy()[valid], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)  # fmt: skip
+def test_scaled_rotary_frequencies_equal_transformers(scaling):
+    """Llama 3.1's own numbers: fast frequencies stay, slow ones are stretched, and some lie between."""
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    cfg = transformers.LlamaConfig(
+        hidden_size=512, num_attention_heads=4, head_dim=128, max_position_embeddings=131072,
+        rope_parameters={**scaling, "rope_theta": 500000.0},
+    )  # fmt: skip
+    expected, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](cfg, "cpu")
+    assert factor == 1
+    found = rotary_frequencies(128, 500000.0, RopeScaling(**scaling))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    plain = rotary_frequencies(128, 500000.0)
+    shares = (np.asarray(found / plain) * scaling["factor"] - 1) / (scaling["factor"] - 1)  # 1 where it stays
+    if scaling["rope_type"] == "llama3":
+        assert shares[0] == pytest.approx(1) and shares[-1] == pytest.approx(0, abs=1e-5)
+        assert ((shares > 0.01) & (shares < 0.99)).sum() > 5
+
+
+def test_rotary_is_worked_out_in_fp32():
+    """Far along, where bf16 cannot tell one angle's cosine from the next: one rounding at the end, as transformers."""
+    cos, sin = rotary_embedding(np.array([[100, 101, 5000]]), 8, 10000.0)
+    x = np.random.default_rng(0).standard_normal((1, 3, 2, 8)).astype(jnp.bfloat16)
+    found = apply_rotary(jnp.asarray(x), cos, sin)
+    exact = apply_rotary(jnp.asarray(x, jnp.float32), cos, sin)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+
+
+def test_logits_of_bfloat16_are_summed_in_fp32():
+    decoder = hf.fill(lambda: Decoder(config(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    hidden = np.random.default_rng(0).standard_normal((5, WIDTH)).astype(jnp.bfloat16)
+    logits = decoder.logits(jnp.asarray(hidden))
+    expected = hidden.astype(np.float32) @ np.asarray(decoder.head().astype(jnp.float32))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_decoding_with_a_cache_equals_the_whole_sequence(model):

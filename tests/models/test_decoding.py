@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +171,27 @@ def test_what_is_drawn_has_the_distribution():
     assert not counts[~possible].any()
     chi = ((counts - draws * expected)[possible] ** 2 / (draws * expected[possible])).sum()
     assert chi < 35, (counts, expected)  # with at most 11 degrees of freedom, once in four thousand
+
+
+def test_a_row_draws_anew_for_each_of_its_tokens():
+    """Rows with one key, as far as their first, second, ... token."""
+    rows = 64
+    sampling = Sampling(jnp.float32(1.0), jnp.float32(1.0), jnp.tile(jax.random.PRNGKey(0), (rows, 1)))
+    flat = jnp.zeros((rows, 40))
+    said = decoding.choose(flat, jnp.arange(rows), sampling)
+    assert len(set(said.tolist())) > 20
+    assert said.tolist() == decoding.choose(flat, jnp.arange(rows), sampling).tolist()
+    assert len(set(decoding.choose(flat, jnp.full(rows, 3), sampling).tolist())) == 1
+
+
+def test_a_row_ends_with_its_limit_or_an_end_token():
+    counts, most, said = [1, 2, 3, 1, 1], [2, 2, 2, 9, 9], [7, 7, 7, 5, 7]
+    cache: Any = None
+    progress = decoding.Progress(
+        cache, jnp.array(said), jnp.zeros(5, int), jnp.array(counts), jnp.zeros(5, bool)
+    )  # fmt: skip
+    limits = decoding.Limits(jnp.array([5, 6]), jnp.array(most))
+    assert decoding._ends(progress, limits).tolist() == [False, True, True, True, False]
 
 
 def test_a_row_draws_the_same_whatever_its_neighbours(params):

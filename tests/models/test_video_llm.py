@@ -15,7 +15,7 @@ from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionCon
 from vlvm_jax.models.adapters.base import VisualTokens
 from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoder import init_cache
-from vlvm_jax.models.video_llm import VideoLLM, merge
+from vlvm_jax.models.video_llm import VideoLLM, merge, merge_indexed
 
 VOCAB, WIDTH, N, K, FRAMES, LENGTH = 24, 16, 4, 2, 4, 18
 RNG = np.random.default_rng(0)
@@ -138,6 +138,20 @@ def test_merge_of_other_sizes_and_types():
     merged = merge(jnp.zeros((1, 4, 2), jnp.bfloat16), np.ones((1, 4), bool), VisualTokens(tokens, valid))
     assert merged.dtype == jnp.bfloat16
     np.testing.assert_array_equal(merged[0], tokens[0, 1::3])
+
+
+def test_indexed_merge_is_the_weighted_sum_of_slots():
+    """Of bf16 slots summed in fp32; what the index says where nothing is marked does not matter."""
+    rng = np.random.default_rng(1)
+    tokens = rng.standard_normal((2, 7, 3)).astype(jnp.bfloat16)
+    index, weight = rng.integers(0, 7, (2, 5, 4)), rng.random((2, 5, 4)).astype(np.float32)
+    text, marked = rng.standard_normal((2, 5, 3)).astype(np.float32), rng.random((2, 5)) < 0.6
+    found = merge_indexed(text, marked, VisualTokens(jnp.asarray(tokens), np.ones((2, 7), bool)), index, weight)
+    expected = text.copy()
+    for row, place in np.argwhere(marked):
+        expected[row, place] = weight[row, place] @ tokens[row, index[row, place]].astype(np.float32)
+    assert 0 < marked.sum() < marked.size
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_merge_gradient_reaches_what_was_placed_and_nothing_else():

@@ -52,9 +52,26 @@ def test_a_parameter_lies_where_the_tables_say():
     grid = mesh(data=2, fsdp=2, tensor=2)
     place = rules.parameter_sharding("decoder/layers/mlp/up_proj/kernel", (3, 96, 240), grid)
     assert place.spec == P(None, "fsdp", "tensor")
+    assert rules.parameter_sharding("decoder/layers/mlp/down_proj/kernel", (3, 240, 96), grid).spec == P(
+        None, "tensor", "fsdp"
+    )
+    assert rules.parameter_sharding("encoder/layers/self_attn/out_proj/kernel", (3, 96, 96), grid).spec == P(
+        None, "tensor", "fsdp"
+    )
+    assert rules.parameter_sharding("decoder/embed_tokens/embedding", (240, 96), grid).spec == P("tensor", "fsdp")
     assert rules.parameter_sharding("decoder/norm/scale", (96,), grid).spec == P(None)
     # 97 is not divided by 2: that axis stays whole.
     assert rules.parameter_sharding("decoder/lm_head/kernel", (97, 64), grid).spec == P(None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("size", "split"), [(8, ("fsdp", "context")), (12, ("fsdp", "context")), (6, "fsdp"), (9, None), (1, None)]
+)
+def test_an_axis_is_split_over_as_many_mesh_axes_as_divide_it(size, split):
+    """`embed` over fsdp x context = 2 x 2; what neither divides lies whole, however large."""
+    grid = mesh(data=2, fsdp=2, context=2)
+    assert rules.divided("embed", size, grid) == split
+    assert rules.sharding(("embed", None), (size, 3), grid).spec == P(split, None)
 
 
 def test_a_parameter_without_a_row_is_an_error():

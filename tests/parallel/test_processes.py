@@ -9,6 +9,7 @@ import pytest
 from recipes import ROOT
 
 from vlvm_jax.config import MeshConfig
+from vlvm_jax.errors import InputError
 from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.mesh import make_mesh
 
@@ -16,6 +17,31 @@ from vlvm_jax.parallel.mesh import make_mesh
 @pytest.mark.parametrize("sizes", [{}, {"fsdp": 4}, {"data": 1, "tensor": 8}])
 def test_a_process_alone_loads_whole_batches(sizes):
     assert processes.batch_share(make_mesh(MeshConfig(**sizes), jax.devices())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"),
+    [
+        # By process: the rows that its devices hold. Processes that hold the same ones load the same.
+        ({0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3)}, {0: (0, 2), 1: (0, 2), 2: (1, 2), 3: (1, 2)}),
+        ({0: (2, 3), 1: (0, 1)}, {0: (1, 2), 1: (0, 2)}),
+        ({0: (0,), 1: (1,), 2: (2,), 3: (3,)}, {number: (number, 4) for number in range(4)}),
+    ],
+)
+def test_a_process_loads_the_rows_of_its_devices(rows, share, monkeypatch):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2), jax.devices())
+    monkeypatch.setattr(processes, "process_rows", lambda _: rows)
+    for number, expected in share.items():
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        assert processes.batch_share(mesh) == expected
+
+
+def test_rows_that_overlap_in_part_are_refused(monkeypatch):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2), jax.devices())
+    for rows in ({0: (0, 1, 2), 1: (2, 3)}, {0: (0, 1, 2), 1: (3,)}):
+        monkeypatch.setattr(processes, "process_rows", lambda _, rows=rows: rows)
+        with pytest.raises(InputError, match="the 2 processes rows that overlap in part"):
+            processes.batch_share(mesh)
 
 
 def test_without_others_nothing_is_joined(monkeypatch):

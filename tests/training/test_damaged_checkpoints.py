@@ -146,6 +146,15 @@ def test_a_damaged_step_is_renamed_aside_and_the_one_before_taken(folder, capsys
     assert "DAMAGED: " in said[0] and "renamed to 3.damaged" in said[0] and "taking step 2" in said[1]
 
 
+def test_the_newest_step_is_that_of_the_highest_number(tmp_path):
+    """Steps without a manifest, in any order; as text, 9 would come after 10."""
+    steps = [epath.Path(tmp_path) / name for name in ("2", "10", "9")]
+    for step in steps:
+        (step / "params").mkdir(parents=True)
+    assert integrity.newest_whole(steps) == steps[1]
+    assert integrity.newest_whole([]) is None
+
+
 def test_a_step_that_was_renamed_aside_counts_for_nothing(folder):
     """Neither as the newest nor among those that are kept, and nothing deletes it; it may happen again."""
     for _ in range(2):

@@ -65,6 +65,24 @@ def test_matrices_decay_and_vectors_do_not_also_when_stacked():
     np.testing.assert_allclose(updates["deep"], -1e-2 * 0.5)
 
 
+def test_it_is_adamw_with_moments_of_the_stages_betas():
+    """Three steps against the algorithm written out (arXiv 1711.05101, decay times the rate)."""
+    stage = with_(warmup_ratio=0.0, weight_decay=0.3, clip_norm=None, schedule="constant", beta1=0.7, beta2=0.95)
+    tx = make_optimizer(stage, {"a": 1e-2}, 10, frozenset())
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)}
+    state, expected = tx.init(params), np.asarray(params["a"], np.float64)
+    first = second = np.zeros((2, 3))
+    for step in range(1, 4):
+        gradient = rng.normal(size=(2, 3)) * 10.0**step
+        updates, state = tx.update({"a": jnp.asarray(gradient, jnp.float32)}, state, params)
+        params = {"a": params["a"] + updates["a"]}
+        first, second = 0.7 * first + 0.3 * gradient, 0.95 * second + 0.05 * gradient**2
+        adam = first / (1 - 0.7**step) / (np.sqrt(second / (1 - 0.95**step)) + 1e-8)
+        expected = expected - 1e-2 * (adam + 0.3 * expected)
+        np.testing.assert_allclose(params["a"], expected, rtol=1e-5)
+
+
 def test_clipping_is_by_the_norm_over_all_groups():
     stage = with_(warmup_ratio=0.0, weight_decay=0.0, clip_norm=1.0, schedule="constant", beta1=0.0)
     tx = make_optimizer(stage, {"a": 1.0, "b": 1.0}, 10, frozenset())

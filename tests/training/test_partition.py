@@ -29,6 +29,12 @@ def test_last_three_layers_cut_the_tower_and_train_only_those():
     assert shapes["encoder/layers/segments/0/mlp/fc1/kernel"].shape[0] == 1
 
 
+def test_a_slice_in_the_middle_is_cut_at_both_ends():
+    partition = resolve(MODEL, stage(**{"encoder/layers/[1:3]/**": 1e-5}))
+    assert partition.splits["encoder"] == (1, 3)
+    assert {path.split("/")[3] for path in partition.rates} == {"1"}
+
+
 def test_slices_count_from_the_layers_that_run():
     vision = MODEL.vision.model_copy(update={"feature_layer": -2})
     partition = resolve(MODEL.model_copy(update={"vision": vision}), stage(**{"encoder/layers/[-2:]/**": 1e-5}))

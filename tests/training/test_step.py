@@ -15,6 +15,8 @@ from vlvm_jax.models.batch import Batch, to_device
 from vlvm_jax.models.params import whole_path
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import losses as losses_lib
+from vlvm_jax.training import step as step_lib
+from vlvm_jax.training.partition import Partition
 
 CONFIG = small()
 ROWS, FRAMES, LENGTH = 8, 3, 24
@@ -117,10 +119,71 @@ def test_every_sampler_parameter_receives_gradient(name):
 
 def test_accumulation_weighs_every_token_alike(plain):
     whole, _, after_whole, *_ = plain
-    parts, _, after_parts, *_ = run(3, accumulate=4)
+    in_parts = run(3, accumulate=4)
+    parts, _, after_parts, *_ = in_parts
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     for path in after_whole:
         np.testing.assert_allclose(after_parts[path], after_whole[path], atol=2e-4, err_msg=path)
+    # The first micro-batch, rows 0 and 4, has two tokens to learn, the others have dozens.
+    uneven = batch()
+    few = uneven["loss_mask"][::4]
+    few &= np.cumsum(few, axis=1) == 2
+    of_parts, of_whole = metrics_of(in_parts, uneven), metrics_of(plain, uneven)
+    for name in ("loss", "grad_norm", "token_accuracy", "learned_tokens"):
+        np.testing.assert_allclose(of_parts[name], of_whole[name], rtol=1e-4, err_msg=name)
+
+
+def metrics_of(one_run, rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Metrics of one step of a run's compiled function from the run's first parameters."""
+    _, before, _, functions, trainable = one_run
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = functions.init({path: before[path] for path in trainable}, jax.random.key_data(jax.random.key(0)))
+        frozen = {path: jnp.asarray(before[path]) for path in functions.frozen_shardings}
+        _, metrics = functions.train(state, frozen, to_device(rows, mesh))
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test_loss_and_gradient_are_means_over_learned_tokens(plain):
+    """Rows that come twice have the means of those that come once, and twice the tokens."""
+    rows = batch()
+    half = {name: np.concatenate([value[: ROWS // 2]] * 2) for name, value in rows.items()}
+    once = {**half, "loss_mask": half["loss_mask"] & (np.arange(ROWS) < ROWS // 2)[:, None]}
+    of_once, of_twice = metrics_of(plain, once), metrics_of(plain, half)
+    assert of_twice["learned_tokens"] == 2 * of_once["learned_tokens"] > 0
+    for name in ("loss", "token_accuracy", "grad_norm"):
+        np.testing.assert_allclose(of_twice[name], of_once[name], rtol=1e-4, err_msg=name)
+
+
+class Dice:
+    """In the place of a model: one parameter, and as its hidden states a number drawn with the step's key."""
+
+    def __init__(self, *_):
+        pass
+
+    def abstract(self):
+        return {"decoder/norm/scale": jax.ShapeDtypeStruct((2,), jnp.float32)}
+
+    def bind(self, params):
+        return lambda batch, rng: (jax.random.uniform(rng) + 0 * params["decoder/norm/scale"].sum(), None)
+
+
+def test_steps_and_micro_batches_draw_anew(monkeypatch):
+    """Each micro-batch's loss is the square of what it draws: the mean of squares is above the squared mean."""
+    monkeypatch.setattr(step_lib, "Model", Dice)
+    monkeypatch.setattr(step_lib, "token_losses", lambda model, drawn, *_: (drawn**2, jnp.ones(()), drawn))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    stage = CONFIG.stages[-1].model_copy(update={"accumulate": 4})
+    rates = {"decoder/norm/scale": 1e-3}
+    functions = step_lib.make_step(CONFIG.model, stage, Partition({}, rates), mesh, 3)
+    drawn = []
+    with jax.set_mesh(mesh):
+        state = functions.init({path: jnp.ones(2) for path in rates}, jax.random.key_data(jax.random.key(0)))
+        for _ in range(3):
+            state, metrics = functions.train(state, {}, to_device(batch(), mesh))
+            assert metrics["loss"] > metrics["token_accuracy"] ** 2 + 1e-3
+            drawn.append(float(metrics["loss"]))
+    assert len(set(drawn)) == 3
 
 
 @pytest.mark.parametrize("chunks", [3, 7], ids=["divides the vocabulary or not", "does not"])

@@ -78,7 +78,7 @@ def test_goodput_counts_steps_once_and_no_time_between_processes(clock, tmp_path
     clock[0] += 1000
     second = Timeline(workdir)
     clock[0] += 30
-    second.add("steps", stage="a", first=10, last=20, productive=8.0)
+    second.add("steps", stage="a", first=10, last=25, productive=8.0)  # logged at another step than before
     second.add("steps", stage="b", first=0, last=5, productive=2.0)
     clock[0] += 10
     second.add("end")

@@ -141,6 +141,9 @@ def test_every_id_has_a_row(checkpoints, tmp_path_factory, name, words, known, a
     tensors = read_tensors(folder / "out")
     (embedding,) = [t for key, t in tensors.items() if key.endswith("embed_tokens.weight")]
     assert embedding.shape[0] == rows
+    for key, tensor in tensors.items():  # a greedy choice falls on token 0 first
+        if key.endswith(("embed_tokens.weight", "lm_head.weight")):
+            assert (tensor[run.decoder.vocab_size :] == tensor[0]).all()
     ids = Tokenizer.from_file(str(folder / "out" / "tokenizer.json")).get_vocab(with_added_tokens=True)
     stated = [value for key, value in config.items() if key.startswith(("image_token_i", "video_token_i"))]
     assert max([*ids.values(), *stated, *export.media_tokens().values()]) < rows

@@ -31,8 +31,6 @@ from vlvm_jax.weights.export.export import Options
 from vlvm_jax.weights.initial import Initial
 from vlvm_jax.weights.sources import HF_FOLDER, open_source
 
-pytestmark = pytest.mark.slow
-
 CLIP = VisionConfig(
     hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=4
 )
@@ -251,6 +249,7 @@ def trained(bases, tmp_path_factory):
     return lambda base, options: run(base, json.dumps(options))
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_as_the_class_its_pooling_is(bases, data_root, monkeypatch, tmp_path):
     """Trained for a step by the library itself; the runs of the tests below are written by hand."""
     monkeypatch.setenv("VLVM_JAX_DATA", str(data_root))
@@ -271,6 +270,7 @@ def check_trained(model, base: Path) -> None:
     assert tower.keys() == theirs.keys() and all(torch.equal(tower[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "options", "media", "rung", "family"),
     [
@@ -311,6 +311,7 @@ def test_a_trained_model_as_its_class(trained, bases, base, options, media, rung
         assert bool(newline.any()) == (options["newline"] != "none")
 
 
+@pytest.mark.slow
 def test_what_the_class_answers_to_a_clip_is_what_it_was_compared_on(trained, tmp_path):
     """The tokens of the exported config, counted by hand: frames x (grid / 2)^2, and OneVision's newline."""
     folder = tmp_path / "export"
@@ -323,6 +324,7 @@ def test_what_the_class_answers_to_a_clip_is_what_it_was_compared_on(trained, tm
         assert model(input_ids=ids, pixel_values_videos=clip).logits.shape[:2] == (1, count + 2)
 
 
+@pytest.mark.slow
 def test_a_refused_export_leaves_nothing(trained, tmp_path):
     run = trained("llava", NEXT_VIDEO)
     for asked, reason in (("llava", "pools frames"), ("llava_onevision", "pools frames"), ("bert", "not a class")):
@@ -331,6 +333,7 @@ def test_a_refused_export_leaves_nothing(trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "dtype"), [("merge", None), ("merge", "bfloat16"), ("peft", None)])
 def test_lora_goes_out_merged_or_as_an_adapter(asked, dtype, bases, tmp_path):
     """Both are compared with PyTorch as they are written, bf16 after its rounding."""
@@ -345,6 +348,7 @@ def test_lora_goes_out_merged_or_as_an_adapter(asked, dtype, bases, tmp_path):
     assert result.parameters == plain.parameters
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_not_there_is_not_written(trained, tmp_path):
     with pytest.raises(InputError, match=r"--lora=peft: .* has no LoRA parameters"):
         write.export_checkpoint(str(trained("llava", {})), tmp_path / "out", Options(lora="peft"))

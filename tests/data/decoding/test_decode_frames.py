@@ -152,6 +152,15 @@ def test_frames_of_unlike_length_are_chosen_by_when_they_are_shown(tmp_path, nam
     assert found == set(spoken)
 
 
+@pytest.mark.parametrize("held", range(18, 22))
+def test_a_frame_that_is_held_for_long_is_shown_whatever_its_kind(tmp_path, held):
+    """B-frames far from any wanted time are not decoded at first: one of them is still on screen at second 1."""
+    ticks = [number + 30 * (number > held) for number in range(60)]
+    path = write_clip(tmp_path / "c.mp4", moving(60, SIZE), fps=30, gop=24, b_frames=3, times=ticks)
+    clip = decode_clip(path, 9, lambda pixels: pixels, rule="fps", fps=1)
+    same(clip.frames, [decode_all(path)[1][number] for number in (0, held, 30)])
+
+
 def test_each_frame_of_a_short_clip_however_short_it_is_shown(tmp_path):
     path = write_clip(tmp_path / "c.mp4", moving(6, SIZE), fps=30, times=[0, 1, 2, 60, 61, 200])
     clip = decode_clip(path, 8, lambda pixels: pixels)

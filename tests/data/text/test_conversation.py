@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vlvm_jax.data.embedded import shapes
-from vlvm_jax.data.prompt.conversation import encode, load_tokenizer
+from vlvm_jax.data.prompt.conversation import Marker, Prompt, encode, load_tokenizer, tokenize
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
@@ -203,3 +203,13 @@ def test_tokenizer_that_is_not_there(tmp_path, name):
     with pytest.raises(InputError) as caught:
         load_tokenizer(path)
     assert str(caught.value) == f"config.data.tokenizer: {path} holds no tokenizer.json"
+
+
+def test_each_placeholder_becomes_its_own_medium():
+    """A template may show the second medium first."""
+    text = "<image> yes <image> cat"
+    prompt = Prompt(text, (Marker(0, 7, medium=1), Marker(12, 19, medium=0)), answers=((8, 11),))
+    tokens = tokenize(prompt, [2, 5], WORDS)
+    assert tokens.order == (1, 0)
+    assert tokens.media_mask.tolist() == [True] * 5 + [False] + [True] * 2 + [False]
+    assert tokens.loss_mask.tolist() == [False] * 5 + [True] + [False] * 3
