@@ -49,7 +49,8 @@ MUTANTS = (
         "(segment[1:] != segment[:-1]) | (local[1:] != local[:-1])", "local[1:] != local[:-1]",
     ),
     Mutant(
-        "slots-of-packed-tiles-not-moved", "data/batch/packing.py", "data/test_packing.py data/test_pipeline_processor.py",
+        "slots-of-packed-tiles-not-moved", "data/batch/packing.py",
+        "data/test_packing.py data/test_pipeline_processor.py",
         "start[found] = first * slots", "start[found] = first",
     ),
     Mutant(
@@ -129,7 +130,8 @@ MUTANTS = (
         "for position in self.ahead if position > start", "for position in self.ahead if position >= start + 2",
     ),
     Mutant(
-        "a-batch-is-counted-without-its-last-sample", "data/batch/stream.py", "data/test_stream.py data/test_pipeline.py",
+        "a-batch-is-counted-without-its-last-sample", "data/batch/stream.py",
+        "data/test_stream.py data/test_pipeline.py",
         'int(batch["last"].max()) + 1', 'int(batch["last"].max())',
     ),
     Mutant(

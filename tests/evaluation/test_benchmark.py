@@ -25,7 +25,7 @@ class Model:
 
     def __init__(self):
         self.asked = []
-        self.prompts = SimpleNamespace(cut=set(), spec=SimpleNamespace(prompt_length=77))
+        self.prompts = SimpleNamespace(cut=set(), spec=SimpleNamespace(data=SimpleNamespace(prompt_length=77)))
 
     def answer(self, requests, decoding, *, on_bad):
         for request in requests:

@@ -164,6 +164,9 @@ class Dice:
     def abstract(self):
         return {"decoder/norm/scale": jax.ShapeDtypeStruct((2,), jnp.float32)}
 
+    def on_mesh(self, abstract, mesh):
+        return Model(CONFIG.model).on_mesh(abstract, mesh)
+
     def bind(self, params):
         return lambda batch, rng: (jax.random.uniform(rng) + 0 * params["decoder/norm/scale"].sum(), None)
 
