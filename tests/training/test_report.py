@@ -18,7 +18,7 @@ def test_texts_of_any_script_and_length(tmp_path):
     result = {"questions": 1, "accuracy": 0.5, "by_type": {KIND: 0.5, LONG: 0.5}, "controls": {}}
     stage = {"name": KIND, "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "seconds": 1.0, "compilations": 1}
     goodput = {"goodput": 1.0, "productive": 1.0, "wall": 1.0}
-    summary = {"eval": {KIND: result}, "stages": [stage], "goodput": goodput, "skipped": {}}
+    summary = {"eval": {KIND: result}, "stages": [stage], "goodput": goodput, "skipped": {}, "cut_prompts": 0}
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # as of glyphs that are missing

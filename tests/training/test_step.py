@@ -12,7 +12,7 @@ from steps import begin
 
 from vlvm_jax.config import AdapterConfig, MeshConfig
 from vlvm_jax.models.batch import Batch, to_device
-from vlvm_jax.models.params import whole_path
+from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.training import losses as losses_lib
 from vlvm_jax.training import step as step_lib
