@@ -44,6 +44,10 @@ class FrozenDict(dict):
     def __delitem__(self, key):
         raise TypeError("settings are immutable")
 
+    def __reduce__(self):
+        """Settings go to worker processes, where unpickling a dict would set its items."""
+        return type(self), (dict(self),)
+
 
 def build(cls: type[SettingsT], values: Any, where: str = "config") -> SettingsT:
     """Builds settings from plain data, or raises `InputError` with one line for the first fault."""
