@@ -7,8 +7,8 @@ Texts are drawn from a seed out of words of English lengths; a page holds 115 of
 - `words`, `words and lines`, `drawing`, `to PNG`: one process, the work up to there, CPU milliseconds a page.
 - `one process`: from text to PNG files in memory, pages a second by the clock and of CPU time, which suffers less from
   a busy machine.
-- `workers`: a stage's pipeline (`data.pipeline.make_dataset`) over a file of texts, from text to batches of frames of
-  `--size` pixels, `--frames` a row; its rate and the rows a second that a step may take before it waits.
+- `workers`: a stage's pipeline (`data.batch.dataset.make_dataset`) over a file of texts, from text to batches of
+  frames of `--size` pixels, `--frames` a row; its rate and the rows a second that a step may take before it waits.
 """
 
 import argparse

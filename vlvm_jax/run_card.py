@@ -1,4 +1,4 @@
-"""What a run card says of the machine and the packages."""
+"""The machine and package versions for a run card."""
 
 import platform
 from importlib import metadata
@@ -8,7 +8,7 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """For a run card: versions of what computes, and on what it does."""
+    """Versions of the packages, and the devices."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "vlvm_jax")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

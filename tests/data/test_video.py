@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.images import read_image
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.media.frame_rules import uniform_indices
 from vlvm_jax.data.media.frames import (
@@ -12,7 +13,6 @@ from vlvm_jax.data.media.frames import (
     decode_clip,
     image_size,
     read_clip,
-    read_image,
     resize,
 )
 

@@ -27,7 +27,8 @@ HEAVY = (
     "transformers.models.auto.configuration_auto", "transformers.configuration_utils",
     # What commands import once their flags are parsed. Modules that define flags, or set what parsing flags sets anew
     # (`weights.param_store`), are not here.
-    "grain", "tensorstore", "vlvm_jax.errors", "vlvm_jax.cli", "vlvm_jax.config", "vlvm_jax.data.pipeline",
+    "grain", "tensorstore", "vlvm_jax.errors", "vlvm_jax.cli", "vlvm_jax.config", "vlvm_jax.data.batch.dataset",
+    "vlvm_jax.data.sample.loader",
     "vlvm_jax.data.tools.check_report", "vlvm_jax.models.video_llm", "vlvm_jax.models.adapters",
     "vlvm_jax.models.params", "vlvm_jax.training.optimizer", "vlvm_jax.training.step", "vlvm_jax.parallel.rules",
     "vlvm_jax.evaluation.question_lists",

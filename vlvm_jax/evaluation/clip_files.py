@@ -43,7 +43,7 @@ class ClipFiles:
         return found
 
     def locate(self, _number: int, name: Name) -> str:
-        """`path` for `records.parse`, which also knows clips that are lists of images."""
+        """`path` for `record.parse`, which also knows clips that are lists of images."""
         if isinstance(name, str):
             return self.path(name)
         return LISTED.join(join(self.root, without_scheme(one)) for one in name)

@@ -74,7 +74,7 @@ def ask(
     workers: int | Literal["auto"],
     on_batch: Callable[[int], None] = lambda questions: None,
 ) -> list[Answered]:
-    """Asks every record (one question each, see `pipeline.split_turns`) and returns them in order.
+    """Asks every record (one question each, see `sample.turns.split_turns`) and returns them in order.
 
     Records that cannot be read are left out.
     """

@@ -26,7 +26,9 @@ _UNPARSED = "Z"  # in the place of a letter, as T2Vid writes it
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Attributes:
+    """The rules by which replies are scored.
+
+    Attributes:
     match: what decides on free text; all rules are reported. `yes_no` decides only if the true answer is yes or no,
       otherwise `normalised` does.
     parser: what decides on multiple choice; likewise.

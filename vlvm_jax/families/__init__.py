@@ -31,7 +31,7 @@ def get(name: str) -> Family:
 
 
 def of_config(raw: Mapping[str, Any] | None) -> Family | None:
-    """The family of a `config.json`; None for none, and for one of no family."""
+    """The family that a `config.json` belongs to; None if there is no config or no family claims it."""
     if raw is None:
         return None
     claiming = [family for family in every().values() if family.claims(raw)]

@@ -34,7 +34,9 @@ POOLING_HEAD = re.compile(r"(^|\.)vision_tower\.(vision_tower\.)?(vision_model\.
 
 
 class LlavaLike(VLM):
-    """Attributes:
+    """A VLM with LLaVA's parts.
+
+    Attributes:
     pinpoints: canvases of the class's default tiling, in rows and columns of tiles; empty for a class without tiles.
     """
 

@@ -203,7 +203,7 @@ def clip_tokens(options: dict[str, Any], side: int) -> tuple[int, int]:
 
 
 def tuned_tower(raw: dict[str, Any]) -> str | None:
-    """The key that says that the tower was trained, so that the checkpoint must contain its weights; None without."""
+    """The key that says the tower was trained, so that its weights must be in the checkpoint; None without one."""
     if raw.get("unfreeze_mm_vision_tower"):
         return "unfreeze_mm_vision_tower"
     return "mm_tunable_parts" if "mm_vision_tower" in str(raw.get("mm_tunable_parts") or "").split(",") else None

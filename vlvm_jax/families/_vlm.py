@@ -15,7 +15,9 @@ Media = Literal["all", "image", "video"]
 
 
 class VLM(base.Family, abc.ABC):
-    """Attributes:
+    """A whole VLM with a transformers class of its own.
+
+    Attributes:
     rung: where the class stands on the ladder of exports, the lowest number first; None for a class that only a model
       that came from it goes out as.
     pixel_shuffle: whether its connector is the pixel shuffle, not the two-layer MLP.

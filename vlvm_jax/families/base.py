@@ -185,7 +185,7 @@ class Family:
         raise NotImplementedError
 
     def dropped(self, model: HFModel) -> re.Pattern | None:
-        """Tensors that are of no use here nor to the transformers class."""
+        """Tensors that neither this library nor the transformers class uses."""
         del model
         return None
 

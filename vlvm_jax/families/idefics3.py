@@ -56,7 +56,9 @@ class Family(VLM):
     def inexact(
         self, vision: VisionConfig, connector: ConnectorConfig, frames: FrameTokens, media: Media
     ) -> str | None:
-        del connector, media
+        del media
+        if connector.kind != "pixel_shuffle":
+            return f"it has a pixel-shuffle connector, this model a {connector.kind} one"
         if vision.kind != "idefics3" or not vision.post_norm or vision.feature_layer != -1:
             return "it reads an Idefics3 tower after its last layer norm"
         if frames.pool != "none" or frames.newline != "none":

@@ -30,7 +30,9 @@ _STEPS = {"see": "the image encoder", "begin": "the prefill step", "go_on": "the
 
 
 class Engine:
-    """Args:
+    """Runs the model for batches of prompts: encodes media, reads prompts, says tokens.
+
+    Args:
     params: segmented for `model`, in their shardings on `mesh`.
     chunk: tokens that are said in one go.
 

@@ -13,7 +13,7 @@ from vlvm_jax.inference.requests import Answer, Request
 
 _COLUMNS = 8
 _COLOURS = ("tab:orange", "tab:cyan", "tab:green", "tab:pink")  # of the paths' outlines
-_SEQUENCE = ("prompt", "uniform", "fast")  # `models.frame_paths`: in which order their tokens stand
+_SEQUENCE = ("prompt", "uniform", "fast")  # `models.adapters._frame_paths`: in which order their tokens stand
 _LABEL = 7  # points
 
 
@@ -28,7 +28,9 @@ def contact_sheet(answering: Answering, request: Request, answer: Answer) -> byt
 
 
 def draw(look: Look, labels: Sequence[str], title: str) -> bytes:
-    """Args:
+    """Draws the frames with what was chosen of them, as PNG bytes.
+
+    Args:
     labels: one a frame.
     """
     from matplotlib.collections import LineCollection

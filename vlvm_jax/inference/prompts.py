@@ -91,7 +91,7 @@ class Prompts:
         return ids
 
     def sample(self, request: Request, prompt: Prompt, media: Sequence[Medium]) -> Sample:
-        """The arrays of one prompt, not padded; see `media.assemble`.
+        """The arrays of one prompt, not padded; see `sample.assemble`.
 
         Raises:
           InputError: it is longer than the model's context.

@@ -7,7 +7,9 @@ _UNFINISHED = "\ufffd"  # what a decoder writes for the first bytes of a charact
 
 
 class AnswerText:
-    """Args:
+    """The text of an answer as its tokens come.
+
+    Args:
     decode: token ids to text, without special tokens.
     end_ids: tokens that end the answer.
     stop: strings that end it; they may begin and end within tokens.

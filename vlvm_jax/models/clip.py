@@ -17,7 +17,9 @@ TEMPERATURE = 0.07  # with which CLIP begins to train (arXiv 2103.00020, section
 
 
 class Clip(nnx.Module):
-    """Args:
+    """A CLIP, or its text side beside another tower.
+
+    Args:
     config: `vision` None: the images' side is another module's tower, of `image_width`.
     image_width: width of the tower that gives `final`.
     dtype: of the computation, unless the config has its own.

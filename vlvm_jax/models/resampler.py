@@ -56,7 +56,9 @@ class Resampler(nnx.Module):
         positions: Float[Array, "B N C"] | Float[Array, "N C"],
         sets: Bool[Array, "B G N"] | None = None,
     ) -> Float[Array, "B G M C"]:
-        """Args:
+        """Reads the features by the learned queries.
+
+        Args:
         positions: of the features, sine-cosine (`grid_positions`, `line_positions`).
         sets: of the features, each read alone; one of all by default. Of an empty one the result is finite and means
           nothing.

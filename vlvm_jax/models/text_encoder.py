@@ -68,7 +68,9 @@ class TextTower(nnx.Module):
         self.final_layer_norm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, token_ids: Int[Array, "B P"]) -> Float[Array, "B E"]:
-        """Args:
+        """The feature that stands for each text.
+
+        Args:
         token_ids: P at most `max_position_embeddings`; each row holds an end token.
         """
         length = token_ids.shape[1]

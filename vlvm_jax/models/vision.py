@@ -125,7 +125,9 @@ class VisionTower(nnx.Module):
         self.post_layernorm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, frames: UInt8[Array, "B T H W 3"], *, final: bool = False) -> VisionFeatures:
-        """Args:
+        """Runs the tower over every frame.
+
+        Args:
         frames: already of the tower's `image_size`.
         final: run the layers beyond the chosen one too, for `VisionFeatures.final`.
         """

@@ -19,7 +19,9 @@ _SLICE = re.compile(r"^(?P<stack>\w+)/layers/\[(?P<start>-?\d*):(?P<stop>-?\d*)\
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Attributes:
+    """Which parameters a stage trains, and where its stacks are cut for that.
+
+    Attributes:
     splits: where each stack is cut.
     rates: learning rate of every trainable (segmented) parameter; what is absent is frozen.
     """

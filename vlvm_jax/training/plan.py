@@ -1,14 +1,15 @@
-"""What is resolved and checked before a stage trains. None of it needs parameters."""
+"""What is resolved and checked before anything runs. None of it needs parameters."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
-from vlvm_jax.config import Config, EvalConfig, StageConfig
-from vlvm_jax.console import say
+from vlvm_jax.config import Config, EvalConfig, StageConfig, require_stages
+from vlvm_jax.console import Waiting, say
 from vlvm_jax.data.batch import packing
 from vlvm_jax.data.sample import loader as loader_lib
 from vlvm_jax.data.sample import spec as spec_lib
@@ -19,9 +20,20 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.models.adapters.base import LearnsByItself
 from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import rules
-from vlvm_jax.samples import adapter_of, check_bytes, check_tiles, sample_spec
+from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.samples import (
+    adapter_of,
+    check_bytes,
+    check_tiles,
+    sample_spec,
+    with_checkpoint_files,
+    with_embedded_data,
+)
+from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.partition import Partition
+from vlvm_jax.training.workdir import check_workdir
+from vlvm_jax.weights.initial import Initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +45,51 @@ class PreparedStage:
     spec: SampleSpec
     num_steps: int
     partition: Partition
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """A run that is resolved and checked, before anything of it has happened.
+
+    Attributes:
+      asked: the config as it was given, which claims the workdir.
+      config: the same with folders in place of `{embedded}`, `{decoder}` and the like.
+      initial: what the first stage starts from.
+    """
+
+    asked: Config
+    config: Config
+    mesh: Mesh
+    initial: Initial
+    stages: tuple[PreparedStage, ...]
+
+
+def make(config: Config, workdir: epath.Path, stop: StopSignal) -> RunPlan:
+    """Resolves and checks all of a run. The embedded data set is made, if the config asks for it and it is not there.
+
+    Raises:
+      InputError: the config, the data or the workdir is at fault.
+      Interrupted: a signal came while the data set was made.
+    """
+    require_stages(config)
+    for entry in (entry for part in (*config.stages, *config.evals) for entry in part.data):
+        mixture.check_entry(entry)
+    with Waiting("starting the devices"):
+        mesh = make_mesh(config.mesh)
+    with Waiting("checking the recipe"):
+        check_mesh(config, mesh)
+        check_adapter(config)
+        check_guidance(config)
+        check_workdir(config, workdir)
+    resolved = with_embedded_data(config, stop)
+    with Waiting("opening the files of the model"):
+        initial = Initial(config.model)
+        resolved = with_checkpoint_files(resolved, initial)
+    prepared = []
+    for stage in resolved.stages:
+        with Waiting(f"{stage.name}: reading the annotations"):
+            prepared.append(prepare_stage(resolved, stage))
+    return RunPlan(config, resolved, mesh, initial, tuple(prepared))
 
 
 def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import jax
 
+from vlvm_jax.config import Config
 from vlvm_jax.console import say
 from vlvm_jax.errors import InputError
 
@@ -68,6 +69,11 @@ class Profiler:
             jax.block_until_ready(running)
             jax.profiler.stop_trace()
             self._until = None
+
+
+def check(asked: str | None, config: Config) -> None:
+    """Raises `InputError` for steps to trace in another form than `STAGE:FIRST-LAST`, or of no stage."""
+    _parse(asked, tuple(stage.name for stage in config.stages))
 
 
 def _parse(asked: str | None, stages: tuple[str, ...]) -> tuple[str, int, int] | None:

@@ -1,4 +1,4 @@
-"""Tables before and after a run, `summary.json` and `summary.png`."""
+"""What a run writes about itself: tables before and after it, `run_card.json`, `summary.json` and `summary.png`."""
 
 import io
 import os
@@ -10,14 +10,16 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
+from vlvm_jax import config as config_lib
 from vlvm_jax import json_text, storage
 from vlvm_jax import pictures as pictures_lib
-from vlvm_jax.config import Config
 from vlvm_jax.console import number_of, say, show_table
 from vlvm_jax.models.params import Model
+from vlvm_jax.parallel import processes
 from vlvm_jax.pictures import Picture
+from vlvm_jax.run_card import environment
 from vlvm_jax.samples import adapter_of
-from vlvm_jax.training.plan import PreparedStage
+from vlvm_jax.training.plan import RunPlan
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -25,8 +27,24 @@ from matplotlib import pyplot as plt
 _NAME = 40  # characters of a stage's or a question type's name
 
 
-def print_plan(config: Config, prepared: Sequence[PreparedStage]) -> None:
+def write_run_card(plan: RunPlan, workdir: epath.Path) -> None:
+    """What would be needed to repeat the run, beside its result."""
+    if not processes.primary():
+        return
+    config, prepared = plan.config, plan.stages
+    card = {
+        "config": config.name,
+        "config_hash": config_lib.fingerprint(config),
+        **environment(),
+        "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
+        "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
+    }
+    storage.write_text(os.fspath(workdir / "run_card.json"), json_text.readable(card, indent=2))
+
+
+def print_plan(plan: RunPlan) -> None:
     """What will be trained, on what, before anything starts."""
+    config, prepared = plan.config, plan.stages
     adapter = adapter_of(config)
     patches = config.model.vision.num_patches
     table = Table(title=f"{config.name}: {number_of(len(prepared), 'stage')}", title_justify="left")

@@ -21,29 +21,27 @@ from vlvm_jax.data.batch import dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.record import Record
-from vlvm_jax.data.sources import mixture
 from vlvm_jax.errors import brief
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.parallel import processes
 from vlvm_jax.parallel.cpu_options import compiler_options
-from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.parallel.topology import peak_flops
 from vlvm_jax.pictures import Picture
-from vlvm_jax.samples import with_checkpoint_files, with_embedded_data
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
-from vlvm_jax.training import report
+from vlvm_jax.training import plan as plan_lib
+from vlvm_jax.training import profiling, report
 from vlvm_jax.training.abstract import count_step
 from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.loop import StageRun, run_stage
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
-from vlvm_jax.training.plan import PreparedStage, check_adapter, check_guidance, check_mesh, prepare_stage
+from vlvm_jax.training.plan import PreparedStage, RunPlan
 from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
-from vlvm_jax.training.workdir import check_shared, check_workdir, claim_workdir, write_run_card
+from vlvm_jax.training.workdir import check_shared, claim_workdir
 from vlvm_jax.weights import integrity
 from vlvm_jax.weights.initial import Initial, draw
 from vlvm_jax.weights.sources import HF_FOLDER
@@ -73,49 +71,32 @@ def run(
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     console.console.quiet = not processes.primary()
-    config_lib.require_stages(config)
-    for entry in (entry for part in (*config.stages, *config.evals) for entry in part.data):
-        mixture.check_entry(entry)
-    with console.Waiting("starting the devices"):
-        mesh = make_mesh(config.mesh)
-    with console.Waiting("checking the recipe"):
-        check_mesh(config, mesh)
-        check_adapter(config)
-        check_guidance(config)
-        check_workdir(config, workdir)
+    profiling.check(profile, config)
+    plan = plan_lib.make(config, workdir, stop)
+    processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
+    report.print_plan(plan)
     with storage.Logs(os.fspath(workdir)) as logs:
-        return _run(config, workdir, logs, mesh, stop, evaluate, profile)
+        return _run(plan, workdir, logs, stop, evaluate, profile)
 
 
 def _run(
-    config: Config,
+    plan: RunPlan,
     workdir: epath.Path,
     logs: storage.Logs,
-    mesh: Mesh,
     stop: StopSignal,
     evaluate: Evaluate,
     profile: str | None,
 ) -> dict[str, Any]:
+    config, mesh, prepared = plan.config, plan.mesh, plan.stages
     profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
-    asked = config
-    config = with_embedded_data(config, stop)
-    with console.Waiting("opening the files of the model"):
-        initial = Initial(config.model)
-        config = with_checkpoint_files(config, initial)
-    prepared = []
-    for stage in config.stages:
-        with console.Waiting(f"{stage.name}: reading the annotations"):
-            prepared.append(prepare_stage(config, stage))
-    processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
-    claim_workdir(asked, workdir)
+    claim_workdir(plan.asked, workdir)
     if processes.primary():
-        initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
+        plan.initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)
         integrity.seal(workdir, HF_FOLDER)
-    write_run_card(config, workdir, prepared)
+    report.write_run_card(plan, workdir)
     processes.wait_for_all("workdir")
     check_shared(workdir)
     logs.fetch("*.jsonl")
-    report.print_plan(config, prepared)
     config_json = config_lib.to_json(config)
     writer = MetricsWriter(
         logs.folder,
@@ -133,7 +114,7 @@ def _run(
         with profiler:
             for number, stage in enumerate(prepared):
                 stop.check(f"between stages, before {stage.stage.name!r}")
-                start = workdir / prepared[number - 1].stage.name if number else initial
+                start = workdir / prepared[number - 1].stage.name if number else plan.initial
                 result, params = train_stage(config, stage, workdir, start, params, mesh, watch, stop)
                 results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and what says so."""
+"""A run's folder: checks which run it belongs to, and claims it."""
 
 import json
 import os
@@ -16,8 +16,6 @@ from vlvm_jax.data.sources.text_pages import TextPages
 from vlvm_jax.errors import InputError
 from vlvm_jax.models import adapters
 from vlvm_jax.parallel import processes
-from vlvm_jax.run_card import environment
-from vlvm_jax.training.plan import PreparedStage
 from vlvm_jax.weights import integrity
 
 _ANEW = "; remove config.json and the folder hf there and run the same command again, which writes them anew"
@@ -92,7 +90,7 @@ def claim_workdir(config: Config, workdir: epath.Path) -> None:
 
 
 def check_shared(workdir: epath.Path, patience: float = 60.0) -> None:
-    """Raises `InputError` where process 0's folder is not seen; a network's file system may take its time."""
+    """Raises `InputError` if process 0's folder is not visible here; network file systems may be slow."""
     deadline = time.monotonic() + patience
     while not (workdir / "config.json").exists():
         if time.monotonic() > deadline:
@@ -112,17 +110,3 @@ def _first_difference(a: Any, b: Any, path: str = "config") -> str:
             if x != y:
                 return _first_difference(x, y, f"{path}.{index}")
     return f"{path}: {a!r} there, {b!r} here"
-
-
-def write_run_card(config: Config, workdir: epath.Path, prepared: list[PreparedStage]) -> None:
-    """What would be needed to repeat the run, beside its result."""
-    if not processes.primary():
-        return
-    card = {
-        "config": config.name,
-        "config_hash": config_lib.fingerprint(config),
-        **environment(),
-        "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
-        "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
-    }
-    storage.write_text(os.fspath(workdir / "run_card.json"), json_text.readable(card, indent=2))

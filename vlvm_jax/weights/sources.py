@@ -43,7 +43,9 @@ HF_FOLDER = "hf"  # config.json, tokenizer, processors and carried tensors of th
 
 
 class Source(Protocol):
-    """Attributes:
+    """Anything that parameters can be read from.
+
+    Attributes:
     name: what to call it in messages.
     shapes: parameter paths with shapes and dtypes as stored.
     vision, decoder, connector, adapter: settings of the parts it has, None for those it lacks.

@@ -14,6 +14,7 @@ import pytest
 from data.media_files import decode_all, moving, write_clip, write_sound
 from PIL import Image
 
+from tests.support.images import read_image
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import frames as video
@@ -196,7 +197,7 @@ def test_damaged_images(tmp_path, ending):
         path.write_bytes(damage(data, rng))
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
-            frames = video.read_image(str(path), 16)
+            frames = read_image(str(path), 16)
             assert frames.shape == (1, 16, 16, 3) and frames.dtype == np.uint8
             found["image"] += 1
         except BadSampleError as error:
@@ -213,7 +214,7 @@ def test_images_of_huge_sizes(tmp_path, side):
     at = data.index(b"IHDR")
     struct.pack_into(">I", data, at + 17, zlib.crc32(data[at : at + 17]))
     (tmp_path / "i.png").write_bytes(bytes(data))
-    for read in (lambda path: video.read_image(path, 16), video.open_image):
+    for read in (lambda path: read_image(path, 16), video.open_image):
         with pytest.raises(BadSampleError) as caught:
             read(str(tmp_path / "i.png"))
         assert caught.value.cause == "too_large"

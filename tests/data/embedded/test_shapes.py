@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from tests.support.images import read_image
 from vlvm_jax.data.embedded import scenes, shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
-from vlvm_jax.data.media.frames import read_clip, read_image
+from vlvm_jax.data.media.frames import read_clip
 from vlvm_jax.data.sources.annotations import read_annotations
 
 # More than a chunk of images, so that several workers share a split.

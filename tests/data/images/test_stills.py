@@ -10,6 +10,7 @@ import transformers
 from data.media_files import moving
 from PIL import ExifTags, Image, ImageOps
 
+from tests.support.images import read_image
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import stills
 from vlvm_jax.data.images.image_rules import PROCESSORS, PixelProcessor
@@ -61,7 +62,7 @@ def test_a_black_shape_on_nothing_is_seen(tmp_path):
     np.testing.assert_array_equal(prepared(copy, 1000), expected)
     small = prepared(copy, min(expected.shape[:2]) // 2)
     assert small.min() < 20 and small.max() == 255 and abs(small.mean() - expected.mean()) < 3
-    np.testing.assert_array_equal(video.read_image(str(CLEAR), 16)[0], to_square(Image.open(CLEAR), 16, "crop", ()))
+    np.testing.assert_array_equal(read_image(str(CLEAR), 16)[0], to_square(Image.open(CLEAR), 16, "crop", ()))
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
@@ -198,7 +199,7 @@ def test_images_stand_upright_with_and_without_a_processor(tmp_path, name, orien
     np.testing.assert_array_equal(found, np.asarray(upright))
     assert video.image_size(str(tmp_path / name)) == found.shape[:2]
     assert found.shape[:2] == ((40, 30) if orientation > 4 else (30, 40))
-    np.testing.assert_array_equal(video.read_image(str(tmp_path / name), 16)[0], video.resize(upright, 16))
+    np.testing.assert_array_equal(read_image(str(tmp_path / name), 16)[0], video.resize(upright, 16))
     small = prepared(tmp_path / name, 15)
     assert small.shape[:2] == ((20, 15) if orientation > 4 else (15, 20))
 

@@ -116,7 +116,7 @@ def test_a_shard_that_is_not_there_or_damaged(folder, bucket):
 READ = """
 import sys
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data.sources import containers
+from vlvm_jax.data.media import containers
 from vlvm_jax.data.sources.mixture import open_source
 from vlvm_jax.storage import StorageError
 containers._PATIENCE = 3.0

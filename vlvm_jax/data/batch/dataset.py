@@ -32,7 +32,7 @@ def make_dataset(
     workers: int | Literal["auto"] | Loading,
     part: Part = WHOLE,
 ) -> grain.IterDataset:
-    """Batches of `rows` rows, as dicts with the fields of `models.video_llm.Batch`, `record` and `last`.
+    """Batches of `rows` rows, as dicts with the fields of `models.batch.Batch`, `record` and `last`.
 
     `visual_index` and `visual_weight` are among them where the spec's processor cuts images so that they are needed.
     `last` int64 [rows] numbers the last sample of each row among those of the reader, the skipped ones counted.

@@ -84,7 +84,7 @@ class Batches(Iterator[Mapping[str, np.ndarray]]):
     that nobody had got.
 
     Args:
-      make: opens the batches of a part; they have a field `last` as `pipeline.make_dataset` gives it.
+      make: opens the batches of a part; they have a field `last` as `dataset.make_dataset` gives it.
     """
 
     def __init__(self, make: Callable[[Part], Iterable[Mapping[str, np.ndarray]]], reader: int = 0, readers: int = 1):

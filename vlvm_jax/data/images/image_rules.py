@@ -246,9 +246,6 @@ class TileRule(SquareRule):
             where = f"{settings.directory}: video processor"
             self._frames = PixelProcessor("CLIPImageProcessor", video, self.size, where)
 
-    def frames(self, frames: Sequence[Picture]) -> Frames:
-        return self._frames(frames)
-
     def whole(self, images: Sequence[Picture]) -> Frames:
         return self._whole(images)
 
@@ -288,9 +285,6 @@ class SplitRule(SquareRule):
         if video is not None:
             frame = {**video, "do_pad": False, "do_image_splitting": False}
             self._frames = PixelProcessor(kind, frame, self.size, f"{settings.directory}: video processor")
-
-    def frames(self, frames: Sequence[Picture]) -> Frames:
-        return self._frames(frames)
 
     def whole(self, images: Sequence[Picture]) -> Frames:
         return self._whole(images)

@@ -1,7 +1,7 @@
 """Converts any image that Pillow opens to upright RGB. Only this module decides how.
 
 Transparent pictures are put on white, as the image processors of all supported families do. 16-bit values are divided
-by 257. Of an animation the first frame counts; `decoding.animation` reads all of them.
+by 257. Of an animation the first frame counts; `media.animation` reads all of them.
 """
 
 import numpy as np

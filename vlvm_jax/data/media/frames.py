@@ -127,17 +127,6 @@ def _of_images(names: list[str], path: str, choose, to_frame, fps: float, span, 
     return Taken([frames[index] for index in chosen], times, duration)
 
 
-def read_image(path: str, size: int) -> UInt8[np.ndarray, "1 {size} {size} 3"]:
-    """One image, by `resize`.
-
-    Raises:
-      BadSampleError: `missing`, `corrupt` or `too_large`.
-      StorageError: storage does not answer.
-      InputError: storage refuses access.
-    """
-    return resize(open_image(path), size)[None]
-
-
 def open_image(path: str) -> Image.Image:
     """One image in RGB at its own size, upright and on white; `images.stills` says how.
 

@@ -1,4 +1,4 @@
-"""A long text as page images, after T2Vid: words to chunks, a chunk to a page (spec `t2vid`, sections 3.2 and 3.3).
+"""A long text as page images, after T2Vid: words to chunks, a chunk to a page (docs/t2vid.md).
 
 Chunk size, page, font size and margin are the paper's; the words, wrapping, line advances and centring are those of its
 released code. The font there is Arial, which may not be passed on; here it is Liberation Sans, whose widths are Arial's
@@ -161,7 +161,7 @@ def _punkt() -> Callable[[str], list[str]]:
 
 
 class Font:
-    """A font of one size, as a `page_layout.Ruler`. Words are measured once."""
+    """A font of one size, as a `layout.Ruler`. Words are measured once."""
 
     def __init__(self, path: str, size: int, engine: str, line_advance: str):
         self.size, self._line_advance = size, line_advance

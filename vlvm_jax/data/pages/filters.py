@@ -1,4 +1,4 @@
-"""Which of the samples made of texts are kept, by base model (spec `t2vid`, section 3.4; the paper's code)."""
+"""Which of the samples made of texts are kept, by base model (docs/t2vid.md; the paper's code)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 """Where the words of a long text go on pages: chunks, lines, line advances, the block's place. Geometry alone.
 
-The rules are those of T2Vid's released renderer (spec `t2vid`, sections 3.2 and 3.3): a chunk of words is one page; a
+The rules are those of T2Vid's released renderer (docs/t2vid.md): a chunk of words is one page; a
 line takes words as long as their widths, each with a space after it, fit; a line is as high as its own ink below the
 ascender line, so that lines without descenders are closer; the block of lines is centred. Nothing keeps it from being
 higher than the page: what to do then is `Overflow`, of which `clip` is the released behaviour and the others are ours.

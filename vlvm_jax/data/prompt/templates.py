@@ -1,4 +1,4 @@
-"""Chat templates of this library's own, by name. A checkpoint's own is in `hf_template`."""
+"""Chat templates of this library's own, by name. A checkpoint's own is in `checkpoint_template`."""
 
 import dataclasses
 import re

@@ -181,7 +181,9 @@ class Processor:
     def check(self) -> None:
         """Reads the image settings and tries them out, and checks that the numbers of tokens suit the layout."""
         if self.time_instruction and self.family.stamps_frames:
-            raise InputError("config.data.time_instruction: SmolVLM writes every frame's time already; leave it off")
+            raise InputError(
+                f"config.data.time_instruction: {self.family.name} writes every frame's time already; leave it off"
+            )
         if not self.rule.taps or self.image_layout == "single":
             return
         own, (per_frame, newline) = self.side**2, self._tokens_per_frame()
@@ -213,7 +215,7 @@ class Processor:
         return video.open_image(path)
 
     def read_clip(self, path: str, count: int, **options) -> Clip:
-        """At most `count` frames of a file or folder; options and errors of `video.decode_clip`."""
+        """At most `count` frames of a file or folder; options and errors of `media.frames.decode_clip`."""
         return video.decode_clip(path, count, lambda pixels: self.frames([pixels])[0], **options)
 
     def images(self, images: Sequence[Picture]) -> list[Medium]:
@@ -391,7 +393,7 @@ class Processor:
         *,
         add_generation_prompt: bool = True,
     ) -> Sample:
-        """What the model reads before it answers, not padded; see `media.assemble` for the arrays.
+        """What the model reads before it answers, not padded; see `sample.assemble` for the arrays.
 
         Args:
           prompt: messages for the chat template, whose content is a list of parts ({"type": "text", "text": ...},

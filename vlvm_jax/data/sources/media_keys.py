@@ -60,7 +60,7 @@ def is_empty(value: Any) -> bool:
 
 
 def read(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of the media keys of a record, under `image` and `video`. `records.parse` checks them.
+    """The values of the media keys of a record, under `image` and `video`. `record.parse` checks them.
 
     Raises:
       InputError: a kind is under both of its keys, with different values; or a name holds bytes.

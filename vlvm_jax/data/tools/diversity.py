@@ -1,4 +1,4 @@
-"""How the instructions of sources spread: embedded, projected to a plane, a point a sample (spec `t2vid`, 3.10).
+"""How the instructions of sources spread: embedded, projected to a plane, a point a sample (docs/t2vid.md).
 
 The released tool embeds with sentence-transformers' all-mpnet-base-v2 and projects by t-SNE, unseeded; here the draw
 and the projection are seeded, and TF-IDF stands in where sentence-transformers is not installed. The picture is

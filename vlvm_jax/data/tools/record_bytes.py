@@ -26,7 +26,7 @@ def record_bytes(record: Record, target: Target) -> tuple[bytes, list[StoredMedi
 
 
 def _as_llava(record: Record, media: Sequence[StoredMedium]) -> dict[str, Any]:
-    """The record as a JSON object that `records.parse` reads back."""
+    """The record as a JSON object that `record.parse` reads back."""
     raw: dict[str, Any] = {"id": record.id}
     for kind in MEDIA_KINDS:
         if names := [medium.name for medium in media if medium.kind == kind]:

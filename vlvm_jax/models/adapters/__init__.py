@@ -42,7 +42,7 @@ def frame_tokens(config: AdapterConfig) -> FrameTokens | None:
 
 def stock(connector: ConnectorConfig, tokens: FrameTokens) -> AdapterConfig:
     """Settings of the adapter that does with frames what a stock VLM class does."""
-    name = next(name for name in available() if _class(name).Options is FrameTokens)
+    name = next(name for name in available() if _class(name).stock)
     return AdapterConfig(name=name, connector=connector, options=tokens.model_dump(exclude_unset=True))
 
 

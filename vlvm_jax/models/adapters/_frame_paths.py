@@ -63,7 +63,9 @@ class Picks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PathFeatures:
-    """Attributes:
+    """What the paths take their tokens from.
+
+    Attributes:
     patches: [B, T, N, D] of the tower's chosen layer, None with a fast path.
     tokens: [B, T, N, C] what the connector makes of them, None without a fast path.
     fast: [B, T, F, C] tokens of every frame on the fast path, None without one.
@@ -153,7 +155,9 @@ class Path:
 
 
 def make_path(name: str, options: PathOptions, side: int, where: str) -> Path:
-    """Args:
+    """A path, by its options.
+
+    Args:
     side: of the grid of tokens that the connector gives.
     where: the key of the options, for messages.
     """

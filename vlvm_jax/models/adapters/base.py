@@ -78,6 +78,7 @@ class VideoAdapter(nnx.Module, abc.ABC):
     Attributes:
       needs_prompt: it reads `guidance`, so that a row holds one sample (`pack: False`).
       one_clip: a row holds one clip at most, beside any images.
+      stock: it does with frames what stock VLM classes do, by its options (`frame_tokens`).
       parameter_axes: logical axes of the adapter's own parameters, by the ends of their paths: rows as those of
         `parallel.rules.PARAMETER_AXES`, which has the rows of the parts that adapters share.
     """
@@ -85,12 +86,14 @@ class VideoAdapter(nnx.Module, abc.ABC):
     Options: ClassVar[type[Settings]]
     needs_prompt: ClassVar[bool] = False
     one_clip: ClassVar[bool] = False
+    stock: ClassVar[bool] = False
     parameter_axes: ClassVar[ParameterAxes] = ()
 
     @classmethod
     def frame_tokens(cls, options: Settings) -> FrameTokens | None:
         """What the adapter does with frames, if stock VLM classes have terms for it: then an export may be one."""
-        return options if isinstance(options, FrameTokens) else None
+        del options
+        return None
 
     @abc.abstractmethod
     def num_video_tokens(self, num_frames: int) -> int:
@@ -124,7 +127,9 @@ class VideoAdapter(nnx.Module, abc.ABC):
     def __call__(
         self, features: Any, layout: FrameLayout, *, guidance: Guidance | None = None, rng: jax.Array | None = None
     ) -> VisualTokens:
-        """Args:
+        """Visual tokens of the rows.
+
+        Args:
         features: what `see` gave; by default the tower's, `patches` [B, T, N, D].
         layout: which frames belong together.
         guidance: the rows' questions, for adapters that need them.

@@ -21,6 +21,7 @@ class Adapter(VideoAdapter):
     """Connector per frame: V = T*N, or T*K when the frames of clips are pooled. Images are never pooled."""
 
     Options = FrameTokens
+    stock = True
     parameter_axes = ((r"image_newline", ("norm",)),)
 
     def __init__(self, options: FrameTokens, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
@@ -39,6 +40,10 @@ class Adapter(VideoAdapter):
         self.num_tokens = self.num_pooled + self.newlines
         newline = nnx.initializers.normal(width**-0.5)
         self.image_newline = None if options.newline == "none" else nnx.Param(newline(rngs.params(), (width,)))
+
+    @classmethod
+    def frame_tokens(cls, options: FrameTokens) -> FrameTokens:
+        return options
 
     def _newlines_per_frame(self) -> int:
         """Of frames of clips; 0 where one newline ends a clip, or none."""

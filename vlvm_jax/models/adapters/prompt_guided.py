@@ -1,9 +1,9 @@
 """`prompt_guided`: Free Video-LLM (arXiv 2410.10441). A CLIP says which frames, and which part of each, the question is
 about; only those are kept at many tokens each, beside a few uniform frames and all frames at few tokens.
 
-The rules are the released code's (contrastive/FreeVideoLLM; spec, section 3), slips included where they can be chosen.
+The rules are the released code's (contrastive/FreeVideoLLM, arXiv 2410.10441), slips included where they can be chosen.
 Ours, where that code says nothing: `dedupe_frames`, boxes and frames at random or in the centre (controls), odd grids
-(`models.pools`), a CLIP whose patches lie on another grid than the tokens, or that wants images of another size: both
+(`_pools`), a CLIP whose patches lie on another grid than the tokens, or that wants images of another size: both
 are resized.
 """
 
@@ -44,7 +44,9 @@ _WHERE = "config.model.adapter.options"
 
 
 class RoiPathOptions(PathOptions):
-    """Attributes:
+    """A path whose frames are cropped.
+
+    Attributes:
     roi_alpha: share of each pooled frame that is kept; 1.0 keeps all of it.
     """
 
@@ -52,7 +54,9 @@ class RoiPathOptions(PathOptions):
 
 
 class GuidedFastOptions(FastOptions):
-    """Attributes:
+    """The fast path, whose frames the question may pick.
+
+    Attributes:
     select: which frames, where a clip has more than the path takes: those that fit the question best, or uniform ones.
     """
 
@@ -63,7 +67,9 @@ class GuidedFastOptions(FastOptions):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GuidedFeatures(PathFeatures):
-    """Attributes:
+    """What the paths and the scores take their tokens from.
+
+    Attributes:
     frames: [B, T, E] of the CLIP, one a frame.
     places: [B, T, K, E] of the CLIP's patches, pooled, for each of the adapter's `score_pools`.
     change: [B, T] how little a frame is like the one before it; None unless frames are picked by that.
@@ -80,7 +86,9 @@ class Adapter(PathsAdapter, LearnsByItself):
     needs_prompt = True
 
     class Options(Settings):
-        """Attributes:
+        """The paths and what guides them.
+
+        Attributes:
         prompt_path, uniform_path, fast_path: in this order in the sequence; a path of 0 frames is left out.
         frame_select: which frames the first path takes: those that fit the `prompt`; frame 0 and those least like the
           frame before (`change`: cosine of their mean tokens; in the public code, never called); `uniform` ones; or a
@@ -89,7 +97,7 @@ class Adapter(PathsAdapter, LearnsByItself):
           the mean of its patches, as a summary of the paper says.
         dedupe_frames: the first path takes its frames among those that the uniform path leaves.
         roi_box: around the places that fit the `prompt`, or a control.
-        roi_layout: see `models.regions.region`.
+        roi_layout: see `_regions.region`.
         patch_post_ln: apply the CLIP's last layer norm to patches before their projection.
         clip_towers: `separate`: a CLIP beside the model's tower, with one of its own (LLaVA-1.6's was tuned and no
           longer fits CLIP's projection); `shared`: the model's tower is the CLIP's, run to its last layer.

@@ -27,7 +27,9 @@ class Adapter(PathsAdapter):
     """Slow path, then fast path; frames in time order within each."""
 
     class Options(Settings):
-        """Attributes:
+        """The paths.
+
+        Attributes:
         slow_path: uniform frames floor(T j / n) of a clip of T, some twice where T < n.
         fast_path: all frames, or as many uniform ones.
         """

@@ -54,7 +54,9 @@ class Adapter(VideoAdapter):
     """N space tokens and T time tokens of a clip; an image is its own space tokens."""
 
     class Options(Settings):
-        """Attributes:
+        """The branch's options.
+
+        Attributes:
         join: the order of the two blocks; `add` sums them, token by token, where they are equally many; `..._only`
           leaves one out.
         temporal: what aligns the time features. `same`: a second connector of the image connector's kind (reading A

@@ -36,7 +36,9 @@ class Adapter(VideoAdapter):
     )
 
     class Options(Settings):
-        """Attributes:
+        """The sampler's options.
+
+        Attributes:
         reading: which sampler; the last five are controls.
         num_tokens: K. With K >= N, or `none`, frames keep all N tokens.
         placement: sample after the connector (in decoder width) or before it (in tower width).

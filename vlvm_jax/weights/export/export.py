@@ -1,4 +1,4 @@
-"""What `convert export` exports and as what: a bare tower or decoder, or a whole model."""
+"""What `convert export` writes, and as which class: a bare tower or decoder, or a whole model."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -268,7 +268,7 @@ class ModelExport(Export):
 
 
 def plan(source: HFDirectory | Stored, options: Options) -> BareExport | ModelExport:
-    """Decides as what a source goes out.
+    """Decides which class a source is exported as.
 
     Raises:
       InputError: the class asked for is not exact, or an option does not suit the source.

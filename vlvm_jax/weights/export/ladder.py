@@ -20,7 +20,9 @@ _CONNECTORS = ("mlp2x_gelu", "pixel_shuffle")  # the LLaVA repositories know lin
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """Attributes:
+    """A class that an export can go out as.
+
+    Attributes:
     number: 1 to 4; 0 for a bare tower or decoder, which is its own class.
     family: the family's name, or `vlvm` for rung 4.
     reason: why this one, and why none before it.

@@ -1,4 +1,4 @@
-"""Does PyTorch say the same? The exported directory, loaded by transformers, against this model on one clip.
+"""Compares an exported directory, loaded by transformers, with this model on one clip.
 
 Both run in fp32; the logits of every position and a greedy answer are compared. If the export does not round, it is
 compared with the model as trained, LoRA unmerged. If it rounds, it is compared with the rounded weights, and the

@@ -122,7 +122,7 @@ class TensorFiles:
 
 
 class HFSource(TensorFiles):
-    """A checkpoint of one of the families of `tables`, checked in full before anything is read.
+    """A checkpoint of one of the `families`, checked in full before anything is read.
 
     Attributes:
       hf: what `config.json` says.

@@ -3,11 +3,11 @@
 The code itself stands beside this file and is copied as it is. Nothing here imports torch.
 """
 
-import importlib
 from pathlib import Path
 
-from vlvm_jax.config import ModelConfig, build, to_json
+from vlvm_jax.config import ModelConfig, to_json
 from vlvm_jax.errors import InputError
+from vlvm_jax.models import adapters
 
 AUTO_MAP = {
     "AutoConfig": "configuration_vlvm.VlvmConfig",
@@ -52,8 +52,7 @@ def source_files(adapter: str) -> dict[str, Path]:
 def config_fields(config: ModelConfig, *, image_token_id: int, video_token_id: int) -> dict:
     """The fields of `config.json` but for `vision_config` and `text_config`, which are transformers' own."""
     vision, adapter = config.vision, config.adapter
-    module = importlib.import_module(f"vlvm_jax.models.adapters.{adapter.name}")
-    options = build(module.Adapter.Options, dict(adapter.options), "config.model.adapter.options")
+    options = adapters.options_of(adapter.name, adapter.options)
     return {
         "model_type": "vlvm",
         "architectures": ["VlvmForConditionalGeneration"],
