@@ -296,4 +296,4 @@ def test_a_broken_chunk_is_a_bad_sample(tmp_path):
 def test_a_decompression_bomb_is_a_bad_sample(tmp_path, monkeypatch):
     picture(40, 30).save(tmp_path / "i.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 // 3)
-    assert cause(video.read_image, str(tmp_path / "i.png"), 16) == "too_large"
+    assert cause(read_image, str(tmp_path / "i.png"), 16) == "too_large"
