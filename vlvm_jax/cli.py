@@ -281,8 +281,8 @@ def _load_configs() -> None:
             reason = os.strerror(error.errno) if error.errno else "no such file"
             raise InputError(f"--{name}={flag.config_filename}: {reason}; give a file, or one of {names}")
         if not hasattr(flag.value, "to_dict"):
-            found = type(flag.value).__name__
-            raise InputError(f"--{name}={flag.config_filename}: its get_config() returned a {found}, not a ConfigDict")
+            kind = type(flag.value).__name__
+            raise InputError(f"--{name}={flag.config_filename}: its get_config() returned a {kind}, not a ConfigDict")
 
 
 def _in_config_file(error: BaseException, argv: Sequence[str]) -> str:

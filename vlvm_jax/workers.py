@@ -78,8 +78,8 @@ def postponed() -> Iterator[None]:
     noted: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # where Python's handlers run, whatever thread is blocked
-        found = {number: signal.getsignal(number) for number in LEFT_TO_PARENT}
-        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+        installed = {number: signal.getsignal(number) for number in LEFT_TO_PARENT}
+        handlers = {number: handler for number, handler in installed.items() if callable(handler)}
         for number in handlers:
             signal.signal(number, lambda number, _frame: noted.append(number))
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)

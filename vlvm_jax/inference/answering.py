@@ -118,7 +118,7 @@ class Answering:
         size = self.rows * _WINDOW
         for start in range(0, len(requests), size):
             waiting: dict[tuple, list[tuple[int, _Row]]] = {}
-            found: dict[int, Answer] = {}
+            answers: dict[int, Answer] = {}
             for number, request in enumerate(requests[start : start + size]):
                 try:
                     row = self._prepare(request)
@@ -130,10 +130,10 @@ class Answering:
                 batch = waiting.setdefault(row.bucket, [])
                 batch.append((number, row))
                 if len(batch) == self.rows:
-                    found |= self._answers(waiting.pop(row.bucket), decoding)
+                    answers |= self._answers(waiting.pop(row.bucket), decoding)
             for batch in waiting.values():
-                found |= self._answers(batch, decoding)
-            yield from (found[number] for number in sorted(found))
+                answers |= self._answers(batch, decoding)
+            yield from (answers[number] for number in sorted(answers))
 
     def stream(self, request: Request, decoding: Decoding = GREEDY) -> Generator[str, None, Answer]:
         """The answer's text in pieces, as they come; joined they are its `text`. The generator returns the `Answer`.
@@ -202,7 +202,7 @@ class Answering:
         return Look(
             media,
             None if weights is None else weights[0, :shown],
-            {name: found[0, :shown] for name, found in of_paths.items()},
+            {name: values[0, :shown] for name, values in of_paths.items()},
         )
 
     # --- a batch -----------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Answering:
         yield [text.close() for text in texts]
         seconds = prefill, time.perf_counter() - start
         return [
-            self._answer(row, text, *seconds, {name: found[number].tolist() for name, found in picked.items()} or None)
+            self._answer(row, text, *seconds, {name: picks[number].tolist() for name, picks in picked.items()} or None)
             for number, (row, text) in enumerate(zip(rows, texts, strict=True))
         ]
 
@@ -316,5 +316,5 @@ def _stamp(path: str) -> tuple[int, int] | None:
     """Tells a file that has changed from what was seen of it; what lies elsewhere is taken not to change."""
     if storage.is_remote(path) or not Path(path).exists():
         return None
-    found = Path(path).stat()
-    return found.st_mtime_ns, found.st_size
+    stat = Path(path).stat()
+    return stat.st_mtime_ns, stat.st_size

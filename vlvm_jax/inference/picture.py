@@ -104,7 +104,7 @@ def labels(media: Sequence[Medium], picked: Mapping[str, Any]) -> list[str]:
     Args:
       picked: as `Answer.picked`; its frames are counted from the clip's first.
     """
-    found = []
+    texts = []
     for medium in media:
         for number in range(len(medium.frames)):
             first, taken = _name(medium, number), []
@@ -113,8 +113,8 @@ def labels(media: Sequence[Medium], picked: Mapping[str, Any]) -> list[str]:
                     first += f", score {picked['frame_scores'][number]:.3f}"
                 often = {name: picked[f"{name}_idx"].count(number) for name in _paths(picked)}
                 taken = [name if count == 1 else f"{name} x {count}" for name, count in often.items() if count]
-            found.append("\n".join([first, *([" + ".join(taken)] if picked else [])]))
-    return found
+            texts.append("\n".join([first, *([" + ".join(taken)] if picked else [])]))
+    return texts
 
 
 def _name(medium: Medium, number: int) -> str:

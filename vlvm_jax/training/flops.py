@@ -77,14 +77,14 @@ def _count(jaxpr: core.Jaxpr) -> float:
 
 def _inside(params: dict[str, Any]) -> list[core.Jaxpr]:
     """The programs that an operation runs. A custom derivative's rules are not among them: they are functions."""
-    found = []
+    jaxprs = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
+                jaxprs.append(item.jaxpr)
             elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                jaxprs.append(item)
+    return jaxprs
 
 
 def _product(equation) -> float:

@@ -196,11 +196,11 @@ class Chosen:
     def report(self, clip: ClipFrames) -> dict[str, Array]:
         """Frames counted from the clip's first (-1: none), and boxes as left, top, width, height in cells."""
         name, region = self.path.name, self.path.region
-        found = {f"{name}_idx": reported(self.picks, clip)}
+        arrays = {f"{name}_idx": reported(self.picks, clip)}
         if region is not None and self.boxes is not None:
             size = [jnp.full_like(self.boxes.left, side) for side in (region.width, region.height)]
-            found[f"{name}_boxes"] = jnp.stack([self.boxes.left, self.boxes.top, *size], axis=-1)
-        return found
+            arrays[f"{name}_boxes"] = jnp.stack([self.boxes.left, self.boxes.top, *size], axis=-1)
+        return arrays
 
 
 def flat(tokens: Float[Array, "B S K C"], valid: Bool[Array, "B S"]) -> VisualTokens:
@@ -363,14 +363,14 @@ class PathsAdapter(VideoAdapter):
           likewise.
         """
         clip = clip_frames(layout)
-        found: dict[str, Array] = {}
+        picks: dict[str, Array] = {}
         for one in self._all_chosen(features, layout, guidance):
-            found |= one.report(clip)
+            picks |= one.report(clip)
             frames = one.picks.valid.sum(axis=1)
             if one.path.pool.parts is not None:
                 frames = jnp.where(frames > 0, one.path.pool.parts, 0)
-            found[f"{one.path.name}_tokens"] = frames * one.path.tokens_per_frame
-        return found
+            picks[f"{one.path.name}_tokens"] = frames * one.path.tokens_per_frame
+        return picks
 
     def _all_chosen(self, features: Any, layout: FrameLayout, guidance: Guidance | None) -> list[Chosen]:
         chosen = self.choose(features, layout, guidance)
