@@ -247,29 +247,29 @@ class Case:
         media, clip = timed(lambda: answering.prompts.media(self.request))
         frames = np.concatenate([medium.frames for medium in media])
         frames = padded(frames, self.batch.media.shape[1])[None]
-        _, tower = timed(lambda: engine.see(frames))
+        _, tower = timed(lambda: engine.encode_media(frames))
         parts = {"clip": clip, "tower": tower}
         if engine.model.adapter.needs_prompt:
             _, parts["selection"] = timed(lambda: engine.picked(self.features, self.batch))
-        progress, parts["first"] = timed(lambda: jax.block_until_ready(self.begin()))
-        _, parts["decode"] = timed(lambda: self.go_on(progress))
+        progress, parts["first"] = timed(lambda: jax.block_until_ready(self.prefill()))
+        _, parts["decode"] = timed(lambda: self.decode(progress))
         return parts
 
-    def begin(self) -> Any:
-        return self.answering.engine.begin(self.features, self.batch, self.new + 1, self.limits, None)
+    def prefill(self) -> Any:
+        return self.answering.engine.prefill(self.features, self.batch, self.new + 1, self.limits, None)
 
-    def go_on(self, progress: Any) -> list[int]:
+    def decode(self, progress: Any) -> list[int]:
         said = []
         while not np.asarray(progress.done).all():
-            progress, tokens = self.answering.engine.go_on(progress, self.limits, None, np.zeros(1, bool))
+            progress, tokens = self.answering.engine.decode(progress, self.limits, None, np.zeros(1, bool))
             said += tokens[0][tokens[0] >= 0].tolist()
         return said
 
     def answer(self) -> list[int]:
         """Our tokens."""
-        progress = self.begin()
+        progress = self.prefill()
         first = int(np.asarray(progress.token)[0])
-        return [first, *self.go_on(progress)]
+        return [first, *self.decode(progress)]
 
     def their_parts(self) -> dict[str, Cost]:
         """Seconds to the first token and of those after it, of one call of `generate`."""

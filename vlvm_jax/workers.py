@@ -126,17 +126,17 @@ class _Pool(concurrent.futures.ProcessPoolExecutor):
 
 @contextlib.contextmanager
 def pool(
-    workers: int, begin: Callable[..., None] | None = None, arguments: tuple = ()
+    workers: int, initializer: Callable[..., None] | None = None, initargs: tuple = ()
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """Processes that follow this one. Whoever leaves early drops the work that has not begun.
 
     Args:
-      begin, arguments: called in each first. What may be large, goes as `Aside`.
+      initializer, initargs: called in each first. What may be large, goes as `Aside`.
 
     Raises:
       Interrupted: one of them died.
     """
-    with _Pool(workers, _Context(), _begin, (begin, arguments)) as executor:
+    with _Pool(workers, _Context(), _initialize, (initializer, initargs)) as executor:
         try:
             yield executor
         except BrokenProcessPool:
@@ -145,10 +145,10 @@ def pool(
             executor.shutdown(cancel_futures=True)
 
 
-def _begin(begin: Callable[..., None] | None, arguments: tuple) -> None:
+def _initialize(initializer: Callable[..., None] | None, initargs: tuple) -> None:
     follow_parent()
-    if begin is not None:
-        begin(*arguments)
+    if initializer is not None:
+        initializer(*initargs)
 
 
 def made(

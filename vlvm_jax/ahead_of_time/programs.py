@@ -126,7 +126,7 @@ def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Progr
     slots = stage.length + NEW_TOKENS
 
     def prefill(params, batch):
-        return decoding.prefill(model.bind(params), batch, slots)
+        return decoding.prefill_step(model.bind(params), batch, slots)
 
     def step(params, token, positions, cache):
         return decoding.decode_step(model.bind(params), token, positions, cache)

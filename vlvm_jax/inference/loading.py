@@ -65,7 +65,7 @@ def load(
       mesh: of the devices; by default that of a recipe with stages, else as many as divide its key/value heads along
         `tensor` and the others along `fsdp`.
       rows: questions in a batch at most.
-      cache_bytes: of seen media that are kept.
+      cache_bytes: of encoded media that are kept.
       where: the flag that named the checkpoint, for messages.
 
     Raises:

@@ -94,7 +94,7 @@ class Checker:
             empty_answers=sum(not turn.answer.strip() for turn in record.turns),
         )
         try:
-            finding = dataclasses.replace(finding, media=tuple(look(kind, path) for kind, path in record.media))
+            finding = dataclasses.replace(finding, media=tuple(probe(kind, path) for kind, path in record.media))
             finding = dataclasses.replace(finding, respelled=_respelled(path for _, path in record.media))
             return dataclasses.replace(finding, **self._use(index, record))
         except BadSampleError as error:
@@ -123,7 +123,7 @@ def _respelled(paths: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, file) for name, file in files if file is not None)
 
 
-def look(kind: MediaKind, path: str) -> MediumFacts:
+def probe(kind: MediaKind, path: str) -> MediumFacts:
     """What a medium's header says; nothing is decoded.
 
     Raises:

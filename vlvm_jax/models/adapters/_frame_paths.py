@@ -273,7 +273,7 @@ class PathsAdapter(VideoAdapter):
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def see(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Any:
+    def encode_media(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Any:
         return self.path_features(encoder(frames).patches)
 
     def path_features(self, patches: Float[Array, "B T N D"]) -> PathFeatures:
@@ -321,8 +321,8 @@ class PathsAdapter(VideoAdapter):
         is_image = layout.mask & ~layout.is_video
         picks = best_picks(jnp.where(is_image, 0.0, -jnp.inf), most)
         empty = jnp.zeros((len(layout.media), most, each, clip.tokens.shape[2]), clip.tokens.dtype)
-        seen = jax.lax.cond(is_image.any(), lambda: self.connected(features, picks), lambda: empty)
-        images = flat(seen, picks.valid)
+        connected = jax.lax.cond(is_image.any(), lambda: self.connected(features, picks), lambda: empty)
+        images = flat(connected, picks.valid)
         first = jnp.where(layout.is_video.any(axis=1), jnp.argmax(layout.is_video, axis=1), num_frames)
         before = (is_image & (jnp.arange(num_frames) < first[:, None])).sum(axis=1)[:, None] * each
         # Image slots before the clip, the clip's, the other image slots.
