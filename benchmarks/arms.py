@@ -52,14 +52,14 @@ class Results:
     def once(self, arm: str, seed: int, make: Callable[[], dict[str, Any]]) -> None:
         path = self.folder / f"{self.name(arm, seed)}.json"
         if not path.exists():
-            found = make()
-            write_text(str(path), json.dumps(found, indent=2))
-            say(f"{path.stem}: " + ", ".join(f"{name} {one['accuracy']:.3f}" for name, one in found["eval"].items()))
+            result = make()
+            write_text(str(path), json.dumps(result, indent=2))
+            say(f"{path.stem}: " + ", ".join(f"{name} {one['accuracy']:.3f}" for name, one in result["eval"].items()))
 
     def by_arm(self, arms: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         """The runs of each arm that has any, by seed."""
         paths = {arm: sorted(self.folder.glob(f"{self.name(arm, '[0-9]*')}.json")) for arm in arms}
-        return {arm: [json.loads(path.read_text()) for path in found] for arm, found in paths.items() if found}
+        return {arm: [json.loads(path.read_text()) for path in files] for arm, files in paths.items() if files}
 
 
 def train_image_model(config: Config, workdir: epath.Path, stop: StopSignal) -> epath.Path:

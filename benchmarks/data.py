@@ -238,8 +238,8 @@ def compare(
         for _ in range(rounds):
             for contender, read in contenders.items():
                 path = f"{bucket}/{local.name}" if contender == EMULATED else str(local)
-                found = measure_once(read, path) if name.endswith("hour") else measure(read, path, number)
-                results[contender].append(found)
+                measured = measure_once(read, path) if name.endswith("hour") else measure(read, path, number)
+                results[contender].append(measured)
         print(f"\n{name}")
         for contender, runs in results.items():
             medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}

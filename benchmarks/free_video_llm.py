@@ -106,8 +106,8 @@ def main() -> None:
             for name in args.only:
                 config = setting(name, seed)
                 results.once(name, seed, functools.partial(ask_image_model, config, image, folder, mesh, stop))
-    found = results.by_arm(list(SETTINGS))
-    runs = {name: [run["eval"]["searches"] for run in of_setting] for name, of_setting in found.items()}
+    by_setting = results.by_arm(list(SETTINGS))
+    runs = {name: [run["eval"]["searches"] for run in setting_runs] for name, setting_runs in by_setting.items()}
     print(table(runs))
     draw(runs, Path(workdir) / "free_video_llm.png")
 
@@ -115,10 +115,10 @@ def main() -> None:
 def groups(run: dict[str, Any]) -> dict[str, float]:
     """Accuracy over all questions and by kind of clip."""
     by_type = run["by_type"]
-    found = {
+    accuracies = {
         group: float(np.mean([value for kind, value in by_type.items() if kind.startswith(group)])) for group in GROUPS
     }
-    return {"all": run["accuracy"], **found}
+    return {"all": run["accuracy"], **accuracies}
 
 
 def tokens(name: str) -> int:
@@ -130,15 +130,15 @@ def tokens(name: str) -> int:
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| setting | visual tokens | all | rare | small | seeds |", "|---|---:|---:|---:|---:|---:|"]
 
-    def row(name: str, count: str, found: list[dict[str, Any]]) -> str:
-        cells = [spread([groups(run)[group] for run in found]) for group in ("all", *GROUPS)]
-        return f"| {name} | {count} | {' | '.join(cells)} | {len(found)} |"
+    def row(name: str, count: str, setting_runs: list[dict[str, Any]]) -> str:
+        cells = [spread([groups(run)[group] for run in setting_runs]) for group in ("all", *GROUPS)]
+        return f"| {name} | {count} | {' | '.join(cells)} | {len(setting_runs)} |"
 
-    for name, found in runs.items():
-        lines.append(row(name, str(tokens(name)), found))
-        for control in found[0]["controls"]:
+    for name, setting_runs in runs.items():
+        lines.append(row(name, str(tokens(name)), setting_runs))
+        for control in setting_runs[0]["controls"]:
             if control != "majority":
-                given = [run["controls"][control] for run in found]
+                given = [run["controls"][control] for run in setting_runs]
                 lines.append(row(f"{name}, {control.replace('_', ' ')}", "", given))
     return "\n".join(lines)
 

@@ -247,29 +247,29 @@ class Case:
         media, clip = timed(lambda: answering.prompts.media(self.request))
         frames = np.concatenate([medium.frames for medium in media])
         frames = padded(frames, self.batch.media.shape[1])[None]
-        _, tower = timed(lambda: engine.see(frames))
+        _, tower = timed(lambda: engine.encode_media(frames))
         parts = {"clip": clip, "tower": tower}
         if engine.model.adapter.needs_prompt:
             _, parts["selection"] = timed(lambda: engine.picked(self.features, self.batch))
-        progress, parts["first"] = timed(lambda: jax.block_until_ready(self.begin()))
-        _, parts["decode"] = timed(lambda: self.go_on(progress))
+        progress, parts["first"] = timed(lambda: jax.block_until_ready(self.prefill()))
+        _, parts["decode"] = timed(lambda: self.decode(progress))
         return parts
 
-    def begin(self) -> Any:
-        return self.answering.engine.begin(self.features, self.batch, self.new + 1, self.limits, None)
+    def prefill(self) -> Any:
+        return self.answering.engine.prefill(self.features, self.batch, self.new + 1, self.limits, None)
 
-    def go_on(self, progress: Any) -> list[int]:
+    def decode(self, progress: Any) -> list[int]:
         said = []
         while not np.asarray(progress.done).all():
-            progress, tokens = self.answering.engine.go_on(progress, self.limits, None, np.zeros(1, bool))
+            progress, tokens = self.answering.engine.decode(progress, self.limits, None, np.zeros(1, bool))
             said += tokens[0][tokens[0] >= 0].tolist()
         return said
 
     def answer(self) -> list[int]:
         """Our tokens."""
-        progress = self.begin()
+        progress = self.prefill()
         first = int(np.asarray(progress.token)[0])
-        return [first, *self.go_on(progress)]
+        return [first, *self.decode(progress)]
 
     def their_parts(self) -> dict[str, Cost]:
         """Seconds to the first token and of those after it, of one call of `generate`."""
@@ -334,7 +334,7 @@ def equal_tokens(name: str, case: Case) -> float:
 
 def measure(cases: dict[str, Case], rounds: int) -> dict[str, dict[str, dict[str, list[Cost]]]]:
     """Costs of every part by budget and contender, round by round; who begins changes."""
-    found: dict[str, dict[str, dict[str, list[Cost]]]] = {name: {"ours": {}, "theirs": {}} for name in cases}
+    costs: dict[str, dict[str, dict[str, list[Cost]]]] = {name: {"ours": {}, "theirs": {}} for name in cases}
     for number in range(rounds + 1):
         for name, case in cases.items():
             turns: list[tuple[str, Callable]] = [("ours", case.ours)]
@@ -344,25 +344,25 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, dict[str, dict[str
                 parts = work()
                 if number:  # the first round compiles
                     for part, cost in parts.items():
-                        found[name][who].setdefault(part, []).append(cost)
+                        costs[name][who].setdefault(part, []).append(cost)
         print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
-    return found
+    return costs
 
 
-def ratios(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+def ratios(costs: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """By the clock and of CPU time: theirs over ours in both parts, and the baselines' first token over Free's."""
     made: dict[str, dict[str, list[float]]] = {}
 
     def add(name: str, slow: list[Cost], fast: list[Cost]) -> None:
         made[name] = {kind: [a[kind] / b[kind] for a, b in zip(slow, fast, strict=True)] for kind in ("wall", "cpu")}
 
-    for name, of in found.items():
+    for name, of in costs.items():
         for part in of["theirs"]:
             add(f"{name}, {part}: transformers / ours", of["theirs"][part], of["ours"][part])
     for free in FREE:
         for other in BASELINES:
-            if free in found and other in found:
-                add(f"first: {other} / {free}", found[other]["ours"]["first"], found[free]["ours"]["first"])
+            if free in costs and other in costs:
+                add(f"first: {other} / {free}", costs[other]["ours"]["first"], costs[free]["ours"]["first"])
     return made
 
 
@@ -442,17 +442,17 @@ def run(scale: Scale, names: list[str], rounds: int, new: int) -> dict[str, Any]
         equal = {} if theirs is None else {name: equal_tokens(name, case) for name, case in cases.items()}
         if scale.dtype == "float32" and (parted := {name: share for name, share in equal.items() if share < 1}):
             sys.exit(f"not the same tokens as transformers, shares that are equal: {parted}")
-        found = measure(cases, rounds)
+        costs = measure(cases, rounds)
         return {
             "new": new, "rounds": rounds, "dtype": scale.dtype, "scale": dataclasses.asdict(scale), "host": host(),
             "budgets": {
                 name: {
                     "visual_tokens": case.visual, "prompt_tokens": case.tokens, "equal_tokens": equal.get(name),
-                    **found[name],
+                    **costs[name],
                 }
                 for name, case in cases.items()
             },
-            "ratios": ratios(found),
+            "ratios": ratios(costs),
         }  # fmt: skip
 
 

@@ -96,16 +96,16 @@ def main() -> None:
     args = parser.parse_args()
     options, count = PageOptions(), max(2, args.pages // PAGES_PER_TEXT)
     texts = [words(PAGES_PER_TEXT * 100, seed) for seed in range(count)]
-    found: dict[str, Any] = {"parts_ms": parts(" ".join(texts[:5]), options)}
-    for name, value in found["parts_ms"].items():
+    measured: dict[str, Any] = {"parts_ms": parts(" ".join(texts[:5]), options)}
+    for name, value in measured["parts_ms"].items():
         print(f"{name}: {value:.2f} ms of CPU a page")
     start, cpu = time.perf_counter(), time.process_time()
     drawn = sum(len(list(draw.PageFiles(text, options))) for text in texts)
-    found["one_process"] = drawn / (time.perf_counter() - start)
-    found["one_process_cpu"] = drawn / (time.process_time() - cpu)
+    measured["one_process"] = drawn / (time.perf_counter() - start)
+    measured["one_process_cpu"] = drawn / (time.process_time() - cpu)
     print(
-        f"one process, text to PNG: {drawn} pages, {found['one_process']:.1f} pages/s, "
-        f"{found['one_process_cpu']:.1f} pages per CPU second"
+        f"one process, text to PNG: {drawn} pages, {measured['one_process']:.1f} pages/s, "
+        f"{measured['one_process_cpu']:.1f} pages per CPU second"
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "texts.jsonl"
@@ -114,13 +114,13 @@ def main() -> None:
         shapes.tokenizer().save(str(Path(folder) / "tokenizer.json"))
         for workers in args.workers:
             rate = pipeline(str(file), folder, args.pages, workers, args.frames, args.size)
-            found[f"workers_{workers}"] = rate
+            measured[f"workers_{workers}"] = rate
             print(
                 f"{workers} workers: {rate:.1f} pages/s, {rate / args.frames:.2f} rows of {args.frames} frames a second"
             )
     print(f"{os.cpu_count()} cores")
     if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=2))
+        Path(args.json).write_text(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

@@ -79,19 +79,19 @@ def main() -> None:
             for arm in args.only:
                 config, place = setting(arm, seed, args.steps), workdir / results.name(arm, seed)
                 results.once(arm, seed, functools.partial(train_and_ask, config, image, folder, place, mesh, stop))
-    runs = {arm: [run["eval"]["videos"] for run in found] for arm, found in results.by_arm(list(ARMS)).items()}
+    runs = {arm: [run["eval"]["videos"] for run in arm_runs] for arm, arm_runs in results.by_arm(list(ARMS)).items()}
     print(table(runs))
     draw({arm: runs.get(arm, []) for arm in ARMS}, Path(workdir) / "red_villm.png")
 
 
 def by_type(run: dict[str, Any]) -> dict[str, float]:
     """Accuracy by type and over groups of types."""
-    found = run["by_type"]
+    accuracies = run["by_type"]
     groups = {
-        "temporal": [value for kind, value in found.items() if kind in TEMPORAL],
-        "static": [value for kind, value in found.items() if kind not in TEMPORAL],
+        "temporal": [value for kind, value in accuracies.items() if kind in TEMPORAL],
+        "static": [value for kind, value in accuracies.items() if kind not in TEMPORAL],
     }
-    return {"all": run["accuracy"], **{name: float(np.mean(values)) for name, values in groups.items()}, **found}
+    return {"all": run["accuracy"], **{name: float(np.mean(values)) for name, values in groups.items()}, **accuracies}
 
 
 def spread(values: list[float]) -> str:
@@ -105,10 +105,10 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         f"| arm | visual tokens | {' | '.join(types)} | seeds |",
         "|---|---:|" + "---:|" * (len(types) + 1),
     ]
-    for arm, found in runs.items():
+    for arm, arm_runs in runs.items():
         tokens = adapter_of(setting(arm, 0, 1)).num_video_tokens(8)
-        cells = [spread([by_type(run)[kind] for run in found]) for kind in types]
-        lines.append(f"| {arm} | {tokens} | {' | '.join(cells)} | {len(found)} |")
+        cells = [spread([by_type(run)[kind] for run in arm_runs]) for kind in types]
+        lines.append(f"| {arm} | {tokens} | {' | '.join(cells)} | {len(arm_runs)} |")
     for control in runs.get("red_villm", [{"controls": {}}])[0]["controls"]:
         controlled = [run["controls"][control] for run in runs["red_villm"]]
         cells = [spread([by_type(run)[kind] for run in controlled]) for kind in types]

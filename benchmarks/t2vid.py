@@ -71,13 +71,13 @@ def main() -> None:
 
 def costs(runs: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| arm | samples | steps | seconds | short | long | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for arm, found in runs.items():
-        trained = [run["stage"] for run in found if "stage" in run]
+    for arm, arm_runs in runs.items():
+        trained = [run["stage"] for run in arm_runs if "stage" in run]
         samples = sum(entry.count or 0 for entry in setting(arm, 0, 1.0).stages[-1].data) if trained else 0
         steps = f"{trained[0]['steps']:,}" if trained else "-"
         seconds = f"{np.mean([stage['seconds'] for stage in trained]):.0f}" if trained else "-"
-        cells = [spread([run["eval"][length]["accuracy"] for run in found]) for length in ("short", "long")]
-        lines.append(f"| {arm} | {samples:,} | {steps} | {seconds} | {' | '.join(cells)} | {len(found)} |")
+        cells = [spread([run["eval"][length]["accuracy"] for run in arm_runs]) for length in ("short", "long")]
+        lines.append(f"| {arm} | {samples:,} | {steps} | {seconds} | {' | '.join(cells)} | {len(arm_runs)} |")
     return "\n".join(lines)
 
 
@@ -86,16 +86,16 @@ def table(runs: dict[str, list[dict[str, Any]]], length: str) -> str:
     types = list(next(iter(runs.values()))[0]["eval"][length]["by_type"])
     lines = [f"| arm | all | {' | '.join(types)} |", "|---|" + "---:|" * (len(types) + 1)]
 
-    def row(name: str, found: list[dict[str, Any]]) -> str:
-        cells = [spread([one["accuracy"] for one in found])]
-        cells += [spread([one["by_type"][kind] for one in found]) for kind in types]
+    def row(name: str, reports: list[dict[str, Any]]) -> str:
+        cells = [spread([one["accuracy"] for one in reports])]
+        cells += [spread([one["by_type"][kind] for one in reports]) for kind in types]
         return f"| {name} | {' | '.join(cells)} |"
 
-    for arm, found in runs.items():
-        lines.append(row(arm, [run["eval"][length] for run in found]))
+    for arm, arm_runs in runs.items():
+        lines.append(row(arm, [run["eval"][length] for run in arm_runs]))
     for control in runs.get(CONTROLLED, [{"eval": {length: {"controls": {}}}}])[0]["eval"][length]["controls"]:
-        found = [run["eval"][length]["controls"][control] for run in runs[CONTROLLED]]
-        lines.append(row(f"{CONTROLLED}, {control.replace('_', ' ')}", found))
+        control_reports = [run["eval"][length]["controls"][control] for run in runs[CONTROLLED]]
+        lines.append(row(f"{CONTROLLED}, {control.replace('_', ' ')}", control_reports))
     return "\n".join(lines)
 
 
@@ -104,7 +104,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure = plt.figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, length in enumerate(("short", "long")):
-        values = [[run["eval"][length]["accuracy"] for run in found] for found in runs.values()]
+        values = [[run["eval"][length]["accuracy"] for run in arm_runs] for arm_runs in runs.values()]
         where = np.arange(len(runs)) + 0.4 * number - 0.2
         left.bar(where, [np.mean(v) for v in values], 0.38, yerr=[np.std(v) for v in values], label=f"{length} clips")
         for place, of_arm in zip(where, values, strict=True):

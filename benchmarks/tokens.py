@@ -58,11 +58,11 @@ def setting(reading: str, tokens: int, seed: int, steps: int) -> Config:
 
 def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal) -> dict[str, float]:
     """Trains `instruct` and returns held-out accuracy, overall and over the temporal types."""
-    found = train_and_ask(config, setting("none", PATCHES, 0, 1), folder, workdir, mesh, stop)["eval"]["videos"]
-    by_type = found["by_type"]
+    result = train_and_ask(config, setting("none", PATCHES, 0, 1), folder, workdir, mesh, stop)["eval"]["videos"]
+    by_type = result["by_type"]
     temporal = statistics.mean(by_type[kind] for kind in TEMPORAL)
     static = statistics.mean(value for kind, value in by_type.items() if kind not in TEMPORAL)
-    return {"all": found["accuracy"], "temporal": temporal, "static": static}
+    return {"all": result["accuracy"], "temporal": temporal, "static": static}
 
 
 def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:

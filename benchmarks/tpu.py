@@ -154,10 +154,10 @@ def compile_row(row: Row) -> dict[str, Any]:
     return compile_report.to_json(config, [programs.compile_program(made, mesh, topology)], topology)
 
 
-def largest_batch(row: Row, found: dict[str, Any]) -> int:
+def largest_batch(row: Row, result: dict[str, Any]) -> int:
     """Rows of about the largest batch that fits, found `by_line`; 0 where none does."""
     config, topology = row.config(), topology_lib.parse(row.topology)
-    report = found["stages"][0]
+    report = result["stages"][0]
     mesh = make_mesh(config.mesh, topology.devices())
     largest = programs.search(
         config, row.stage, mesh, topology, say, rows=row.rows, known=report["needed"], by_line=True
@@ -176,8 +176,8 @@ def table(folder: Path) -> str:
         path = folder / f"{row.name}.json"
         if not path.exists():
             continue
-        found = json.loads(path.read_text())
-        report, chip = found["stages"][0], found["topology"]["chip"]
+        result = json.loads(path.read_text())
+        report, chip = result["stages"][0], result["topology"]["chip"]
         if report["needed"] is None:
             lines.append(f"| {row.name} | {report['batch_size']} | does not fit: {report['message']} |")
             continue
@@ -188,7 +188,7 @@ def table(folder: Path) -> str:
         moved = ", ".join(f"{kind} {size / gib:.1f}" for kind, size in sorted(bytes_.items()) if size > 0.05 * gib)
         cells = (
             row.name, report["batch_size"], f"{report['arguments'] / gib:.2f}", f"{report['temporaries'] / gib:.2f}",
-            f"{report['peak'] / gib:.2f}", f"{report['needed'] / chip['hbm']:.0%}", found.get("largest_batch", "-"),
+            f"{report['peak'] / gib:.2f}", f"{report['needed'] / chip['hbm']:.0%}", result.get("largest_batch", "-"),
             moved, f"{operations:.1f}", f"{bound:.0f}", f"{report['mfu_bound']:.0%}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -214,11 +214,11 @@ def main() -> None:
         if not path.exists():
             say(f"{row.name}: compiling")
             write_text(str(path), json.dumps(compile_row(row), indent=2))
-        found = json.loads(path.read_text())
-        if args.search and row.searched and "largest_batch" not in found:
+        result = json.loads(path.read_text())
+        if args.search and row.searched and "largest_batch" not in result:
             say(f"{row.name}: searching for the largest batch")
-            found["largest_batch"] = largest_batch(row, found)
-            write_text(str(path), json.dumps(found, indent=2))
+            result["largest_batch"] = largest_batch(row, result)
+            write_text(str(path), json.dumps(result, indent=2))
     print("GiB per chip")
     print(table(folder))
 

@@ -85,8 +85,8 @@ def clips(counts, room: int | None = None, before: int = 0, after: int = 0, fram
 
 
 @nnx.jit
-def see(adapter, encoder, frames):
-    return adapter.see(encoder, frames)
+def encode_media(adapter, encoder, frames):
+    return adapter.encode_media(encoder, frames)
 
 
 @nnx.jit

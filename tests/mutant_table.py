@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "slots-of-packed-tiles-not-moved", "data/batch/packing.py",
         "data/test_packing.py data/test_pipeline_processor.py",
-        "start[found] = first * slots", "start[found] = first",
+        "start[segments] = first * slots", "start[segments] = first",
     ),
     Mutant(
         "last-sample-of-a-row-is-the-first", "data/batch/packing.py", "data/test_packing.py data/test_pipeline.py",
@@ -111,7 +111,7 @@ MUTANTS = (
     ),
     Mutant(
         "a-span-has-no-end", "data/record.py", "data/sources/test_records.py",
-        'return (found["start"], found["end"]) if given', 'return (found["start"], math.inf) if given',
+        'return (bounds["start"], bounds["end"]) if given', 'return (bounds["start"], math.inf) if given',
     ),
     Mutant(
         "placeholders-by-kind-swapped", "data/record.py", "data/sources/test_records.py",
@@ -402,7 +402,7 @@ MUTANTS = (
     ),
     Mutant(
         "the-later-stop-string-cuts", "inference/text.py", "inference/test_text.py",
-        "return text[: min(found)[1]]", "return text[: max(found)[1]]",
+        "return text[: min(stops)[1]]", "return text[: max(stops)[1]]",
     ),
     Mutant(
         "half-a-stop-string-is-shown", "inference/text.py", "inference/test_text.py",

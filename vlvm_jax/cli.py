@@ -281,27 +281,27 @@ def _load_configs() -> None:
             reason = os.strerror(error.errno) if error.errno else "no such file"
             raise InputError(f"--{name}={flag.config_filename}: {reason}; give a file, or one of {names}")
         if not hasattr(flag.value, "to_dict"):
-            found = type(flag.value).__name__
-            raise InputError(f"--{name}={flag.config_filename}: its get_config() returned a {found}, not a ConfigDict")
+            kind = type(flag.value).__name__
+            raise InputError(f"--{name}={flag.config_filename}: its get_config() returned a {kind}, not a ConfigDict")
 
 
 def _in_config_file(error: BaseException, argv: Sequence[str]) -> str:
     """What a config file raised and where, "" if the error is none of a config file."""
     given = [arg.removeprefix("--config=").partition(":")[0] for arg in argv if arg.startswith("--config=")]
     files = [recipes().get(name, name) for name in given]
-    seen: BaseException | None = error
-    while seen is not None:
-        frames = traceback.extract_tb(seen.__traceback__)
+    raised: BaseException | None = error
+    while raised is not None:
+        frames = traceback.extract_tb(raised.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename in files]
-        if isinstance(seen, SyntaxError) and seen.filename in files:
-            lines = [seen.lineno]
+        if isinstance(raised, SyntaxError) and raised.filename in files:
+            lines = [raised.lineno]
         loading = any(frame.name in ("_LoadConfigModule", "_load_source") for frame in frames)
         called = any(frame.line.startswith("config = config_module.get_config(") for frame in frames if frame.line)
         if lines or loading or called:
             line = f", line {lines[-1]}" if lines else ""
-            why = f"{type(seen).__name__}: {brief(seen)}" if str(seen) else type(seen).__name__
-            if isinstance(seen, AttributeError) and not lines:
+            why = f"{type(raised).__name__}: {brief(raised)}" if str(raised) else type(raised).__name__
+            if isinstance(raised, AttributeError) and not lines:
                 why = "has no get_config()"
             return f"--config={(given or [''])[-1]}{line}: {why}"
-        seen = seen.__context__
+        raised = raised.__context__
     return ""

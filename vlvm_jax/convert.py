@@ -51,12 +51,12 @@ _FALLBACK = flags.DEFINE_bool(
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 3 or arguments[0] not in ("import", "export"):
-        found = ""
+        problem = ""
         if arguments and arguments[0] not in ("import", "export"):
-            found = f"; there is no {arguments[0]!r}"
+            problem = f"; there is no {arguments[0]!r}"
         elif len(arguments) == 2:
-            found = "; DST is missing"
-        raise InputError(f"expected `import SRC DST` or `export SRC DST`{found}; see --help")
+            problem = "; DST is missing"
+        raise InputError(f"expected `import SRC DST` or `export SRC DST`{problem}; see --help")
     command, source, destination = arguments
     from vlvm_jax import storage
 

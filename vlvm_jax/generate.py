@@ -184,13 +184,13 @@ def _questions() -> list[tuple[str, str]] | None:
     except OSError as error:
         raise InputError(f"--questions={path}: cannot be read ({type(error).__name__}); expected a text file") from None
     text, _ = json_lines.decode(data, f"--questions={path}")
-    found = _listed(data, path) if _is_json(text, path) else _lines(text.replace("\r\n", "\n"))
-    if not found:
+    questions = _listed(data, path) if _is_json(text, path) else _lines(text.replace("\r\n", "\n"))
+    if not questions:
         raise InputError(f"--questions={path}: no question in it; write one a line, or a JSON list")
-    for name, question in found:
+    for name, question in questions:
         if not question.strip():
             raise InputError(f"--questions={path}: question {name} is empty")
-    return found
+    return questions
 
 
 def _lines(text: str) -> list[tuple[str, str]]:
@@ -203,7 +203,7 @@ def _is_json(text: str, path: str) -> bool:
 
 
 def _listed(data: bytes, path: str) -> list[tuple[str, str]]:
-    found = []
+    questions = []
     for entry in json_lines.parse(data, f"--questions={path}"):
         number, value = entry.index + 1, entry.value
         if entry.error:
@@ -211,8 +211,8 @@ def _listed(data: bytes, path: str) -> list[tuple[str, str]]:
         value = {"question": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("question"), str):
             raise InputError(f'--questions={path}: entry {number} is neither a string nor {{"question": ...}}')
-        found.append((str(value.get("id", number)), value["question"]))
-    return found
+        questions.append((str(value.get("id", number)), value["question"]))
+    return questions
 
 
 def _probe(media) -> None:

@@ -51,4 +51,4 @@ def check_depth(value: Any, text: str | bytes) -> Any:
 def readable(value: Any, *, indent: int | None = None) -> str:
     """JSON text that UTF-8 can encode: lone surrogates and control characters are escaped, others stand as they are."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -89,13 +89,13 @@ def measure(
     for name in names:
         size = os.path.getsize(f"{folder}/{name}")  # noqa: PTH202
         pieces[name] = _pieces(size, known[name]) if name in known else [(size, array_of(name) or "")]
-    found = {}
+    entries = {}
     for name, sums in _checksums(folder, pieces).items():
         assert None not in sums, f"{folder}/{name} changed while it was read"
-        found[name] = Entry(
+        entries[name] = Entry(
             tuple((size, crc, array) for (size, array), crc in zip(pieces[name], sums, strict=True) if crc is not None)
         )
-    return found
+    return entries
 
 
 def of_bytes(data: bytes) -> Entry:
@@ -143,10 +143,10 @@ def _checksums(folder: str, pieces: Mapping[str, Sequence[tuple[int, str]]]) -> 
     else:
         with ThreadPoolExecutor(_THREADS) as pool:
             done = list(pool.map(lambda task: _read(folder, *task), tasks))
-    found: dict[str, list[int | None]] = {name: [] for name in pieces}
+    checksums: dict[str, list[int | None]] = {name: [] for name in pieces}
     for (name, *_), sums in zip(tasks, done, strict=True):
-        found[name] += sums
-    return found
+        checksums[name] += sums
+    return checksums
 
 
 def _read(folder: str, name: str, offset: int, sizes: Sequence[int]) -> list[int | None]:
@@ -314,7 +314,7 @@ def check(
     except DamagedManifest as error:
         return [Damage(FILE, str(error))]
     present = storage.listing(folder)
-    found = [
+    damages = [
         Damage(name, "not in the manifest")
         for name in sorted(present.keys() - expected.keys() - {FILE, *unlisted})
         if not name.rpartition("/")[2].startswith(".")
@@ -322,18 +322,18 @@ def check(
     content: dict[str, Entry] = {}
     for name, entry in sorted(expected.items()):
         if name not in present:
-            found.append(Damage(name, "missing", entry.arrays))
+            damages.append(Damage(name, "missing", entry.arrays))
         elif entry.values is not None:
-            found += _check_values(folder, name, entry.values)
+            damages += _check_values(folder, name, entry.values)
         elif present[name][0] != entry.size:
-            found.append(Damage(name, f"{present[name][0]} bytes, expected {entry.size}", entry.arrays))
+            damages.append(Damage(name, f"{present[name][0]} bytes, expected {entry.size}", entry.arrays))
         elif not under or "/" not in name or name.partition("/")[0] in under:
             content[name] = entry
     chosen = {name: content[name] for name in list(content)[share[0] :: share[1]]}
     if storage.is_remote(folder):
         wrong = [name for name, entry in chosen.items() if present[name][1] != encode(entry.crc32c)]
-        return found + [Damage(name, "checksum differs", chosen[name].arrays) for name in wrong]
-    return found + _check_content(folder, chosen)
+        return damages + [Damage(name, "checksum differs", chosen[name].arrays) for name in wrong]
+    return damages + _check_content(folder, chosen)
 
 
 def check_listed(folder: str) -> list[Damage] | None:
@@ -344,31 +344,31 @@ def check_listed(folder: str) -> list[Damage] | None:
         return None
     except DamagedManifest as error:
         return [Damage(FILE, str(error))]
-    found = []
+    damages = []
     for name, entry in expected.items():
         try:
             there = of_bytes(storage.read_bytes(f"{folder}/{name}"))
         except FileNotFoundError:
-            found.append(Damage(name, "missing"))
+            damages.append(Damage(name, "missing"))
             continue
         if there.size != entry.size:
-            found.append(Damage(name, f"{there.size} bytes, expected {entry.size}"))
+            damages.append(Damage(name, f"{there.size} bytes, expected {entry.size}"))
         elif there != entry:
-            found.append(Damage(name, "checksum differs"))
-    return found
+            damages.append(Damage(name, "checksum differs"))
+    return damages
 
 
 def _check_values(folder: str, name: str, values: Mapping[str, Any]) -> list[Damage]:
     try:
-        found = json.loads(storage.read_bytes(f"{folder}/{name}"))
-        whole = all(found[key] == value for key, value in values.items())
+        content = json.loads(storage.read_bytes(f"{folder}/{name}"))
+        whole = all(content[key] == value for key, value in values.items())
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     return [] if whole else [Damage(name, "not what was written")]
 
 
 def _check_content(folder: str, entries: Mapping[str, Entry]) -> list[Damage]:
-    found = []
+    damages = []
     pieces = {name: [(size, array) for size, _, array in entry.parts] for name, entry in entries.items()}
     try:
         sums = _checksums(folder, pieces)
@@ -378,12 +378,12 @@ def _check_content(folder: str, entries: Mapping[str, Entry]) -> list[Damage]:
             try:
                 sums |= _checksums(folder, {name: layout})
             except OSError as error:
-                found.append(Damage(name, f"cannot be read ({error.strerror})", entries[name].arrays))
+                damages.append(Damage(name, f"cannot be read ({error.strerror})", entries[name].arrays))
     for name, got in sums.items():
         wrong = [array for crc, (_, expected, array) in zip(got, entries[name].parts, strict=True) if crc != expected]
         if wrong:
-            found.append(Damage(name, "checksum differs", tuple(dict.fromkeys(filter(None, wrong)))))
-    return found
+            damages.append(Damage(name, "checksum differs", tuple(dict.fromkeys(filter(None, wrong)))))
+    return damages
 
 
 def describe(damages: Sequence[Damage], most: int = 3) -> str:

@@ -116,14 +116,14 @@ def _more_fonts(wanted: frozenset[str]) -> tuple[tuple[str, ...], set[str]]:
     for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.style != "normal", str(font.weight))):
         if not font.name.lower().startswith(_NO_FONTS) and "color" not in font.name.lower():
             faces.setdefault(font.name, font.fname)
-    found = {name: _in_font(path, wanted) for name, path in faces.items()}
+    covered = {name: _in_font(path, wanted) for name, path in faces.items()}
     names, left = [], set(wanted)
-    while found and left:
-        best = max(found, key=lambda name: (len(found[name] & left), "sans" in name.lower(), name))
-        if not found[best] & left:
+    while covered and left:
+        best = max(covered, key=lambda name: (len(covered[name] & left), "sans" in name.lower(), name))
+        if not covered[best] & left:
             break
         names.append(best)
-        left -= found[best]
+        left -= covered[best]
     return tuple(names), left
 
 

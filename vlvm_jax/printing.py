@@ -25,8 +25,8 @@ def one_line(text: str) -> str:
     return _ALL_CONTROL.sub(_escape, text)
 
 
-def _escape(found: re.Match) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _escape(match: re.Match) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def write(text: str, end: str = "\n") -> None:

@@ -131,8 +131,8 @@ def names(folder: str) -> list[str]:
 
 def glob(pattern: str) -> list[str]:
     """Files, sorted, whose path fits a pattern with `*` in it."""
-    found = sorted(map(str, _filesystem(pattern).glob(pattern)))
-    return [f"{REMOTE}{path}" for path in found] if is_remote(pattern) else found
+    paths = sorted(map(str, _filesystem(pattern).glob(pattern)))
+    return [f"{REMOTE}{path}" for path in paths] if is_remote(pattern) else paths
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -211,23 +211,23 @@ def sha256(path: str) -> str:
 
 def fingerprint(folder: str) -> str:
     """Hash of names, sizes and times (in a bucket generations) of all files below a folder; reads none of them."""
-    found = _filesystem(folder).find(folder, detail=True)
-    marks = sorted((name, info["size"], str(info.get("generation", info.get("mtime")))) for name, info in found.items())
+    infos = _filesystem(folder).find(folder, detail=True)
+    marks = sorted((name, info["size"], str(info.get("generation", info.get("mtime")))) for name, info in infos.items())
     return hashlib.sha256(repr(marks).encode()).hexdigest()
 
 
 def listing(folder: str) -> dict[str, tuple[int, str | None]]:
     """Size and, in a bucket, base64 CRC-32C of every file below a folder, by name relative to it. Reads no file."""
     if is_remote(folder):
-        found = _filesystem(folder).find(folder, detail=True)
+        infos = _filesystem(folder).find(folder, detail=True)
         start = len(folder.removeprefix(REMOTE).rstrip("/")) + 1
-        return {name[start:]: (info["size"], info.get("crc32c")) for name, info in found.items()}
-    found = {}
+        return {name[start:]: (info["size"], info.get("crc32c")) for name, info in infos.items()}
+    sizes = {}
     for root, _, files in os.walk(folder, followlinks=True):
         for name in files:
             path = f"{root}/{name}"
-            found[path[len(folder) + 1 :]] = os.stat(path).st_size, None  # noqa: PTH116 - a third of the time
-    return found
+            sizes[path[len(folder) + 1 :]] = os.stat(path).st_size, None  # noqa: PTH116 - a third of the time
+    return sizes
 
 
 def rename(folder: str, target: str, first: str) -> None:
@@ -239,8 +239,8 @@ def rename(folder: str, target: str, first: str) -> None:
     if not is_remote(folder):
         Path(folder).rename(target)
         return
-    found = sorted(listing(folder), key=lambda name: (name != first, name))
-    for name in found:
+    names = sorted(listing(folder), key=lambda name: (name != first, name))
+    for name in names:
         _filesystem(folder).cp_file(f"{folder}/{name}", f"{target}/{name}")
         _filesystem(folder).rm_file(f"{folder}/{name}")
 
@@ -261,9 +261,9 @@ def write_text(path: str, text: str) -> None:
 
 def upload(folder: Path, target: str, last: str) -> None:
     """Copies all files of a local folder below a `gs://` URI, many at a time; `last` is there when all are."""
-    found = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
-    found.remove(last)
-    for some in (found, [last]):
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    names.remove(last)
+    for some in (names, [last]):
         _filesystem(target).put([str(folder / name) for name in some], [f"{target}/{name}" for name in some])
 
 
@@ -387,8 +387,8 @@ class Logs:
 
 
 def _mark(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _filesystem(path: str) -> Any:

@@ -78,8 +78,8 @@ def postponed() -> Iterator[None]:
     noted: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # where Python's handlers run, whatever thread is blocked
-        found = {number: signal.getsignal(number) for number in LEFT_TO_PARENT}
-        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+        installed = {number: signal.getsignal(number) for number in LEFT_TO_PARENT}
+        handlers = {number: handler for number, handler in installed.items() if callable(handler)}
         for number in handlers:
             signal.signal(number, lambda number, _frame: noted.append(number))
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
@@ -126,17 +126,17 @@ class _Pool(concurrent.futures.ProcessPoolExecutor):
 
 @contextlib.contextmanager
 def pool(
-    workers: int, begin: Callable[..., None] | None = None, arguments: tuple = ()
+    workers: int, initializer: Callable[..., None] | None = None, initargs: tuple = ()
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """Processes that follow this one. Whoever leaves early drops the work that has not begun.
 
     Args:
-      begin, arguments: called in each first. What may be large, goes as `Aside`.
+      initializer, initargs: called in each first. What may be large, goes as `Aside`.
 
     Raises:
       Interrupted: one of them died.
     """
-    with _Pool(workers, _Context(), _begin, (begin, arguments)) as executor:
+    with _Pool(workers, _Context(), _initialize, (initializer, initargs)) as executor:
         try:
             yield executor
         except BrokenProcessPool:
@@ -145,10 +145,10 @@ def pool(
             executor.shutdown(cancel_futures=True)
 
 
-def _begin(begin: Callable[..., None] | None, arguments: tuple) -> None:
+def _initialize(initializer: Callable[..., None] | None, initargs: tuple) -> None:
     follow_parent()
-    if begin is not None:
-        begin(*arguments)
+    if initializer is not None:
+        initializer(*initargs)
 
 
 def made(

@@ -72,15 +72,15 @@ def test_drawn_answers_depend_on_seed_and_id_alone(answering, folder):
 def test_each_bucket_is_compiled_once_and_media_are_seen_once(folder):
     answering = fresh(folder)
     seen = []
-    see = answering.engine.see
-    answering.engine.see = lambda frames: seen.append(frames.shape) or see(frames)
+    encode_media = answering.engine.encode_media
+    answering.engine.encode_media = lambda frames: seen.append(frames.shape) or encode_media(frames)
     requests = [*about(folder, "0.mp4"), *about(folder, "1.mp4"), *about(folder, "picture.png")]
     for _ in range(2):
         for decoding in (SHORT, dataclasses.replace(SHORT, max_new_tokens=17, stop=("never",))):
             list(answering.answer(requests, decoding))
     assert seen == [(1, 4, 32, 32, 3)] * 2 + [(1, 1, 32, 32, 3)]
     assert set(answering.engine.traced.values()) == {1}, answering.engine.traced
-    assert sum(key[0] == "begin" for key in answering.engine.traced) >= 2
+    assert sum(key[0] == "prefill" for key in answering.engine.traced) >= 2
     for function in answering.engine._functions.values():
         assert function._cache_size() == 1  # type: ignore[attr-defined]
 
@@ -98,12 +98,12 @@ def test_what_was_not_used_longest_is_dropped(folder):
 def test_what_was_used_last_stays(answering, folder):
     requests = [Request("1", (("video", str(folder / f"{n}.mp4")),), "a cat ?", span=(0.0, 0.5)) for n in (0, 1)]
     requests.append(dataclasses.replace(requests[0], span=(0.5, 1.0)))
-    first = answering.see(requests[0])
+    first = answering.encode_media(requests[0])
     small = Answering(answering.engine, answering.prompts, cache_bytes=2 * first.nbytes)
-    one, two = (small.see(request) for request in requests[:2])
-    assert small.see(requests[0]) is one  # used again: the other one goes for the third
-    small.see(requests[2])
-    assert small.see(requests[0]) is one and small.see(requests[1]) is not two
+    one, two = (small.encode_media(request) for request in requests[:2])
+    assert small.encode_media(requests[0]) is one  # used again: the other one goes for the third
+    small.encode_media(requests[2])
+    assert small.encode_media(requests[0]) is one and small.encode_media(requests[1]) is not two
 
 
 def test_a_file_that_changed_is_seen_anew(folder, tmp_path):
@@ -119,13 +119,13 @@ def test_a_file_that_changed_is_seen_anew(folder, tmp_path):
 def test_what_was_seen_is_kept_by_span_and_by_order(answering, folder):
     clip = ("video", str(folder / "0.mp4"))
     whole, begin, end = (Request("1", (clip,), "a cat ?", span=span) for span in (None, (0.0, 0.4), (0.4, 9.0)))
-    seen = [answering.see(request) for request in (whole, begin, end)]
-    for number, one in enumerate(seen):
-        for other in seen[:number]:
+    encoded = [answering.encode_media(request) for request in (whole, begin, end)]
+    for number, one in enumerate(encoded):
+        for other in encoded[:number]:
             assert not np.array_equal(one.media[0].frames, other.media[0].frames)
-    assert answering.see(begin) is seen[1]
+    assert answering.encode_media(begin) is encoded[1]
     both = Request("1", (clip, ("video", str(folder / "1.mp4"))), "a cat ?")
-    there, back = answering.see(both, (0, 1)), answering.see(both, (1, 0))
+    there, back = answering.encode_media(both, (0, 1)), answering.encode_media(both, (1, 0))
     assert not np.array_equal(jax.tree.leaves(there.features)[0], jax.tree.leaves(back.features)[0])
 
 
@@ -239,13 +239,13 @@ def test_eight_devices_say_what_one_says(folder, mesh):
     expected = said(fresh(folder, mesh=MeshConfig()).answer(requests, SHORT))
     answering = fresh(folder, mesh=mesh)
     cache = {}
-    go_on = answering.engine.go_on
+    decode = answering.engine.decode
 
     def watched(progress, *args):
         cache.update(key=progress.cache.key.sharding, rows=progress.token.shape[0])
-        return go_on(progress, *args)
+        return decode(progress, *args)
 
-    answering.engine.go_on = watched
+    answering.engine.decode = watched
     assert said(answering.answer(requests[:4], SHORT)) | said(answering.answer(requests[4:], SHORT)) == expected
     assert any(not a.sharding.is_fully_replicated for a in answering.engine.params.values())
     if mesh.tensor > 1:

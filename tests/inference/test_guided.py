@@ -167,12 +167,12 @@ def sheet(answering, request) -> np.ndarray:
 def test_outlines_are_what_paths_keep(answering, folder):
     """Patches that a picked frame has more of than the fast path alone gives; in the released layout no rectangle."""
     request = about(folder)
-    look, found = answering.look(request), ask(answering, request).picked
-    assert look.weights.shape == (FRAMES, 16)
-    np.testing.assert_allclose(sum(look.of_paths.values()), look.weights, atol=1e-6)
-    kept = picture.outlined(look)
+    retention, found = answering.retention(request), ask(answering, request).picked
+    assert retention.weights.shape == (FRAMES, 16)
+    np.testing.assert_allclose(sum(retention.path_weights.values()), retention.weights, atol=1e-6)
+    kept = picture.outlined(retention)
     assert list(kept) == ["prompt", "uniform"]  # the fast path leaves nothing out
-    more = look.weights > look.of_paths["fast"] + 1e-6
+    more = retention.weights > retention.path_weights["fast"] + 1e-6
     np.testing.assert_array_equal(kept["prompt"] | kept["uniform"], more)
     for name in kept:
         taken = np.isin(np.arange(FRAMES), found[f"{name}_idx"])
@@ -195,19 +195,19 @@ def test_outline_of_a_set():
 
 def test_words_of_the_picture(answering, folder):
     request = about(folder)
-    look, answer = answering.look(request), ask(answering, request)
+    retention, answer = answering.retention(request), ask(answering, request)
     text = answer.prompt_tokens - 62
-    assert picture.budget(look.media, answer, 512) == (
+    assert picture.budget(retention.media, answer, 512) == (
         f"prompt 3 x 6 + uniform 2 x 6 + fast 8 x 4 = 62 visual + {text} text = {62 + text} of 512"
     )
-    labels = picture.labels(look.media, answer.picked)
+    labels = picture.labels(retention.media, answer.picked)
     assert len(labels) == FRAMES
     for number, label in enumerate(labels):
-        time = look.media[0].times[number]
+        time = retention.media[0].times[number]
         paths = [name for name in ("prompt", "uniform", "fast") if number in answer.picked[f"{name}_idx"]]
         assert label == f"{time:.2f} s, score {answer.picked['frame_scores'][number]:.3f}\n{' + '.join(paths)}"
     picked = {"uniform_idx": [0, 0, 1, -1], "uniform_tokens": 7}
-    short = dataclasses.replace(look.media[0], frames=look.media[0].frames[:3], times=(0.0, 0.5, 1.0))
+    short = dataclasses.replace(retention.media[0], frames=retention.media[0].frames[:3], times=(0.0, 0.5, 1.0))
     assert picture.labels([short], picked) == ["0.00 s\nuniform x 2", "0.50 s\nuniform", "1.00 s\n"]
     pooled = dataclasses.replace(answer, picked=picked, visual_tokens=7, prompt_tokens=10)
     assert picture.budget([short], pooled, 512) == "uniform 3 frames' 7 = 7 visual + 3 text = 10 of 512"
@@ -218,13 +218,13 @@ def test_words_of_the_picture(answering, folder):
 
 def test_an_image_beside_the_clip_is_not_among_its_frames(answering, folder):
     request = about(folder, "is <image> in <video> ?", "picture.png", "clip.mp4")
-    look, answer = answering.look(request), ask(answering, request)
-    assert [medium.kind for medium in look.media] == ["image", "video"]
-    labels = picture.labels(look.media, answer.picked)
+    retention, answer = answering.retention(request), ask(answering, request)
+    assert [medium.kind for medium in retention.media] == ["image", "video"]
+    labels = picture.labels(retention.media, answer.picked)
     assert labels[0] == "image\n" and labels[1].endswith("uniform + fast") and len(labels) == FRAMES + 1
-    assert "+ images 16 = 78 visual" in picture.budget(look.media, answer, 512)
-    assert list(picture.outlined(look)) == ["prompt", "uniform"]
-    assert not picture.outlined(look)["uniform"][0].any()
+    assert "+ images 16 = 78 visual" in picture.budget(retention.media, answer, 512)
+    assert list(picture.outlined(retention)) == ["prompt", "uniform"]
+    assert not picture.outlined(retention)["uniform"][0].any()
 
 
 def test_the_sheet(answering, folder):

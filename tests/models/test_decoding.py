@@ -117,7 +117,7 @@ def test_cached_logits_equal_uncached_ones(params):
     )
     model = MODEL.bind(params)
     expected = np.asarray(model.decoder.logits(model(whole)[0]))[0]
-    logits, cache = decoding.prefill(model, row, width + NEW)
+    logits, cache = decoding.prefill_step(model, row, width + NEW)
     assert np.abs(expected).max() > 0.5, "nothing to compare"
     np.testing.assert_allclose(logits[0], expected[length - 1], atol=1e-4)
     for step, token in enumerate(text):
@@ -129,9 +129,11 @@ def test_cached_logits_equal_uncached_ones(params):
 def test_features_seen_before_give_the_same(params):
     row = batch((9,), 16)
     model = MODEL.bind(params)
-    features = model.see(row.frames)
+    features = model.encode_media(row.frames)
     blind = dataclasses.replace(row, frames=row.frames[..., :0, :0, :])
-    np.testing.assert_array_equal(decoding.prefill(model, blind, 16, features)[0], decoding.prefill(model, row, 16)[0])
+    np.testing.assert_array_equal(
+        decoding.prefill_step(model, blind, 16, features)[0], decoding.prefill_step(model, row, 16)[0]
+    )
 
 
 def reference_nucleus(logits: np.ndarray, top_p: float) -> np.ndarray:

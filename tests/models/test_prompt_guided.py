@@ -133,7 +133,7 @@ def test_tokens_equal_the_reference(case, counts, seed):
     where = guided.clips(counts, frames=7)
     asked = guided.question(seed, batch=2)
     x = guided.frames(7, side, batch=2, seed=seed)
-    features, whole = (part(made, guided.tower(side), x) for part in (guided.see, guided.connected))
+    features, whole = (part(made, guided.tower(side), x) for part in (guided.encode_media, guided.connected))
     out, found = guided.call(made, features, where, asked), guided.picked(made, features, where, asked)
     text, patches = (np.asarray(found) for found in clip_sides(made, asked, x))
     for row, count in enumerate(counts):
@@ -178,8 +178,8 @@ def test_without_a_question_to_use_it_is_slow_fast_bit_for_bit():
 
     layout = guided.clips([50])
     x = guided.frames(50)
-    ours = guided.call(guided_one, guided.see(guided_one, Tower(), x), layout, guided.question())
-    theirs = guided.call(slow_fast, guided.see(slow_fast, Tower(), x), layout)
+    ours = guided.call(guided_one, guided.encode_media(guided_one, Tower(), x), layout, guided.question())
+    theirs = guided.call(slow_fast, guided.encode_media(slow_fast, Tower(), x), layout)
     assert int(ours.valid.sum()) == 3680
     np.testing.assert_array_equal(ours.valid, theirs.valid)
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
@@ -190,7 +190,7 @@ def test_without_a_question_to_use_it_is_slow_fast_bit_for_bit():
 def test_questions_move_no_length(alpha):
     made = guided.adapter("prompt_guided", 6, **both(alpha, 2, 2), fast_path={"grid": (2, 2)})
     layout = guided.clips([9])
-    features = guided.see(made, guided.tower(6), guided.frames(9, 6))
+    features = guided.encode_media(made, guided.tower(6), guided.frames(9, 6))
     picks, boxes = set(), set()
     for seed in range(8):
         asked = guided.question(seed)
@@ -206,7 +206,7 @@ def test_questions_move_no_length(alpha):
 def test_words_behind_the_end_do_not_count():
     made = guided.adapter("prompt_guided", 4, fast_path=OFF)
     layout = guided.clips([6])
-    features = guided.see(made, guided.tower(4), guided.frames(6, 4))
+    features = guided.encode_media(made, guided.tower(4), guided.frames(6, 4))
     asked = guided.question(3)
     ids = np.array(asked.prompt_ids)
     end = int(np.argmax(ids[0] == guided.EOS))
@@ -223,11 +223,11 @@ def test_a_row_is_the_same_in_any_batch():
         x = guided.frames(5, 4)
         tower = guided.tower(4)
         asked = guided.question(1)
-        alone = guided.call(made, guided.see(made, tower, x), guided.clips([5]), asked)
+        alone = guided.call(made, guided.encode_media(made, tower, x), guided.clips([5]), asked)
         other = guided.frames(8, 4, seed=9)
         other[:, 1:6] = x
         layout = FrameLayout(jnp.asarray([[1, 2, 2, 2, 2, 2, 0, 0]]), jnp.asarray([[0, 1, 1, 1, 1, 1, 0, 0]], bool))
-        after = guided.row_tokens(guided.call(made, guided.see(made, tower, other), layout, asked))
+        after = guided.row_tokens(guided.call(made, guided.encode_media(made, tower, other), layout, asked))
         np.testing.assert_allclose(after[16:], guided.row_tokens(alone), atol=1e-6)
 
 
@@ -238,7 +238,7 @@ def find(counts, side=4, asked=0, x=None, **options):
     made = guided.adapter("prompt_guided", side, **({"fast_path": OFF} | options))
     layout = guided.clips(counts)
     x = guided.frames(max(counts), side, batch=len(counts)) if x is None else x
-    features = guided.see(made, guided.tower(side), x)
+    features = guided.encode_media(made, guided.tower(side), x)
     question = guided.question(asked, batch=len(counts))
     return made, features, guided.picked(made, features, layout, question)
 
@@ -299,7 +299,7 @@ def test_fast_path_of_fewer_frames_than_there_are():
 def test_tiny_and_odd_grids(side):
     for layout in ("released", "corrected"):
         made = guided.adapter("prompt_guided", side, **both(0.4, 2, 2), fast_path={"grid": (2, 1)}, roi_layout=layout)
-        features = guided.see(made, guided.tower(side), guided.frames(4, side))
+        features = guided.encode_media(made, guided.tower(side), guided.frames(4, side))
         where, asked = guided.clips([4]), guided.question()
         out = guided.call(made, features, where, asked)
         assert int(out.valid.sum()) == made.num_video_tokens(4)
@@ -310,7 +310,7 @@ def test_tiny_and_odd_grids(side):
 def test_weights_show_what_is_kept():
     made = guided.adapter("prompt_guided", 4, **both(0.6, 1, 0), fast_path=OFF, roi_layout="corrected")
     layout = guided.clips([3], before=1)
-    features = guided.see(made, guided.tower(4), guided.frames(4, 4))
+    features = guided.encode_media(made, guided.tower(4), guided.frames(4, 4))
     asked = guided.question(2)
     found, weights = guided.picked(made, features, layout, asked), guided.weights(made, features, layout, asked)
     left, top, width, height = np.asarray(found["prompt_boxes"][0, 0])
@@ -324,11 +324,11 @@ def test_a_clip_of_another_size_and_grid():
     """Its patches, on a grid of 6 x 6, score places of 4 x 4; its frames are resized for it."""
     vision = {**guided.VISION, "hidden_size": 8, "image_size": 30, "patch_size": 5}
     made = guided.adapter("prompt_guided", 4, clip={**guided.CLIP, "vision": vision}, fast_path=OFF, **both(0.5, 2, 1))
-    features = guided.see(made, guided.tower(4), guided.frames(4, 4))
+    features = guided.encode_media(made, guided.tower(4), guided.frames(4, 4))
     assert [x.shape for x in features.places] == [(1, 4, 8, 10)]
     out = guided.call(made, features, guided.clips([4]), guided.question())
     assert int(out.valid.sum()) == made.num_video_tokens(4)
-    flat = guided.see(made, guided.tower(4), np.full((1, 1, 16, 16, 3), 77, np.uint8))
+    flat = guided.encode_media(made, guided.tower(4), np.full((1, 1, 16, 16, 3), 77, np.uint8))
     same = made.clip.vision_model(jnp.full((1, 1, 30, 30, 3), 77, jnp.uint8), final=True).final
     np.testing.assert_allclose(flat.frames, made.clip.images(made.clip.vision_model, same), atol=1e-5)
 
@@ -357,6 +357,6 @@ def test_faults_are_named(changes, message):
 
 def test_no_guidance_is_a_fault():
     made = guided.adapter("prompt_guided", 4, fast_path=OFF)
-    features = guided.see(made, guided.tower(4), guided.frames(2, 4))
+    features = guided.encode_media(made, guided.tower(4), guided.frames(2, 4))
     with pytest.raises(ValueError, match="prompt_guided reads the question"):
         guided.call(made, features, guided.clips([2]))

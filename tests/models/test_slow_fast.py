@@ -78,7 +78,7 @@ def test_tokens_equal_the_reference(slow, counts, seed):
     made = guided.adapter("slow_fast", 4, slow_path={"num_frames": slow}, fast_path={"grid": (2, 2)})
     layout = guided.clips(counts, frames=6)
     seen = made, guided.tower(4), guided.frames(6, 4, batch=2, seed=seed)
-    features, whole = guided.see(*seen), np.asarray(guided.connected(*seen))
+    features, whole = guided.encode_media(*seen), np.asarray(guided.connected(*seen))
     out = guided.call(made, features, layout)
     for row, count in enumerate(counts):
         expected = reference(whole[row, :count], slow, 99, 4)
@@ -92,7 +92,7 @@ def test_images_stand_where_they_are_among_the_media(room):
     made = guided.adapter("slow_fast", 3, slow_path={"num_frames": 2}, fast_path={"grid": (1, 1)})
     layout = guided.clips([3, 1], room, before=1, after=2)
     seen = made, guided.tower(3), guided.frames(6, 3, batch=2)
-    features, whole = guided.see(*seen), np.asarray(guided.connected(*seen))
+    features, whole = guided.encode_media(*seen), np.asarray(guided.connected(*seen))
     out = guided.call(made, features, layout)
     for row, count in enumerate((3, 1)):
         got = guided.row_tokens(out, row)
@@ -111,7 +111,7 @@ def test_rows_without_a_clip_are_their_images():
     made = guided.adapter("slow_fast", 3, slow_path={"num_frames": 2}, fast_path={"grid": (1, 1)})
     layout = guided.clips([0], before=2, after=0)
     seen = made, guided.tower(3), guided.frames(2, 3)
-    features, whole = guided.see(*seen), np.asarray(guided.connected(*seen))
+    features, whole = guided.encode_media(*seen), np.asarray(guided.connected(*seen))
     got = guided.row_tokens(guided.call(made, features, layout))
     np.testing.assert_allclose(got, whole.reshape(18, -1), atol=1e-5)
 
@@ -125,7 +125,7 @@ def test_freeva_settings():
         ("s1", lambda t: t.mean(0)),
     ):
         made = guided.adapter("slow_fast", 4, slow_path=FREEVA[name], fast_path=OFF)
-        features, whole = (part(made, guided.tower(4), x) for part in (guided.see, guided.connected))
+        features, whole = (part(made, guided.tower(4), x) for part in (guided.encode_media, guided.connected))
         got = guided.row_tokens(guided.call(made, features, layout))
         np.testing.assert_allclose(got, expected(np.asarray(whole)[0]), atol=1e-5)
         weights = guided.weights(made, features, layout)
@@ -137,7 +137,7 @@ def test_d1_is_the_plain_adapter():
     plain = guided.adapter("frames", 4)
     layout = guided.clips([3, 4], before=1)
     x = guided.frames(5, 4, batch=2)
-    ours, theirs = (guided.call(a, guided.see(a, guided.tower(4), x), layout) for a in (made, plain))
+    ours, theirs = (guided.call(a, guided.encode_media(a, guided.tower(4), x), layout) for a in (made, plain))
     for row in range(2):
         np.testing.assert_allclose(guided.row_tokens(ours, row), guided.row_tokens(theirs, row), atol=1e-6)
 
@@ -145,7 +145,7 @@ def test_d1_is_the_plain_adapter():
 def test_picked_and_weights():
     made = guided.adapter("slow_fast", 4, slow_path={"num_frames": 2}, fast_path={"num_frames": 3, "grid": (1, 1)})
     layout = guided.clips([5, 2], before=1)
-    features = guided.see(made, guided.tower(4), guided.frames(6, 4, batch=2))
+    features = guided.encode_media(made, guided.tower(4), guided.frames(6, 4, batch=2))
     found = guided.picked(made, features, layout)
     np.testing.assert_array_equal(found["uniform_idx"], [[0, 2], [0, 1]])
     np.testing.assert_array_equal(found["fast_idx"], [[0, 1, 3], [0, 1, -1]])

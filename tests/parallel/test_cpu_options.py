@@ -61,7 +61,7 @@ def _values(path, shape):
 
 def run(engine: Engine):
     """Tokens of a prompt's answer, and the temporaries of the two compiled steps in bytes."""
-    features = engine.see(np.zeros((1, 1, 16, 16, 3), np.uint8))
+    features = engine.encode_media(np.zeros((1, 1, 16, 16, 3), np.uint8))
     none = np.zeros((1, LENGTH), np.int32)
     batch = Batch(
         frames=np.zeros((1, 1, 0, 0, 3), np.uint8), media=np.zeros((1, 1), np.int32), is_video=np.zeros((1, 1), bool),
@@ -69,21 +69,21 @@ def run(engine: Engine):
         positions=none + np.arange(LENGTH, dtype=np.int32), segment_ids=none + 1, loss_mask=none.astype(bool),
     )  # type: ignore[arg-type]  # fmt: skip
     limits = Limits(np.array([-5], np.int32), np.array([ROOM], np.int32))  # type: ignore[arg-type]
-    progress = engine.begin(features, batch, ROOM, limits, None)
+    progress = engine.prefill(features, batch, ROOM, limits, None)
     used = {}
     functions = {key[0]: function for key, function in engine._functions.items()}
     with jax.set_mesh(engine.mesh):
         put = jax.tree.map(engine._put, (batch, limits))
-        lowered = functions["begin"].lower(engine.params, features, *put, None, slots=LENGTH + ROOM)  # type: ignore
-        used["begin"] = lowered.compile().memory_analysis().temp_size_in_bytes
+        lowered = functions["prefill"].lower(engine.params, features, *put, None, slots=LENGTH + ROOM)  # type: ignore
+        used["prefill"] = lowered.compile().memory_analysis().temp_size_in_bytes
     first = int(progress.token[0])
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), progress)
-    _, tokens = engine.go_on(progress, limits, None, np.zeros(1, bool))
+    _, tokens = engine.decode(progress, limits, None, np.zeros(1, bool))
     with jax.set_mesh(engine.mesh):
-        function = next(function for key, function in engine._functions.items() if key[0] == "go_on")
+        function = next(function for key, function in engine._functions.items() if key[0] == "decode")
         stopped = engine._put(np.zeros(1, bool))
         lowered = function.lower(engine.params, shapes, put[1], None, stopped)  # type: ignore
-        used["go_on"] = lowered.compile().memory_analysis().temp_size_in_bytes
+        used["decode"] = lowered.compile().memory_analysis().temp_size_in_bytes
     return [first, *tokens[0].tolist()], used
 
 
@@ -100,9 +100,9 @@ def test_bf16_weights_are_not_copied_to_fp32(mesh, monkeypatch):
     monkeypatch.setattr(engine_lib, "compiler_options", lambda mesh, dtype: None)
     without, before = run(made(mesh))
     assert without == tokens and len(set(tokens)) > 1
-    assert before["go_on"] >= used["go_on"]
+    assert before["decode"] >= used["decode"]
     if COPIES:
-        assert before["go_on"] > 2 * weights - 2**16  # the whole stack in fp32
+        assert before["decode"] > 2 * weights - 2**16  # the whole stack in fp32
 
 
 def test_which_programs_have_the_option(mesh):

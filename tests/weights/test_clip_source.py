@@ -97,7 +97,7 @@ def test_scores_are_transformers(checkpoint, towers):
     scores, texts, raw, normed = theirs(model, x, ids)
     for post_norm in (False, True):
         ours, _ = opened(folder, eos, clip_towers=towers, parts=parts, patch_post_ln=post_norm)
-        features = jax.jit(lambda m, x: m.see(x))(ours, x)
+        features = jax.jit(lambda m, x: m.encode_media(x))(ours, x)
         found = jax.jit(lambda m, i: m.adapter.clip.texts(i))(ours, ids)
         found = np.asarray(found)
         np.testing.assert_allclose(found / np.linalg.norm(found, axis=-1, keepdims=True), texts, atol=1e-5)
@@ -115,7 +115,7 @@ def test_mean_patch_is_the_mean_of_projected_patches(checkpoint):
     x, ids = guided.frames(2, SIDE), prompts()
     _, _, raw, _ = theirs(model, x, ids)
     ours, _ = opened(folder, eos, frame_feature="mean_patch")
-    np.testing.assert_allclose(ours.see(x).frames[0], raw.mean(1), atol=1e-5)
+    np.testing.assert_allclose(ours.encode_media(x).frames[0], raw.mean(1), atol=1e-5)
 
 
 def test_every_tensor_has_its_place(checkpoint):

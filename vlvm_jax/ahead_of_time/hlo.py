@@ -82,10 +82,10 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
 def _calls(line: str, computations: Mapping[str, _Computation]) -> list[tuple[str, int | None]]:
     """Computations that an instruction runs, and how often each time; None where that cannot be read."""
     if " while(" in line:
-        found = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
+        called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", line))
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)  # the CPU's compiler says it, the TPU's does not
-        turns = int(known[1]) if known else trip_count(*(computations[found[part]].lines for part in _LOOP))
-        return [(found["body"], turns)]
+        turns = int(known[1]) if known else trip_count(*(computations[called[part]].lines for part in _LOOP))
+        return [(called["body"], turns)]
     names = _CALLED.findall(line)
     for branches in _BRANCHES.findall(line):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
@@ -133,8 +133,8 @@ def _named(lines: list[str]) -> dict[str, str]:
 
 def _operands(line: str, operation: str) -> list[str]:
     """Names of an instruction's operands; none of another operation's."""
-    _, found, rest = line.partition(f" {operation}(")
-    return re.findall(r"%([\w.\-]+)", rest.split(")")[0]) if found else []
+    _, separator, rest = line.partition(f" {operation}(")
+    return re.findall(r"%([\w.\-]+)", rest.split(")")[0]) if separator else []
 
 
 def _walk(

@@ -126,7 +126,7 @@ def inference_program(config: Config, name: str, rows: int, mesh: Mesh) -> Progr
     slots = stage.length + NEW_TOKENS
 
     def prefill(params, batch):
-        return decoding.prefill(model.bind(params), batch, slots)
+        return decoding.prefill_step(model.bind(params), batch, slots)
 
     def step(params, token, positions, cache):
         return decoding.decode_step(model.bind(params), token, positions, cache)
@@ -157,7 +157,7 @@ def abstract_cache(config: DecoderConfig, rows: int, slots: int, mesh: Mesh, dty
 def compile_program(made: Program, mesh: Mesh, topology: Topology) -> Report:
     """Compiles for the mesh's devices and reads off what the compiler says."""
     start = time.monotonic()
-    report: dict[str, Any] = {
+    common: dict[str, Any] = {
         "name": made.name,
         "batch_size": made.batch_size,
         "trainable": made.trainable,
@@ -170,12 +170,12 @@ def compile_program(made: Program, mesh: Mesh, topology: Topology) -> Report:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "exceeds available HBM" not in str(error):
             raise
-        return Report(**report, fits=False, message=_brief(str(error)), seconds=time.monotonic() - start)
+        return Report(**common, fits=False, message=_brief(str(error)), seconds=time.monotonic() - start)
     memory: Any = compiled.memory_analysis()
     collectives = hlo.collectives(compiled.as_text())
     bounds: dict[str, Any] = roofline(made.flops, memory, collectives, topology)
-    found = Report(
-        **report,
+    report = Report(
+        **common,
         fits=True,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -187,7 +187,7 @@ def compile_program(made: Program, mesh: Mesh, topology: Topology) -> Report:
         **bounds,
         seconds=time.monotonic() - start,
     )
-    return dataclasses.replace(found, fits=(found.needed or 0) <= topology.chip.hbm)
+    return dataclasses.replace(report, fits=(report.needed or 0) <= topology.chip.hbm)
 
 
 def roofline(flops: StepFlops, memory: Any, collectives: hlo.Collectives, topology: Topology) -> dict[str, float]:
@@ -288,5 +288,5 @@ def _where(known: Mapping[int, int], a: int, b: int, limit: int) -> float:
 
 
 def _brief(message: str) -> str:
-    found = re.search(r"(Used|It should|Ran out)[^\n]*", message)
-    return " ".join((found[0] if found else message).split())[:300]
+    match = re.search(r"(Used|It should|Ran out)[^\n]*", message)
+    return " ".join((match[0] if match else message).split())[:300]

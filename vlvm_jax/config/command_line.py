@@ -27,14 +27,14 @@ def read(name: str = "config") -> Config:
     stages = [dict(stage) for stage in values.get("stages", ())]
     given: dict[int, str] = {}
     for path, value in config_flags.get_override_values(flag).items():
-        if not (found := _LENGTH.fullmatch(path)) or value is None:
+        if not (match := _LENGTH.fullmatch(path)) or value is None:
             continue
-        key, number = found["key"], int(found["stage"])
+        key, number = match["key"], int(match["stage"])
         if not -len(stages) <= number < len(stages):
             raise InputError(f"--{name}.{path}: the config has {len(stages)} stages, counted from 0")
         number %= len(stages)
         if given.setdefault(number, key) != key:
-            where = f"--{name}.stages[{found['stage']}]"
+            where = f"--{name}.stages[{match['stage']}]"
             raise InputError(f"{where}.steps and {where}.epochs both say how long the stage is; give one of them")
         stages[number][_OTHER[key]] = None
     return build(Config, {**values, "stages": stages} if stages else values)

@@ -78,8 +78,8 @@ def _one_line(error: pydantic.ValidationError, cls: type[Settings], where: str) 
         return f"{path}: this key is required and missing"
     message = fault["msg"].removeprefix("Value error, ")
     value = fault.get("input")
-    found = "" if isinstance(value, Mapping | Settings) else f" (found {value!r})"
-    return f"{path}: {message}{found}"
+    given = "" if isinstance(value, Mapping | Settings) else f" (found {value!r})"
+    return f"{path}: {message}{given}"
 
 
 def _fields_at(cls: Any, loc: tuple) -> list[str]:

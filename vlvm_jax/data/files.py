@@ -31,12 +31,12 @@ def read_json(file: Path | epath.Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json_text.loads(file.read_bytes().decode("utf-8"))
+        content = json_text.loads(file.read_bytes().decode("utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({brief(error)})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: expected a JSON object, found {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def read_text(file: Path) -> str | None:

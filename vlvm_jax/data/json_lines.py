@@ -116,12 +116,12 @@ class _RepeatedKey(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         for key, value in pairs:
-            if value != found[key]:
+            if value != entries[key]:
                 raise _RepeatedKey(f"the key {key!r} stands twice, with different values; keep one of them")
-    return found
+    return entries
 
 
 def loads(text: str | bytes) -> tuple[Any, str]:
@@ -133,8 +133,8 @@ def loads(text: str | bytes) -> tuple[Any, str]:
 
 
 def _is_list_of_objects(text: str) -> bool:
-    found, _ = loads(text)
-    return isinstance(found, list) and bool(found) and isinstance(found[0], dict)
+    value, _ = loads(text)
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _is_lines_of_objects(text: str) -> bool:
@@ -153,10 +153,10 @@ def _lines(data: bytes, path: str) -> Iterator[Entry]:
                 text = line.decode("utf-8")
                 value, reason = loads(text)
                 error = f"not JSON (line {number}: {reason})" if reason else ""
-            except UnicodeDecodeError as found:
+            except UnicodeDecodeError as decode_error:
                 text, value = line.decode("utf-8", errors="replace"), None
-                column = found.start + 1 + (start if number == 1 else 0)
-                error = f"line {number}, {_not_utf8(line[found.start], column)}"
+                column = decode_error.start + 1 + (start if number == 1 else 0)
+                error = f"line {number}, {_not_utf8(line[decode_error.start], column)}"
             yield Entry(index, text, value, f"{path}: record {index}", (start, stop), number, error)
             index += 1
         start = stop + 1
@@ -196,9 +196,9 @@ def _advice(text: str, error: Exception) -> str:
     comma = error.pos  # where Python 3.13 sees it; others point at what follows
     if not text.startswith(",", comma):
         comma = len(text[:comma].rstrip()) - 1
-    if found := _LAST_COMMA.match(text, max(0, comma)):
+    if match := _LAST_COMMA.match(text, max(0, comma)):
         line = text.count("\n", 0, comma) + 1
-        return f"; remove the comma before {found[1]!r} in line {line}: JSON has none after the last entry"
+        return f"; remove the comma before {match[1]!r} in line {line}: JSON has none after the last entry"
     return ""
 
 
@@ -207,20 +207,20 @@ def _items(text: str) -> Iterator[tuple[int, int, Any, str]]:
     decoder, lenient = json.JSONDecoder(object_pairs_hook=_object), json.JSONDecoder()
 
     def after(position: int) -> int:
-        found = _SPACE.match(text, position)
-        return found.end() if found else position
+        match = _SPACE.match(text, position)
+        return match.end() if match else position
 
     at = after(text.index("[") + 1)
     while not text.startswith("]", at):
         error = ""
         try:
             value, end = decoder.raw_decode(text, at)
-        except _RepeatedKey as found:
-            value, (_, end), error = None, lenient.raw_decode(text, at), str(found)
+        except _RepeatedKey as exception:
+            value, (_, end), error = None, lenient.raw_decode(text, at), str(exception)
         try:
             json_text.check_depth(value, text[at:end])
-        except ValueError as found:
-            value, error = None, str(found)
+        except ValueError as exception:
+            value, error = None, str(exception)
         yield at, end, value, error
         at = after(end)
         if text.startswith(",", at):

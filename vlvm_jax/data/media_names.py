@@ -38,8 +38,8 @@ def join(root: str, name: str) -> str:
 def other_spellings(path: str) -> list[str]:
     """The path with `/` for each backslash, and with its percent escapes resolved too, if that changes it."""
     slashes = path.replace("\\", "/")
-    found = dict.fromkeys((slashes, urllib.parse.unquote(slashes)))
-    return [one for one in found if one != path and "\0" not in one]
+    spellings = dict.fromkeys((slashes, urllib.parse.unquote(slashes)))
+    return [one for one in spellings if one != path and "\0" not in one]
 
 
 class Folders:
@@ -80,8 +80,8 @@ class Folders:
             for one in self.names(folder):
                 folded.setdefault(_folded(one), []).append(one)
             self._folded[folder] = folded
-        found = self._folded[folder].get(_folded(name), [])
-        return f"{folder}/{found[0]}" if len(found) == 1 else None
+        names = self._folded[folder].get(_folded(name), [])
+        return f"{folder}/{names[0]}" if len(names) == 1 else None
 
     def meant(self, path: str) -> str | None:
         """The file meant by a path that does not exist as it is written; None if that is unclear."""
@@ -89,7 +89,7 @@ class Folders:
         for one in spellings:
             if self.has(one):
                 return one
-        return next((found for one in (path, *spellings) if (found := self.alike(one)) is not None), None)
+        return next((file for one in (path, *spellings) if (file := self.alike(one)) is not None), None)
 
 
 def _folded(name: str) -> str:
@@ -107,12 +107,12 @@ _meant: dict[str, str] = {}
 
 def meant(path: str) -> str | None:
     """`Folders.meant`, cached. The first such path of a process is logged."""
-    if path not in _meant and (found := _folders().meant(path)) is not None:
+    if path not in _meant and (file := _folders().meant(path)) is not None:
         logging.log_first_n(
             logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1,
-            one_line(path), one_line(found),
+            one_line(path), one_line(file),
         )  # fmt: skip
-        _meant[path] = found
+        _meant[path] = file
     return _meant.get(path)
 
 
@@ -156,14 +156,14 @@ class ClipFinder:
         """
         plain = without_scheme(name)
         paths = [join(self.root, one) for one in _file_names(plain)]
-        if (found := next(filter(self._folders.has, paths), None)) is not None:
-            return found, False
+        if (file := next(filter(self._folders.has, paths), None)) is not None:
+            return file, False
         others = [path for one in other_spellings(plain) for path in self._inside(one)]
-        if (found := next(filter(self._folders.has, others), None)) is not None:
-            return found, True
-        alike = (found for path in (*paths, *others) if (found := self._folders.alike(path)) is not None)
-        found = next(alike, None)
-        return found, found is not None
+        if (file := next(filter(self._folders.has, others), None)) is not None:
+            return file, True
+        alike = (file for path in (*paths, *others) if (file := self._folders.alike(path)) is not None)
+        file = next(alike, None)
+        return file, file is not None
 
     def _inside(self, name: str) -> Iterator[str]:
         for one in _file_names(name):
@@ -196,7 +196,7 @@ class ClipsById:
         if not self._clips.exists():
             raise FileNotFoundError(self._clips.root)
         try:
-            found, _ = self._clips.find(clip)
+            file, _ = self._clips.find(clip)
         except ValueError:  # no id, but a path out of the folder
             return None
-        return None if found is None else found.removeprefix(f"{self._clips.root}/")
+        return None if file is None else file.removeprefix(f"{self._clips.root}/")

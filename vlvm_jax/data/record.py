@@ -150,19 +150,19 @@ def evenly(total: int, most: int | None) -> list[int]:
     return [number * (total - 1) // max(most - 1, 1) for number in range(most)]
 
 
-def usable(found: Sequence[Record], most: int | None = None) -> Iterator[Record]:
+def usable(records: Sequence[Record], most: int | None = None) -> Iterator[Record]:
     """The records that are of use, in order; of more than `most` this many from all over."""
-    for index in evenly(len(found), most):
+    for index in evenly(len(records), most):
         with contextlib.suppress(BadSampleError):
-            yield found[index]
+            yield records[index]
 
 
 def kind_code(raw: Any) -> int:
     """Index into `KINDS` of what the record of a LLaVA object will be."""
     if not isinstance(raw, dict):
         return KINDS.index("bad")
-    found = next((kind for kind in ("video", "image") if raw.get(kind) is not None), "text")
-    return KINDS.index(found)
+    kind = next((kind for kind in ("video", "image") if raw.get(kind) is not None), "text")
+    return KINDS.index(kind)
 
 
 def types_of(raw: Any) -> tuple[str, ...]:
@@ -230,10 +230,10 @@ def _names(raw: dict, kind: MediaKind, where: str) -> list[Name]:
     value = raw.get(kind)
     if value is None:
         return []
-    found: list[Any] = value if isinstance(value, list) else [value]
+    media: list[Any] = value if isinstance(value, list) else [value]
     if kind == "video" and isinstance(value, list) and all(_is_still(name) for name in value):
-        found = [value]  # the frames of one clip
-    names = [tuple(name) if kind == "video" and isinstance(name, list) else name for name in found]
+        media = [value]  # the frames of one clip
+    names = [tuple(name) if kind == "video" and isinstance(name, list) else name for name in media]
     if not names or not all(_is_name(name) for name in names):
         raise InputError(f"{where}: {kind!r} must be a path or a list of paths, found {short(value)}")
     return names
@@ -299,15 +299,15 @@ def _turns(raw: dict, where: str) -> tuple[str, list[Turn]]:
 
 
 def _span(raw: dict, where: str) -> tuple[float, float] | None:
-    found: dict[str, float] = {"start": 0.0, "end": math.inf}
-    given = {key: raw[key] for key in found if raw.get(key) is not None}
+    bounds: dict[str, float] = {"start": 0.0, "end": math.inf}
+    given = {key: raw[key] for key in bounds if raw.get(key) is not None}
     for key, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise InputError(f"{where}: {key!r} must be seconds from the clip's start, found {short(value)}")
-        found[key] = float(value)
-    if not found["start"] < found["end"]:
-        raise InputError(f"{where}: 'end' {found['end']:g} does not come after 'start' {found['start']:g}")
-    return (found["start"], found["end"]) if given else None
+        bounds[key] = float(value)
+    if not bounds["start"] < bounds["end"]:
+        raise InputError(f"{where}: 'end' {bounds['end']:g} does not come after 'start' {bounds['start']:g}")
+    return (bounds["start"], bounds["end"]) if given else None
 
 
 def _place(
@@ -329,11 +329,11 @@ def _place(
                 f"{where}: {short(tag[0])} in a question is not read; name the file under {kind!r}, with <{kind}> in "
                 "the text"
             )
-        found = next(filter(None, (_stands_for_media(turn.question) for turn in turns)), None)
-        if found is not None:
+        placeholder = next(filter(None, (_stands_for_media(turn.question) for turn in turns)), None)
+        if placeholder is not None:
             raise InputError(
-                f"{where}: a placeholder but neither 'image' nor 'video' ({found}); name the file that it stands for "
-                "under one of these keys"
+                f"{where}: a placeholder but neither 'image' nor 'video' ({placeholder}); name the file that it stands "
+                "for under one of these keys"
             )
         return media, tuple(turns)
     shown = re.findall("|".join(PLACEHOLDERS), "\n".join(turn.question for turn in turns))
@@ -355,12 +355,12 @@ def _place(
 
 def _stands_for_media(question: str) -> str | None:
     """A placeholder that stands where a medium's would, in a question without media."""
-    if found := _LEADS.match(question) or _ENDS.search(question) or _OF_MODELS.search(question):
-        return found[0].strip() if found.re is _OF_MODELS else found[1]
+    if match := _LEADS.match(question) or _ENDS.search(question) or _OF_MODELS.search(question):
+        return match[0].strip() if match.re is _OF_MODELS else match[1]
     if _HTML.search(question):
         return None
-    if found := _AT_LINE_END.search(question):
-        return found[1]
+    if match := _AT_LINE_END.search(question):
+        return match[1]
     return next((one for one in PLACEHOLDERS if question.count(one) > 1), None)
 
 

@@ -162,7 +162,7 @@ def parse_strict(reply: str, options: Sequence[str] = ()) -> str | None:
     letters = LETTERS[: len(options) or _UNNAMED]
     if marked := tagged(said):
         texts = dict.fromkeys(marked) if len(marked) <= MOST_TAGS else ()
-        stated = {found for text in texts if (found := parse_strict(text, options)) is not None}
+        stated = {letter for text in texts if (letter := parse_strict(text, options)) is not None}
     else:
         stated = _Reply(plain(shortened(said)), options, letters).stated()
     return next(iter(stated)) if len(stated) == 1 and stated <= set(letters) else None
@@ -183,14 +183,14 @@ class _Reply:
         self.most_ends = max((len(_TEXT_END.findall(option)) for option in options), default=0) + _MORE_ENDS
         self.words = {word for option in options for word in normalise(option).split()}
         self.yes_or_no = {
-            letter: found[0].casefold()
+            letter: match[0].casefold()
             for letter, option in zip(letters, options, strict=False)
-            if (found := _YES_OR_NO.match(option))
+            if (match := _YES_OR_NO.match(option))
         }
 
     def stated(self) -> set[str]:
         rules = (self._whole, lambda: self._after(FINAL_PHRASE), self._answers, self._weakly)
-        return next((found for rule in rules if (found := rule())), set())
+        return next((letters for rule in rules if (letters := rule())), set())
 
     # --- the rules ---------------------------------------------------------------------------------------------------
 
@@ -201,16 +201,16 @@ class _Reply:
         return self._named(self.text)
 
     def _after(self, phrase: re.Pattern[str]) -> set[str]:
-        found: set[str] = set()
+        letters: set[str] = set()
         for match in phrase.finditer(self.text):
             if not doubted(self.text, match.start()):
-                found |= self._stated_at(match.end(), comma=True) or self._text_stated_at(match.end())
-            if len(found) > 1:
+                letters |= self._stated_at(match.end(), comma=True) or self._text_stated_at(match.end())
+            if len(letters) > 1:
                 break
-        return found
+        return letters
 
     def _answers(self) -> set[str]:
-        found = self._after(ANSWER_PHRASE)
+        letters = self._after(ANSWER_PHRASE)
         for start in _SENTENCE.finditer(self.text):
             letter = _LETTER.match(self.text, start.end())
             if letter and _of(letter) in self.letters and not (letter[2] and self._begins_text(letter)):
@@ -219,25 +219,25 @@ class _Reply:
                 yes = right or (not self.yes_or_no and _YES.match(self.text, end))
                 if yes and not doubted(self.text, start.end()) and not self._denied(_of(letter), end):
                     stated = {_of(letter)} | (self._verdict_text(right) if right else set())
-                    found |= self._unless_taken_back(stated, yes.end())
-            if len(found) > 1:
+                    letters |= self._unless_taken_back(stated, yes.end())
+            if len(letters) > 1:
                 break
-        return found
+        return letters
 
     def _weakly(self) -> set[str]:
         probably = _PROBABLY.match(self.text)
-        found = self._stated_at(probably.end() if probably else 0)
-        if len(found) == 1:
+        letters = self._stated_at(probably.end() if probably else 0)
+        if len(letters) == 1:
             start = _LETTER.search(self.text)
             assert start is not None
             after = self._own_text(_of(start), start.end()) or start.end()
-            found |= self._repeated(after)
+            letters |= self._repeated(after)
         for match in _WEAK.finditer(self.text):
             if not doubted(self.text, match.start()):
-                found |= self._stated_at(match.end(), comma=True)
-            if len(found) > 1:
+                letters |= self._stated_at(match.end(), comma=True)
+            if len(letters) > 1:
                 break
-        return found
+        return letters
 
     # --- what is stated at a place -----------------------------------------------------------------------------------
 
@@ -254,15 +254,15 @@ class _Reply:
             return set()
         if letter[2] and self._begins_text(letter):
             return set()
-        found, end = _of(letter), letter.end()
-        own = self._own_text(found, end)
-        if self._denied(found, own or end) or (not own and self._share_or_name(letter)):
+        symbol, end = _of(letter), letter.end()
+        own = self._own_text(symbol, end)
+        if self._denied(symbol, own or end) or (not own and self._share_or_name(letter)):
             return set()
         joined = self._joined(end)
         ended = _CLOSED.match(self.text, end) or _BECAUSE.match(self.text, end)
         if not (letter[1] or ended or own or joined or (comma and _COMMA.match(self.text, end))):
-            return set() if sure or found not in self.letters else self._contradicted(found, end)
-        stated = {found, *joined} | (set() if own else self._contradicted(found, end))
+            return set() if sure or symbol not in self.letters else self._contradicted(symbol, end)
+        stated = {symbol, *joined} | (set() if own else self._contradicted(symbol, end))
         return self._unless_taken_back(stated, own or end)
 
     def _share_or_name(self, letter: re.Match[str]) -> bool:
@@ -323,18 +323,18 @@ class _Reply:
     def _repeated(self, place: int) -> set[str]:
         """Letters stated after a place at the beginning of a sentence, or before their own option's text, as in a list
         of the options."""
-        found: set[str] = set()
+        letters: set[str] = set()
         for start in itertools.islice(_NEXT_SENTENCE.finditer(self.text, place), _MOST_SENTENCES):
-            found |= self._stated_at(start.end(), sure=True) & {*self.letters, ""}
-            if len(found) > 1:
-                return found
+            letters |= self._stated_at(start.end(), sure=True) & {*self.letters, ""}
+            if len(letters) > 1:
+                return letters
         for match in _LISTED.finditer(self.text, place):
             denied = _NOT_THAT.search(self.text, max(0, match.start() - _BEFORE), match.start())
             if not denied and self._own_text(match[0], match.end()):
-                found |= self._stated_at(match.start(), sure=True) & {*self.letters, ""}
-            if len(found) > 1:
+                letters |= self._stated_at(match.start(), sure=True) & {*self.letters, ""}
+            if len(letters) > 1:
                 break
-        return found
+        return letters
 
     def _verdict_text(self, right: re.Match[str]) -> set[str]:
         """The options whose whole text is the word of a verdict, as "right" in "A is right"; none before a noun."""
@@ -364,8 +364,8 @@ class _Reply:
             if not initials or self._own_text(_of(first), first.end()):
                 return set()
         for end in sorted(self._ends(place), reverse=True):
-            if found := self._named(self.text[place:end]):
-                return found
+            if letters := self._named(self.text[place:end]):
+                return letters
         return set()
 
     def _ends(self, place: int) -> list[int]:
@@ -385,9 +385,9 @@ def _of(letter: re.Match[str]) -> str:
 
 
 def _after_marks(text: str, place: int) -> int:
-    found = _MARKS.match(text, place)
-    assert found is not None
-    return found.end()
+    marks = _MARKS.match(text, place)
+    assert marks is not None
+    return marks.end()
 
 
 def _option_keys(option: str) -> tuple[str, ...]:

@@ -93,12 +93,12 @@ def run(options: Options, config: Config | None, stop: StopSignal) -> dict[str, 
         logs.fetch("predictions*.jsonl")
         _claim(options, listed, config)
         lines = _answered(options, config, questions, swapped, logs, stop)
-        found = results.summarise(questions, lines, options.rules)
-        _write(options.output, RESULTS, json_text.readable(found, indent=2))
+        summary = results.summarise(questions, lines, options.rules)
+        _write(options.output, RESULTS, json_text.readable(summary, indent=2))
         _write(options.output, SCORED, _json_lines(results.scored(questions, lines[None])))
-    results.show(Path(options.questions).name, found)
+    results.show(Path(options.questions).name, summary)
     say(f"written: {', '.join(storage.join(options.output, name) for name in (RESULTS, SCORED, CARD))}")
-    return found
+    return summary
 
 
 def _folder(path: str) -> str:
@@ -127,7 +127,7 @@ def _answered(
             control: stack.enter_context(Predictions(logs.folder / predictions_name(control))) for control in rounds
         }
         total = len(rounds) * len(questions)
-        left = sum(not found.answered(question.id) for found in files.values() for question in questions)
+        left = sum(not predictions.answered(question.id) for predictions in files.values() for question in questions)
         if left < total:
             say(f"{total - left} of {total} answers are there already")
         model = _load(options, config) if left else None
@@ -153,7 +153,7 @@ def _answered(
                 f"{number_of(len(cut), 'question')} {'was' if len(cut) == 1 else 'were'} "
                 f"cut to the {length} tokens that CLIP reads of them"
             )
-        return {control: found.by_id for control, found in files.items()}
+        return {control: predictions.by_id for control, predictions in files.items()}
 
 
 def _load(options: Options, config: Config | None) -> Answering:

@@ -34,13 +34,13 @@ class ClipFiles:
         Raises:
           ValueError: the name leaves the folder.
         """
-        found, respelled = self._clips.find(name)
-        if found is None:
-            found = self._clips.first(name)
-            self.missing.add(found)
+        file, respelled = self._clips.find(name)
+        if file is None:
+            file = self._clips.first(name)
+            self.missing.add(file)
         if respelled:
-            self.respelled[name] = found
-        return found
+            self.respelled[name] = file
+        return file
 
     def locate(self, _number: int, name: Name) -> str:
         """`path` for `record.parse`, which also knows clips that are lists of images."""

@@ -74,11 +74,11 @@ def others(questions: Sequence[Question], seed: int = 0) -> dict[str, Question]:
     by_type: dict[str, list[Question]] = defaultdict(list)
     for question in order:
         by_type[question.type].append(question)
-    found = {}
+    swapped = {}
     for place, question in enumerate(order):
         same = by_type[question.type]
-        found[question.id] = _next(question, same, same.index(question)) or _next(question, order, place)
-    return {question.id: found[question.id] for question in questions}
+        swapped[question.id] = _next(question, same, same.index(question)) or _next(question, order, place)
+    return {question.id: swapped[question.id] for question in questions}
 
 
 def _next(question: Question, order: Sequence[Question], place: int) -> Question | None:

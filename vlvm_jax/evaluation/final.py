@@ -86,7 +86,7 @@ def draw_clips(
     def weigh(params: Params, frames, guidance: Guidance | None):
         bound = model.bind(params)
         layout = FrameLayout(jnp.ones(frames.shape[:2], jnp.int32), jnp.ones(frames.shape[:2], bool))
-        return bound.adapter.frame_weights(bound.see(frames), layout, guidance)
+        return bound.adapter.frame_weights(bound.encode_media(frames), layout, guidance)
 
     pictures, seen = [], set()
     for index, record in enumerate(asked):

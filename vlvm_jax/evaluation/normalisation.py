@@ -23,9 +23,9 @@ def normalise(text: str, dropped: re.Pattern[str] = ARTICLES) -> str:
       dropped: the words to remove.
     """
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = _NUMBER.sub(lambda found: _NUMBERS[found[0]], text)
+    text = _NUMBER.sub(lambda match: _NUMBERS[match[0]], text)
     text = _GROUPED.sub("", text).replace("'", "").replace("\u2019", "")
-    points = {found.start() for found in _POINT.finditer(text)}
+    points = {match.start() for match in _POINT.finditer(text)}
     text = "".join(
         " " if unicodedata.category(char)[0] in "PS" and place not in points else char
         for place, char in enumerate(text)

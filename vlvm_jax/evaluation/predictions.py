@@ -39,9 +39,9 @@ class Predictions:
         self._file.flush()
         for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
             try:
-                found = json_text.loads(line)
-                self.by_id[found["id"]] = found
-                _ = found["pred"]
+                prediction = json_text.loads(line)
+                self.by_id[prediction["id"]] = prediction
+                _ = prediction["pred"]
             except (ValueError, TypeError, KeyError):
                 raise InputError(
                     f"{self.path}: line {number} is no prediction; remove that line, or give another --output"

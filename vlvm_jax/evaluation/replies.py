@@ -60,7 +60,7 @@ _BEFORE = 120  # characters
 
 def final_part(reply: str) -> str:
     """What follows a reasoning model's thoughts, up to the token that ends a reply; nothing if they did not end."""
-    ends = [found.end() for found in _THOUGHT_END.finditer(reply)]
+    ends = [match.end() for match in _THOUGHT_END.finditer(reply)]
     said = reply[ends[-1] :] if ends else reply
     if _THOUGHT.search(said):
         return ""
@@ -73,10 +73,10 @@ def tagged(said: str) -> list[str]:
 
     One tag of the two is enough: the first may have been the prompt's end, and the second a stop string.
     """
-    found = [match[1] for match in _TAG.finditer(said)]
-    if not found and (end := _TAG_END.search(said)):
-        found = [said[: end.start()]]
-    return found + [match[1] for kind in (_BOX, _BOX_TOKENS) for match in kind.finditer(said)]
+    contents = [match[1] for match in _TAG.finditer(said)]
+    if not contents and (end := _TAG_END.search(said)):
+        contents = [said[: end.start()]]
+    return contents + [match[1] for kind in (_BOX, _BOX_TOKENS) for match in kind.finditer(said)]
 
 
 def shortened(said: str) -> str:
@@ -87,8 +87,8 @@ def shortened(said: str) -> str:
     if len(said) <= _LONGEST:
         return said
     head, tail = said[:_ENDS], said[-_ENDS:]
-    last = max((found.end() for found in _SENTENCE_END.finditer(head)), default=0)
-    first = next((found.end() for found in _SENTENCE_END.finditer(tail)), len(tail))
+    last = max((match.end() for match in _SENTENCE_END.finditer(head)), default=0)
+    first = next((match.end() for match in _SENTENCE_END.finditer(tail)), len(tail))
     return f"{head[:last]}\n{tail[first:]}"
 
 

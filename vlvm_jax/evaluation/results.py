@@ -92,7 +92,7 @@ def accuracy(questions: Sequence[Question], lines: Mapping[str, Line], rules: Ru
     return {
         **scoring.accuracies(marks),
         "by_rule": {
-            name: scoring.accuracies(found) | _unparsed(name, counted, lines) for name, found in by_rule.items()
+            name: scoring.accuracies(scores) | _unparsed(name, counted, lines) for name, scores in by_rule.items()
         },
         "unanswered": dict(Counter(line["cause"] for line in unanswered).most_common()),
     }
@@ -129,7 +129,7 @@ def summarise(
     return {
         "rules": dataclasses.asdict(rules),
         **accuracy(questions, lines[None], rules),
-        "controls": {name: accuracy(questions, found, rules) for name, found in lines.items() if name},
+        "controls": {name: accuracy(questions, control_lines, rules) for name, control_lines in lines.items() if name},
         "without_answer": [
             {key: line.get(key) for key in ("id", "source", "cause", "detail")}
             for line in missing
@@ -145,7 +145,7 @@ def scored(questions: Sequence[Question], lines: Mapping[str, Line]) -> list[dic
     Of multiple choice `orig_pred` is the reply, `pred` the strict parser's letter ("Z" for none) and `letters` all
     parsers'. Two questions of one record (VCGBench's consistency) become one line with `pred1` and `pred2`.
     """
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for question in questions:
         line = dict(_line(question, lines)) | {"right": judged(question, lines.get(question.id))}
         if question.letter:
@@ -154,7 +154,7 @@ def scored(questions: Sequence[Question], lines: Mapping[str, Line]) -> list[dic
             line |= {"orig_pred": said, "pred": letters["strict"] or _UNPARSED, "letters": letters}
         pair, _, number = question.id.rpartition("/") if question.paired else ("", "", "")
         if number == "2":
-            first = found.pop()
+            first = rows.pop()
             line = {
                 "id": pair,
                 "question": [first["question"], question.text],
@@ -165,8 +165,8 @@ def scored(questions: Sequence[Question], lines: Mapping[str, Line]) -> list[dic
             }
         elif number == "1":
             line["question"] = question.text
-        found.append(line)
-    return found
+        rows.append(line)
+    return rows
 
 
 def show(title: str, result: Mapping[str, Any]) -> None:
@@ -177,19 +177,19 @@ def show(title: str, result: Mapping[str, Any]) -> None:
     for column in ("questions", "accuracy", *(name.replace("_", " ") for name in controls)):
         table.add_column(column, justify="right")
     for kind, share in result["by_type"].items():
-        others = (_share(found["by_type"].get(kind)) for found in controls.values())
+        others = (_share(control_result["by_type"].get(kind)) for control_result in controls.values())
         table.add_row(kind, str(result["questions_by_type"][kind]), _share(share), *others)
     table.add_section()
     for name, key in (("all (micro)", "accuracy"), ("mean over types (macro)", "macro_accuracy")):
-        others = (_share(found[key]) for found in controls.values())
+        others = (_share(control_result[key]) for control_result in controls.values())
         table.add_row(name, str(result["questions"]), _share(result[key]), *others)
     show_table(table)
-    for name, found in result["by_rule"].items():
-        unparsed = f", {found['unparsed']} unparsed" if "unparsed" in found else ""
+    for name, scores in result["by_rule"].items():
+        unparsed = f", {scores['unparsed']} unparsed" if "unparsed" in scores else ""
         chosen = " (this table's)" if name in result["rules"].values() else ""
         if name == "yes_no":
             chosen = " whose answer is yes or no" + chosen.replace("table's)", "table's; normalised for the others)")
-        say(f"{name}: {_share(found['accuracy'])} of {found['questions']}{unparsed}{chosen}")
+        say(f"{name}: {_share(scores['accuracy'])} of {scores['questions']}{unparsed}{chosen}")
     if result["unanswered"]:
         causes = ", ".join(f"{count} {cause}" for cause, count in result["unanswered"].items())
         counted = "counted as wrong" if result["rules"]["denominator"] == "all" else "left out"

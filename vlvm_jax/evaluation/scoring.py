@@ -74,8 +74,8 @@ def parse_t2vid(reply: str, options: Sequence[str] = ()) -> str | None:
     """
     for prefix in _T2VID_PREFIXES:
         reply = reply.replace(prefix, "")
-    found = re.search(r"[A-E](?=\.)", reply) or re.search("[A-E]", reply)
-    return found[0] if found else None
+    match = re.search(r"[A-E](?=\.)", reply) or re.search("[A-E]", reply)
+    return match[0] if match else None
 
 
 PARSERS: Mapping[str, Callable[[str, Sequence[str]], str | None]] = {

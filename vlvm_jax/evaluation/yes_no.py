@@ -43,12 +43,12 @@ def read_yes_no(reply: str) -> YesNo | None:
     said = final_part(reply)
     if marked := tagged(said):
         texts = dict.fromkeys(marked) if len(marked) <= MOST_TAGS else ()
-        found: set[YesNo] = {answer for text in texts if (answer := read_yes_no(text)) is not None}
+        answers: set[YesNo] = {answer for text in texts if (answer := read_yes_no(text)) is not None}
     else:
         text = plain(shortened(said))
         rules = (lambda: _after(text, FINAL_PHRASE), lambda: _after(text, ANSWER_PHRASE), lambda: _at(text, 0))
-        found = next((found for rule in rules if (found := rule())), set())
-    return found.pop() if len(found) == 1 else None
+        answers = next((answers for rule in rules if (answers := rule())), set())
+    return answers.pop() if len(answers) == 1 else None
 
 
 def is_yes_no(answer: str) -> bool:

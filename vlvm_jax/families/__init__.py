@@ -21,8 +21,8 @@ from vlvm_jax.families.base import Access, Family, HFModel
 def every() -> Mapping[str, Family]:
     """All families by name."""
     modules = (m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
-    found = [importlib.import_module(f"{__name__}.{name}").Family() for name in sorted(modules)]
-    return {family.name: family for family in found}
+    families = [importlib.import_module(f"{__name__}.{name}").Family() for name in sorted(modules)]
+    return {family.name: family for family in families}
 
 
 def get(name: str) -> Family:

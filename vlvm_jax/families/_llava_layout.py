@@ -101,9 +101,9 @@ _ARCHITECTURE = re.compile(r"^Llava(Llama|Qwen|Mistral)ForCausalLM$")
 
 def language(raw: dict[str, Any]) -> str | None:
     """The decoder's name in the class of an original checkpoint (Llama, Qwen or Mistral); None for other configs."""
-    found = _ARCHITECTURE.match((raw.get("architectures") or [""])[0])
-    if found:
-        return found[1]
+    match = _ARCHITECTURE.match((raw.get("architectures") or [""])[0])
+    if match:
+        return match[1]
     if "mm_vision_tower" not in raw or "vision_config" in raw:
         return None
     return {"llava_qwen": "Qwen", "llava_mistral": "Mistral"}.get(raw.get("model_type", ""), "Llama")
@@ -312,8 +312,8 @@ def tower_processor(directory: Path, raw: dict[str, Any], sizes: dict[str, Any])
     """Settings of the tower's own image processor: the checkpoint's file, the tower's, or what LLaVA's code has."""
     place = tower_directory(directory, raw["mm_vision_tower"])
     for folder in (directory, place):
-        if folder is not None and (found := read_json(folder / "preprocessor_config.json")):
-            return found
+        if folder is not None and (processor := read_json(folder / "preprocessor_config.json")):
+            return processor
     kind = "siglip" if sizes["model_type"].startswith("siglip") else "clip"
     square = {"height": sizes["image_size"], "width": sizes["image_size"]}
     mean, std = _STATISTICS[kind]

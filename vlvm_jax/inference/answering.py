@@ -1,4 +1,4 @@
-"""Answers: requests in, batches of fixed shapes through the model, text out. Clips are seen once and kept."""
+"""Answers: requests in, batches of fixed shapes through the model, text out. Clips are encoded once and kept."""
 
 import dataclasses
 import time
@@ -23,18 +23,18 @@ from vlvm_jax.models.adapters.base import Features
 from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.decoding import Limits, Sampling
 
-__all__ = ["Answer", "Answering", "Decoding", "Look", "Request", "Seen"]
+__all__ = ["Answer", "Answering", "Decoding", "EncodedMedia", "Request", "Retention"]
 
 GREEDY = Decoding()
 ROWS = 8  # questions in a batch
-CACHE_BYTES = 2 << 30  # of seen media
+CACHE_BYTES = 2 << 30  # of encoded media
 _WINDOW = 8  # batches' worth of questions that are sorted by length together
 _LEAST_ROOM = 16  # tokens that a cache has room for beside the prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """The media of a request, decoded and seen.
+class EncodedMedia:
+    """The media of a request, decoded and encoded.
 
     Attributes:
       media: decoded.
@@ -54,18 +54,18 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """Where an adapter looks in the T frames of a request.
+class Retention:
+    """How much an adapter keeps of the T frames of a request.
 
     Attributes:
       media: in the order in which the prompt shows them.
       weights: [T, N] how much of each patch reaches the decoder; None where nothing is weighed.
-      of_paths: the part in it of each of the adapter's paths, by name.
+      path_weights: the part in it of each of the adapter's paths, by name.
     """
 
     media: tuple[Medium, ...]
     weights: np.ndarray | None
-    of_paths: dict[str, np.ndarray]
+    path_weights: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Row:
 
     request: Request
     sample: Sample
-    seen: Seen
+    encoded: EncodedMedia
     seconds_vision: float
     bucket: tuple[int, int]  # T, L
 
@@ -97,7 +97,7 @@ class Answering:
         cache_bytes: int = CACHE_BYTES,
     ):
         self.engine, self.prompts, self.rows, self.cache_bytes = engine, prompts, rows, cache_bytes
-        self._kept: OrderedDict[tuple, Seen] = OrderedDict()
+        self._kept: OrderedDict[tuple, EncodedMedia] = OrderedDict()
 
     def answer(
         self,
@@ -118,7 +118,7 @@ class Answering:
         size = self.rows * _WINDOW
         for start in range(0, len(requests), size):
             waiting: dict[tuple, list[tuple[int, _Row]]] = {}
-            found: dict[int, Answer] = {}
+            answers: dict[int, Answer] = {}
             for number, request in enumerate(requests[start : start + size]):
                 try:
                     row = self._prepare(request)
@@ -130,10 +130,10 @@ class Answering:
                 batch = waiting.setdefault(row.bucket, [])
                 batch.append((number, row))
                 if len(batch) == self.rows:
-                    found |= self._answers(waiting.pop(row.bucket), decoding)
+                    answers |= self._answers(waiting.pop(row.bucket), decoding)
             for batch in waiting.values():
-                found |= self._answers(batch, decoding)
-            yield from (found[number] for number in sorted(found))
+                answers |= self._answers(batch, decoding)
+            yield from (answers[number] for number in sorted(answers))
 
     def stream(self, request: Request, decoding: Decoding = GREEDY) -> Generator[str, None, Answer]:
         """The answer's text in pieces, as they come; joined they are its `text`. The generator returns the `Answer`.
@@ -150,8 +150,8 @@ class Answering:
             if piece:
                 yield piece
 
-    def see(self, request: Request, order: tuple[int, ...] | None = None) -> Seen:
-        """A request's media, from what is kept if they were seen before.
+    def encode_media(self, request: Request, order: tuple[int, ...] | None = None) -> EncodedMedia:
+        """A request's media, from what is kept if they were encoded before.
 
         Args:
           order: in which the prompt shows them; default: as they stand.
@@ -171,12 +171,12 @@ class Answering:
         frames = np.concatenate(shown)
         clips = any(medium.kind == "video" for medium in media)
         count = power_bucket(len(frames), self.prompts.spec.frames_per_video if clips else 1)
-        features = self.engine.see(padded(frames, count)[None])
-        seen = Seen(tuple(media), count, features, time.perf_counter() - start)
-        self._kept[key] = seen
+        features = self.engine.encode_media(padded(frames, count)[None])
+        encoded = EncodedMedia(tuple(media), count, features, time.perf_counter() - start)
+        self._kept[key] = encoded
         while sum(kept.nbytes for kept in self._kept.values()) > self.cache_bytes and len(self._kept) > 1:
             self._kept.popitem(last=False)
-        return seen
+        return encoded
 
     def inputs(self, request: Request) -> tuple[Features, Batch]:
         """A request as the engine takes it, in a batch of its own.
@@ -185,24 +185,24 @@ class Answering:
           InputError, BadSampleError: as `answer`.
         """
         row = self._prepare(request)
-        return row.seen.features, self._batch([row], 1)
+        return row.encoded.features, self._batch([row], 1)
 
-    def look(self, request: Request) -> Look:
+    def retention(self, request: Request) -> Retention:
         """What a request's answer is made from, for pictures.
 
         Raises:
           InputError, BadSampleError: as `answer`.
         """
         prompt, row = self.prompts.prompt(request), self._prepare(request)
-        media = tuple(row.seen.media[marker.medium] for marker in prompt.markers)
+        media = tuple(row.encoded.media[marker.medium] for marker in prompt.markers)
         shown = sum(len(medium.frames) for medium in media)
         batch = self._batch([row], 1)
-        weights = self.engine.frame_weights(row.seen.features, batch)
-        of_paths = self.engine.path_weights(row.seen.features, batch)
-        return Look(
+        weights = self.engine.frame_weights(row.encoded.features, batch)
+        path_weights = self.engine.path_weights(row.encoded.features, batch)
+        return Retention(
             media,
             None if weights is None else weights[0, :shown],
-            {name: found[0, :shown] for name, found in of_paths.items()},
+            {name: values[0, :shown] for name, values in path_weights.items()},
         )
 
     # --- a batch -----------------------------------------------------------------------------------------------------
@@ -210,12 +210,12 @@ class Answering:
     def _prepare(self, request: Request) -> _Row:
         prompt = self.prompts.prompt(request)
         start = time.perf_counter()
-        seen = self.see(request, tuple(marker.medium for marker in prompt.markers))
+        encoded = self.encode_media(request, tuple(marker.medium for marker in prompt.markers))
         seconds = time.perf_counter() - start
-        sample = self.prompts.sample(request, prompt, seen.media)
+        sample = self.prompts.sample(request, prompt, encoded.media)
         del sample["frames"]
         length = length_bucket(len(sample["token_ids"]), self.prompts.longest)
-        return _Row(request, sample, seen, seconds, (seen.frames, length))
+        return _Row(request, sample, encoded, seconds, (encoded.frames, length))
 
     def _answers(self, batch: Sequence[tuple[int, _Row]], decoding: Decoding) -> dict[int, Answer]:
         running = self._run([row for _, row in batch], decoding)
@@ -237,11 +237,11 @@ class Answering:
                 "tokens"
             )
         limits, sampling = self._limits(rows, count, most), self._sampling(rows, count, decoding)
-        seen = [row.seen.features for row in rows]
-        features = self.engine.beside(seen + seen[:1] * (count - len(rows)))
+        encoded = [row.encoded.features for row in rows]
+        features = self.engine.beside(encoded + encoded[:1] * (count - len(rows)))
         room = power_bucket(most, _LEAST_ROOM)
         asked = self._batch(rows, count)
-        progress = self.engine.begin(features, asked, room, limits, sampling)
+        progress = self.engine.prefill(features, asked, room, limits, sampling)
         picked = self.engine.picked(features, asked)
         del features
         tokens = np.asarray(progress.token)[:, None]
@@ -251,11 +251,11 @@ class Answering:
             stopped = np.array([*(text.finish is not None for text in texts), *[True] * (count - len(rows))])
             if (stopped | np.asarray(progress.done)).all():
                 break
-            progress, tokens = self.engine.go_on(progress, limits, sampling, stopped)
+            progress, tokens = self.engine.decode(progress, limits, sampling, stopped)
         yield [text.close() for text in texts]
         seconds = prefill, time.perf_counter() - start
         return [
-            self._answer(row, text, *seconds, {name: found[number].tolist() for name, found in picked.items()} or None)
+            self._answer(row, text, *seconds, {name: picks[number].tolist() for name, picks in picked.items()} or None)
             for number, (row, text) in enumerate(zip(rows, texts, strict=True))
         ]
 
@@ -316,5 +316,5 @@ def _stamp(path: str) -> tuple[int, int] | None:
     """Tells a file that has changed from what was seen of it; what lies elsewhere is taken not to change."""
     if storage.is_remote(path) or not Path(path).exists():
         return None
-    found = Path(path).stat()
-    return found.st_mtime_ns, found.st_size
+    stat = Path(path).stat()
+    return stat.st_mtime_ns, stat.st_size

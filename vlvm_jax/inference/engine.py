@@ -1,4 +1,4 @@
-"""A model on its devices, as compiled functions of fixed shapes: see, begin, go on.
+"""A model on its devices, as compiled functions of fixed shapes: encode media, prefill, decode.
 
 One mesh, one set of shardings, whatever the devices: a CPU is a mesh of one.
 """
@@ -26,7 +26,11 @@ from vlvm_jax.parallel.cpu_options import compiler_options
 
 CHUNK = 16  # tokens between two looks of the host
 _FEWEST = 32  # positions of a bucket
-_STEPS = {"see": "the image encoder", "begin": "the prefill step", "go_on": "the decode step"}  # in messages
+_STEPS = {  # in messages
+    "encode_media": "the image encoder",
+    "prefill": "the prefill step",
+    "decode": "the decode step",
+}
 
 
 class Engine:
@@ -48,14 +52,16 @@ class Engine:
 
     # --- image side --------------------------------------------------------------------------------------------------
 
-    def see(self, frames: np.ndarray) -> Features:
+    def encode_media(self, frames: np.ndarray) -> Features:
         """Features of frames uint8 [B, T, H, W, 3]; ready when it returns."""
-        see = self._compiled(("see", frames.shape[1]), self._see, out=rules.replicated(self.mesh))
+        encode_media = self._compiled(
+            ("encode_media", frames.shape[1]), self._encode_media, out=rules.replicated(self.mesh)
+        )
         with jax.set_mesh(self.mesh):
-            return jax.block_until_ready(see(self.params, self._put(frames)))
+            return jax.block_until_ready(encode_media(self.params, self._put(frames)))
 
-    def _see(self, params: Params, frames) -> Features:
-        return self.model.bind(params).see(frames)
+    def _encode_media(self, params: Params, frames) -> Features:
+        return self.model.bind(params).encode_media(frames)
 
     def beside(self, features: Sequence[Features]) -> Features:
         """Features of several rows as those of one batch."""
@@ -92,7 +98,9 @@ class Engine:
 
     # --- text side ---------------------------------------------------------------------------------------------------
 
-    def begin(self, features: Features, batch: Batch, room: int, limits: Limits, sampling: Sampling | None) -> Progress:
+    def prefill(
+        self, features: Features, batch: Batch, room: int, limits: Limits, sampling: Sampling | None
+    ) -> Progress:
         """Reads a batch of prompts and says the first token of each answer.
 
         Args:
@@ -102,18 +110,18 @@ class Engine:
         rows, length = batch.token_ids.shape
         slots = length + room
         shardings = self._shardings(rows, slots)
-        begin = self._compiled(
-            ("begin", rows, batch.media.shape[1], length, room, sampling is not None), self._begin,
+        prefill = self._compiled(
+            ("prefill", rows, batch.media.shape[1], length, room, sampling is not None), self._prefill,
             out=shardings, static_argnames="slots",
         )  # fmt: skip
         with jax.set_mesh(self.mesh):
             batch, limits, sampling = jax.tree.map(self._put, (batch, limits, sampling))
-            return begin(self.params, features, batch, limits, sampling, slots=slots)
+            return prefill(self.params, features, batch, limits, sampling, slots=slots)
 
-    def _begin(self, params, features, batch, limits, sampling, *, slots: int) -> Progress:
-        return decoding.begin(self.model.bind(params), batch, slots, limits, sampling, features)
+    def _prefill(self, params, features, batch, limits, sampling, *, slots: int) -> Progress:
+        return decoding.prefill(self.model.bind(params), batch, slots, limits, sampling, features)
 
-    def go_on(
+    def decode(
         self, progress: Progress, limits: Limits, sampling: Sampling | None, stopped: np.ndarray
     ) -> tuple[Progress, np.ndarray]:
         """Says the next tokens of a batch, [B, chunk] with `decoding.NOTHING` where an answer has ended.
@@ -124,15 +132,15 @@ class Engine:
         """
         rows, slots = progress.token.shape[0], progress.cache.positions.shape[1]
         out = (self._shardings(rows, slots), rules.replicated(self.mesh))
-        go_on = self._compiled(("go_on", rows, slots, sampling is not None), self._go_on, out=out, donate_argnums=1)
+        decode = self._compiled(("decode", rows, slots, sampling is not None), self._decode, out=out, donate_argnums=1)
         with jax.set_mesh(self.mesh):
             limits, sampling, stopped = jax.tree.map(self._put, (limits, sampling, stopped))
-            progress, tokens = go_on(self.params, progress, limits, sampling, stopped)
+            progress, tokens = decode(self.params, progress, limits, sampling, stopped)
         return progress, np.asarray(tokens)
 
-    def _go_on(self, params, progress, limits, sampling, stopped):
+    def _decode(self, params, progress, limits, sampling, stopped):
         progress = dataclasses.replace(progress, done=progress.done | stopped)
-        return decoding.go_on(self.model.bind(params), progress, self.chunk, limits, sampling)
+        return decoding.decode(self.model.bind(params), progress, self.chunk, limits, sampling)
 
     # --- placing -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +163,7 @@ class Engine:
         def first(*args, **kwargs):
             self._functions[key] = function
             what = _STEPS.get(key[0], f"the adapter's {key[0]}")
-            if key[0] == "begin":
+            if key[0] == "prefill":
                 what = f"{what} for prompts of up to {key[3]} tokens"
             with Waiting(f"compiling {what} and running it for the first time"):
                 return jax.block_until_ready(function(*args, **kwargs))

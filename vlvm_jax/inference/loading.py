@@ -65,7 +65,7 @@ def load(
       mesh: of the devices; by default that of a recipe with stages, else as many as divide its key/value heads along
         `tensor` and the others along `fsdp`.
       rows: questions in a batch at most.
-      cache_bytes: of seen media that are kept.
+      cache_bytes: of encoded media that are kept.
       where: the flag that named the checkpoint, for messages.
 
     Raises:
@@ -78,17 +78,19 @@ def load(
         )
         data = setup.data if chat_template is None else _changed(setup.data, chat_template)
         spec = _spec(model, data, frames or setup.frames, length)
-        found = make_mesh(mesh or (config.mesh if config is not None and config.stages else _spread(model.decoder)))
+        device_mesh = make_mesh(
+            mesh or (config.mesh if config is not None and config.stages else _spread(model.decoder))
+        )
         initial = Initial(model)
-    params = _parameters(model, initial, found)
+    params = _parameters(model, initial, device_mesh)
     if model.lora is not None:
         params = {path: lora.merged(path, params.__getitem__, model.lora) for path in params if not lora.is_lora(path)}
         model = model.model_copy(update={"lora": None})
-    splits = _splits(model, found)
+    splits = _splits(model, device_mesh)
     segmented: Params = {}
     for path in list(params):  # a stack at a time, for there may be no room for all of them twice
         segmented |= params_lib.split({path: params.pop(path)}, splits)
-    engine = Engine(Model(model, splits), segmented, found)
+    engine = Engine(Model(model, splits), segmented, device_mesh)
     prompts = Prompts(spec, model.decoder.max_position_embeddings, setup.answers)
     return Answering(engine, prompts, rows=rows, cache_bytes=cache_bytes)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlvm_jax.data.sample.assemble import Medium
-from vlvm_jax.inference.answering import Answering, Look
+from vlvm_jax.inference.answering import Answering, Retention
 from vlvm_jax.inference.requests import Answer, Request
 
 _COLUMNS = 8
@@ -23,11 +23,15 @@ def contact_sheet(answering: Answering, request: Request, answer: Answer) -> byt
     Over each lie the adapter's weights, where it has such, and the outline of what each of its paths keeps of it; above
     stand its time, which paths took it and how well it fits the question. The title counts tokens.
     """
-    look = answering.look(request)
-    return draw(look, labels(look.media, answer.picked or {}), budget(look.media, answer, answering.prompts.longest))
+    retention = answering.retention(request)
+    return draw(
+        retention,
+        labels(retention.media, answer.picked or {}),
+        budget(retention.media, answer, answering.prompts.longest),
+    )
 
 
-def draw(look: Look, labels: Sequence[str], title: str) -> bytes:
+def draw(retention: Retention, labels: Sequence[str], title: str) -> bytes:
     """Draws the frames with what was chosen of them, as PNG bytes.
 
     Args:
@@ -37,7 +41,7 @@ def draw(look: Look, labels: Sequence[str], title: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    frames = np.concatenate([medium.frames for medium in look.media])
+    frames = np.concatenate([medium.frames for medium in retention.media])
     columns = min(_COLUMNS, len(frames))
     rows = math.ceil(len(frames) / columns)
     lines = max(label.count("\n") + 1 for label in labels)
@@ -46,17 +50,17 @@ def draw(look: Look, labels: Sequence[str], title: str) -> bytes:
     axes: Any = np.atleast_1d(figure.subplots(rows, columns)).reshape(-1)
     for axis in axes:
         axis.set_axis_off()
-    kept = outlined(look)
+    kept = outlined(retention)
     colours = dict(zip(kept, _COLOURS, strict=False))
     for number, (axis, frame, label) in enumerate(zip(axes, frames, labels, strict=False)):
         height, width = frame.shape[:2]
         axis.imshow(frame)
         axis.set_title(label, fontsize=_LABEL)
-        if look.weights is not None:
-            side = math.isqrt(look.weights.shape[1])
+        if retention.weights is not None:
+            side = math.isqrt(retention.weights.shape[1])
             axis.imshow(
-                look.weights[number].reshape(side, side), extent=(0, width, height, 0), cmap="magma", alpha=0.45,
-                interpolation="nearest", vmin=0, vmax=look.weights.max(),
+                retention.weights[number].reshape(side, side), extent=(0, width, height, 0), cmap="magma", alpha=0.45,
+                interpolation="nearest", vmin=0, vmax=retention.weights.max(),
             )  # fmt: skip
         for above, (name, patches) in enumerate(kept.items()):  # the first one's shows beside the one above it
             edges = outline(patches[number]) * (width, height)
@@ -72,10 +76,10 @@ def draw(look: Look, labels: Sequence[str], title: str) -> bytes:
 # --- where a path looks ----------------------------------------------------------------------------------------------
 
 
-def outlined(look: Look) -> dict[str, np.ndarray]:
+def outlined(retention: Retention) -> dict[str, np.ndarray]:
     """[T, N] which patches each path has tokens of, without paths that leave out nothing of the clip."""
-    of_clip = np.concatenate([np.full(len(medium.frames), medium.kind == "video") for medium in look.media])
-    kept = {name: look.of_paths[name] > 0 for name in _SEQUENCE if name in look.of_paths}
+    of_clip = np.concatenate([np.full(len(medium.frames), medium.kind == "video") for medium in retention.media])
+    kept = {name: retention.path_weights[name] > 0 for name in _SEQUENCE if name in retention.path_weights}
     return {name: patches for name, patches in kept.items() if not patches[of_clip].all()}
 
 
@@ -106,7 +110,7 @@ def labels(media: Sequence[Medium], picked: Mapping[str, Any]) -> list[str]:
     Args:
       picked: as `Answer.picked`; its frames are counted from the clip's first.
     """
-    found = []
+    texts = []
     for medium in media:
         for number in range(len(medium.frames)):
             first, taken = _name(medium, number), []
@@ -115,8 +119,8 @@ def labels(media: Sequence[Medium], picked: Mapping[str, Any]) -> list[str]:
                     first += f", score {picked['frame_scores'][number]:.3f}"
                 often = {name: picked[f"{name}_idx"].count(number) for name in _paths(picked)}
                 taken = [name if count == 1 else f"{name} x {count}" for name, count in often.items() if count]
-            found.append("\n".join([first, *([" + ".join(taken)] if picked else [])]))
-    return found
+            texts.append("\n".join([first, *([" + ".join(taken)] if picked else [])]))
+    return texts
 
 
 def _name(medium: Medium, number: int) -> str:

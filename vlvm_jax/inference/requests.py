@@ -84,7 +84,7 @@ class Answer:
       prompt_tokens: visual ones included.
       visual_tokens: of the prompt.
       new_tokens: said, the end token included.
-      seconds_vision: of decoding and seeing this question's media; 0 where they were seen before.
+      seconds_vision: of decoding and encoding this question's media; 0 where they were encoded before.
       seconds_prefill, seconds_decode: of the batch that this answer was in.
       picked: what the adapter chose for this question, where it chooses.
     """

@@ -72,5 +72,5 @@ class AnswerText:
 
     def _cut(self, text: str) -> str:
         """What stands before the stop string that is complete first; so however many tokens come at a time."""
-        found = [(place + len(stop), place) for stop in self.stop if (place := text.find(stop)) >= 0]
-        return text[: min(found)[1]] if found else text
+        stops = [(place + len(stop), place) for stop in self.stop if (place := text.find(stop)) >= 0]
+        return text[: min(stops)[1]] if stops else text

@@ -140,8 +140,8 @@ def blocked_attention(
         outs = []
         for start in range(0, length, block):
             stop = min(start + block, length)
-            seen = mask[:, :, start:stop, :stop]
-            outs.append(cached_attention(query[:, start:stop], key[:, :, :stop], value[:, :, :stop], seen))
+            visible = mask[:, :, start:stop, :stop]
+            outs.append(cached_attention(query[:, start:stop], key[:, :, :stop], value[:, :, :stop], visible))
         return jnp.concatenate(outs, axis=1)
 
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)

@@ -64,14 +64,14 @@ class Progress:
     done: Bool[Array, "B"]
 
 
-def prefill(
+def prefill_step(
     model: VideoLLM, batch: Batch, slots: int, features: Features | None = None
 ) -> tuple[Float[Array, "B vocab"], KVCache]:
     """Reads prompts: logits after each row's last token, and a cache of `slots` that holds them.
 
     Args:
       batch: one prompt a row, `segment_ids` 1 for its tokens and 0 for the padding behind it.
-      features: of the batch's frames, where they were seen before.
+      features: of the batch's frames, where they were encoded before.
     """
     cache = init_cache(model.decoder.config, len(batch.token_ids), slots, model.decoder.dtype)
     hidden, cache = model(batch, cache=cache, features=features)
@@ -89,7 +89,7 @@ def decode_step(
     return model.decoder.logits(hidden[:, 0]), filled
 
 
-def begin(
+def prefill(
     model: VideoLLM,
     batch: Batch,
     slots: int,
@@ -98,7 +98,7 @@ def begin(
     features: Features | None = None,
 ) -> Progress:
     """Reads prompts and says the first token of each answer. Rows without a prompt are done."""
-    logits, cache = prefill(model, batch, slots, features)
+    logits, cache = prefill_step(model, batch, slots, features)
     lengths = _lengths(batch)
     count = jnp.zeros(len(lengths), jnp.int32)
     token = choose(logits, count, sampling)
@@ -106,7 +106,7 @@ def begin(
     return dataclasses.replace(progress, done=progress.done | _ends(progress, limits))
 
 
-def go_on(
+def decode(
     model: VideoLLM, progress: Progress, steps: int, limits: Limits, sampling: Sampling | None = None
 ) -> tuple[Progress, Int[Array, "B steps"]]:
     """Says up to `steps` more tokens a row, with `NOTHING` behind the end of an answer; ends when all rows are done."""
@@ -140,8 +140,8 @@ def generate(
     """Whole answers in one program: token ids, `NOTHING` behind them, and how many (their end included)."""
     rows, length = batch.token_ids.shape
     limits = Limits(jnp.asarray(end_ids, jnp.int32), jnp.full(rows, max_new_tokens, jnp.int32))
-    start = begin(model, batch, length + max_new_tokens, limits, sampling)
-    end, tokens = go_on(model, start, max_new_tokens - 1, limits, sampling)
+    start = prefill(model, batch, length + max_new_tokens, limits, sampling)
+    end, tokens = decode(model, start, max_new_tokens - 1, limits, sampling)
     return jnp.concatenate([start.token[:, None], tokens], axis=1), end.count
 
 

@@ -76,8 +76,8 @@ class Resampler(nnx.Module):
             sets = jnp.ones((batch, 1, length), bool)
         queries = heads(self.q_proj(self.q_norm(self.query[...]) + places)[None])
         queries = jnp.tile(queries, (batch, sets.shape[1], 1, 1))
-        seen = jnp.repeat(sets, self.num_queries, axis=1)[:, None]
-        read = attention(queries, heads(self.k_proj(keys)), heads(self.v_proj(values)), seen)
+        visible = jnp.repeat(sets, self.num_queries, axis=1)[:, None]
+        read = attention(queries, heads(self.k_proj(keys)), heads(self.v_proj(values)), visible)
         return self.output_proj(self.post_norm(self.out_proj(read.reshape(*sets.shape[:2], self.num_queries, width))))
 
 

@@ -35,24 +35,24 @@ class VideoLLM(nnx.Module):
         if config.lora is not None:
             attach({"encoder": self.encoder, "decoder": self.decoder}, config.lora, rngs=rngs)
 
-    def see(self, frames: UInt8[Array, "B T H W 3"]) -> Features:
+    def encode_media(self, frames: UInt8[Array, "B T H W 3"]) -> Features:
         """All of the image side that does not depend on a question, and can be kept for the next one.
 
         Every array in it has the leading axes B T, so that features of clips can be put side by side.
         """
-        return self.adapter.see(self.encoder, frames)
+        return self.adapter.encode_media(self.encoder, frames)
 
     def visual_tokens(
         self, features: Features, layout: FrameLayout, guidance: Guidance | None = None, rng=None
     ) -> VisualTokens:
-        """What the decoder reads of what `see` gave."""
+        """What the decoder reads of what `encode_media` gave."""
         return self.adapter(features, layout, guidance=guidance, rng=rng)
 
     def embed(
         self, batch: Batch, rng: jax.Array | None = None, features: Features | None = None
     ) -> Float[Array, "B L C"]:
         """Text embeddings with the visual tokens in their places."""
-        features = self.see(batch.frames) if features is None else features
+        features = self.encode_media(batch.frames) if features is None else features
         visual = self.visual_tokens(features, batch.layout, batch.guidance, rng)
         text = self.decoder.embed(jnp.where(batch.media_mask, 0, batch.token_ids))
         if batch.visual_index is not None and batch.visual_weight is not None:
@@ -73,7 +73,7 @@ class VideoLLM(nnx.Module):
 
         Args:
           cache: an empty one, to be filled.
-          features: of `see`; then the batch's frames are not looked at and may be of no size.
+          features: of `encode_media`; then the batch's frames are not looked at and may be of no size.
         """
         embedded = self.embed(batch, rng, features)
         return self.decoder(embedded, batch.positions, batch.segment_ids, cache, prefill=True)

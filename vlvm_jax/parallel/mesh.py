@@ -33,12 +33,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 def _slices(config: MeshConfig, devices: list[jax.Device]) -> int:
     """How many slices the devices are in. Devices that know of none (CPUs) count as what the config asks for."""
-    found = len({getattr(device, "slice_index", 0) for device in devices})
-    asked = found if config.dcn_data == -1 else config.dcn_data
-    knows = found > 1 or devices[0].platform == "tpu"
-    if (knows and asked != found) or asked < 1 or len(devices) % asked:
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    asked = slices if config.dcn_data == -1 else config.dcn_data
+    knows = slices > 1 or devices[0].platform == "tpu"
+    if (knows and asked != slices) or asked < 1 or len(devices) % asked:
         raise InputError(
-            f"config.mesh.dcn_data: {config.dcn_data} slices asked for; the {len(devices)} devices here are in {found}"
+            f"config.mesh.dcn_data: {config.dcn_data} slices asked for; the {len(devices)} devices here are in {slices}"
         )
     return asked
 

@@ -61,8 +61,8 @@ def _initialize() -> bool:
     if count == 1:
         return False
     if (address, count, place) == (None, None, None):
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
-        if found[1] in (None, 1):
+        cluster = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+        if cluster[1] in (None, 1):
             return False
     try:
         jax.distributed.initialize(address, count, place)

@@ -83,7 +83,7 @@ class Topology:
             options["num_slices"] = self.slices
         shape = "x".join(map(str, self.shape))
         try:
-            found = topologies.get_topology_desc(
+            description = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{self.chip.topology}:{shape}", **options
             )
         except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
@@ -92,7 +92,7 @@ class Topology:
                 f"--topology={self.name}: the TPU compiler cannot make {self.chip.topology}:{shape} ({text}); is the "
                 "extra `tpu` installed?"
             ) from None
-        return list(found.devices)
+        return list(description.devices)
 
 
 # What a device calls itself (`device.device_kind`) -> dense bf16 FLOP/s. GPUs: NVIDIA's data sheets, SXM versions.
@@ -105,8 +105,8 @@ _PEAKS = {
 
 def peak_flops(device_kind: str) -> float | None:
     """Published dense bf16 FLOP/s of a device; None for one that is not in the table (a CPU, say)."""
-    found = [name for name in _PEAKS if device_kind == name or device_kind.startswith(f"{name} ")]
-    return _PEAKS[max(found, key=len)] if found else None
+    names = [name for name in _PEAKS if device_kind == name or device_kind.startswith(f"{name} ")]
+    return _PEAKS[max(names, key=len)] if names else None
 
 
 def parse(name: str) -> Topology:

@@ -194,12 +194,12 @@ def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
     from vlvm_jax.errors import InputError
     from vlvm_jax.weights.hf import clip_source
 
-    found = clip_source.sizes(clip_source.open_clip(path, "--config: clip"))
-    if found.vision is None:
+    sizes = clip_source.sizes(clip_source.open_clip(path, "--config: clip"))
+    if sizes.vision is None:
         raise InputError(
             f"--config: clip={path!r} shares its image tower with the model it is in; name a CLIP of its own"
         )
-    return {"source": path, "sizes": to_json(found)}
+    return {"source": path, "sizes": to_json(sizes)}
 
 
 def base(preset: str, path: str) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def every_option(adapter: dict) -> dict:
     """An adapter with the defaults of its options written out too. Those that are None by default stay away."""
     from vlvm_jax.models.adapters import options_of
 
-    found = options_of(adapter["name"], adapter.get("options", {}))
-    return {**adapter, "options": found.model_dump(mode="json", exclude_none=True)}
+    options = options_of(adapter["name"], adapter.get("options", {}))
+    return {**adapter, "options": options.model_dump(mode="json", exclude_none=True)}
 
 
 def entry(path: str, **kwargs) -> dict:

@@ -42,14 +42,14 @@ def parse_setting(text: str, num_frames: int = 50) -> dict[str, dict[str, Any]]:
     Raises:
       InputError: the string is of neither grammar, or says what neither code could do.
     """
-    found = _GUIDED.fullmatch(text) or _SLOW_FAST.fullmatch(text)
-    if found is None:
+    match = _GUIDED.fullmatch(text) or _SLOW_FAST.fullmatch(text)
+    if match is None:
         raise InputError(
             f"setting {text!r}: expected slow_<n>frms_<pool>_roi<10 x alpha>-middle_<n>frms_<pool>_<H>x<W>-"
             "fast_<n>frms_<h>x<w> (Free Video-LLM) or slowfast-slow_<n>frms_<pool>-fast_<h>x<w> (SlowFast-LLaVA)"
         )
-    part = found.groupdict()
-    guided = found.re is _GUIDED
+    part = match.groupdict()
+    guided = match.re is _GUIDED
     alpha = int(part["roi"]) / 10 if guided else 1.0
     if not 0 < alpha <= 1:
         raise InputError(f"setting {text!r}: roi{part['roi']} is not between roi1 and roi10 (no crop)")

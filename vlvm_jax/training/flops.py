@@ -77,14 +77,14 @@ def _count(jaxpr: core.Jaxpr) -> float:
 
 def _inside(params: dict[str, Any]) -> list[core.Jaxpr]:
     """The programs that an operation runs. A custom derivative's rules are not among them: they are functions."""
-    found = []
+    jaxprs = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
+                jaxprs.append(item.jaxpr)
             elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                jaxprs.append(item)
+    return jaxprs
 
 
 def _product(equation) -> float:
@@ -121,8 +121,8 @@ def forward_flops(config: ModelConfig, batch: Batch, objective: str = "text") ->
     model = Model(config)
     params = model.abstract()
 
-    def see(params, frames):
-        return model.bind(params).see(frames)
+    def encode_media(params, frames):
+        return model.bind(params).encode_media(frames)
 
     def adapter(params, features, layout, guidance):
         return model.bind(params).adapter(features, layout, guidance=guidance)
@@ -131,8 +131,8 @@ def forward_flops(config: ModelConfig, batch: Batch, objective: str = "text") ->
     if objective == "adapter":
         alone = count(lambda params, batch: losses.adapter_losses(model.bind(params), batch), params, batch)
         return StepFlops(of_tower, alone - of_tower, 0.0, 0.0, 0.0)
-    features = jax.eval_shape(see, params, batch.frames)
-    of_adapter = count(see, params, batch.frames) - of_tower
+    features = jax.eval_shape(encode_media, params, batch.frames)
+    of_adapter = count(encode_media, params, batch.frames) - of_tower
     of_adapter += count(adapter, params, features, batch.layout, batch.guidance)
     hidden = jax.ShapeDtypeStruct((*batch.token_ids.shape, config.decoder.hidden_size), jnp.dtype(config.dtype))
 

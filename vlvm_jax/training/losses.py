@@ -35,7 +35,7 @@ def token_losses(
 def adapter_losses(model: VideoLLM, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Sums of what the adapter learns by itself: loss, how many it is of, how many are right. No decoder is run."""
     assert isinstance(model.adapter, LearnsByItself)  # `plan.check_adapter` refuses others
-    return model.adapter.own_losses(model.see(batch.frames), batch.layout, batch.guidance)
+    return model.adapter.own_losses(model.encode_media(batch.frames), batch.layout, batch.guidance)
 
 
 def _pieces(

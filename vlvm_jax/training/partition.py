@@ -82,13 +82,13 @@ def matching(patterns: Sequence[str], paths: Iterable[str], where: str) -> set[s
       InputError: a pattern matches nothing.
     """
     paths = list(paths)
-    found: set[str] = set()
+    selected: set[str] = set()
     for pattern in patterns:
         matched = {path for path in paths if _glob(pattern).match(path)}
         if not matched:
             raise InputError(f"{where}: {pattern!r} matches no parameter; paths look like {min(paths)}, {max(paths)}")
-        found |= matched
-    return found
+        selected |= matched
+    return selected
 
 
 def resets(stage: StageConfig, params: Iterable[str]) -> set[str]:
@@ -106,7 +106,7 @@ def copies(stage: StageConfig, params: Mapping[str, Any]) -> dict[str, str]:
     Raises:
       InputError: there is no such module, or the two do not have the same parameters.
     """
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for target, source in stage.copied:
         where = f"config.stages.{stage.name}.copied"
         shapes = {}
@@ -119,8 +119,8 @@ def copies(stage: StageConfig, params: Mapping[str, Any]) -> dict[str, str]:
             shapes[module] = {path.removeprefix(f"{module}/"): params[path].shape for path in below}
         if shapes[target] != shapes[source]:
             raise InputError(f"{where}: {target!r} cannot be a copy of {source!r}, whose parameters are others")
-        found |= {f"{target}/{name}": f"{source}/{name}" for name in shapes[target]}
-    return found
+        sources |= {f"{target}/{name}": f"{source}/{name}" for name in shapes[target]}
+    return sources
 
 
 def _parse(text: str, rate: float, depths: Mapping[str, tuple[int, int]], where: str) -> _Pattern:

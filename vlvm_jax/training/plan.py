@@ -158,20 +158,20 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     """Reads the stage's records and checks that they fit; needs no device."""
     where = f"config.stages.{stage.name}"
     check_bytes(config.model, stage, max(1, stage.batch_size // jax.process_count()))
-    found = mixture.read_mixture(stage.data, stage.seed)
-    for note in found.notes:
+    source = mixture.read_mixture(stage.data, stage.seed)
+    for note in source.notes:
         say(note)
     spec = sample_spec(config, stage)
-    spec.check(where, found.kind_counts["video"] > 0)
-    spec_lib.check_guided(config.data.prompt_tokenizer, stage.pack and found.kind_counts["video"] > 0, where)
-    loader = loader_lib.SampleLoader(found, spec)
+    spec.check(where, source.kind_counts["video"] > 0)
+    spec_lib.check_guided(config.data.prompt_tokenizer, stage.pack and source.kind_counts["video"] > 0, where)
+    loader = loader_lib.SampleLoader(source, spec)
     check_tiles(config, loader)
     shapes = Model(config.model).abstract()
     partition_lib.resets(stage, shapes)
     partition_lib.copies(stage, shapes)
     sizes = loader_lib.check_lengths(loader, where, config.data.max_bad_share)
-    steps = num_steps(stage, len(found), sizes)
-    return PreparedStage(stage, found, spec, steps, partition_lib.resolve(config.model, stage))
+    steps = num_steps(stage, len(source), sizes)
+    return PreparedStage(stage, source, spec, steps, partition_lib.resolve(config.model, stage))
 
 
 def num_steps(stage: StageConfig, records: int, sizes: Sequence[tuple[int, int]]) -> int:

@@ -60,11 +60,11 @@ class StepManifest:
         names = [f"{base}/{name}" for name in storage.listing(f"{folder}/{base}")]
         names += [metadata] if storage.is_file(f"{folder}/{metadata}") else []
         item = os.path.basename(folder).removesuffix(atomicity.TMP_DIR_SUFFIX)  # noqa: PTH119
-        found = manifest.measure(folder, names, extents(folder, base))
+        entries = manifest.measure(folder, names, extents(folder, base))
         if process:
-            storage.write_bytes(f"{folder}/{_PART.format(process)}", manifest.dump(found))
+            storage.write_bytes(f"{folder}/{_PART.format(process)}", manifest.dump(entries))
         else:
-            self._mine |= {f"{item}/{name}": entry for name, entry in found.items()}
+            self._mine |= {f"{item}/{name}": entry for name, entry in entries.items()}
 
     @processes.all_or_none()
     def _commit(self) -> None:
@@ -76,8 +76,8 @@ class StepManifest:
             trees: dict[str, list[Extent]] = {}
             for item in self._items:
                 for base in ("",) if self._mine else ("", "ocdbt.process_0"):
-                    found = extents(f"{self._folder}/{item}", base)
-                    trees |= {f"{item}/{name}": known for name, known in found.items()}
+                    listed = extents(f"{self._folder}/{item}", base)
+                    trees |= {f"{item}/{name}": known for name, known in listed.items()}
             entries |= manifest.measure(self._folder, rest, trees, array_of)
         metadata = json.loads(storage.read_bytes(f"{self._folder}/{METADATA}"))
         metadata.pop(_AMENDED, None)
@@ -145,7 +145,7 @@ def extents(folder: str, base: str) -> dict[str, list[Extent]]:
     if item in _SMALL:
         return _nodes(folder, base, index)
     store = ts.KvStore.open({"driver": "file", "path": f"{root}/"}).result()
-    found: dict[str, list[Extent]] = {}
+    by_file: dict[str, list[Extent]] = {}
 
     def visit(location: str, prefix: bytes) -> None:
         add(location, index, own_checksum=True)
@@ -159,7 +159,7 @@ def extents(folder: str, base: str) -> dict[str, list[Extent]]:
         _, place, name, start, length = location.split(":")
         if place:  # in another process's database, which that one has measured
             return
-        known, offset, size = found.setdefault(f"{base}/{name}".lstrip("/"), []), int(start), int(length)
+        known, offset, size = by_file.setdefault(f"{base}/{name}".lstrip("/"), []), int(start), int(length)
         if own_checksum:
             # A node ends with its own CRC-32C, and the CRC-32C of both is the same for all nodes.
             known += [(offset, size - _CRC, array), (offset + size - _CRC, _CRC, array)]
@@ -170,16 +170,16 @@ def extents(folder: str, base: str) -> dict[str, list[Extent]]:
     newest = ts.ocdbt.dump(store).result()["versions"][-1]["root"]
     if "location" in newest:
         visit(newest["location"], b"")
-    return {name: sorted(known) for name, known in found.items()}
+    return {name: sorted(known) for name, known in by_file.items()}
 
 
 def _nodes(folder: str, base: str, index: str) -> dict[str, list[Extent]]:
     """`extents` of an item that is so small that its nodes hold everything."""
-    found: dict[str, list[Extent]] = {}
+    by_file: dict[str, list[Extent]] = {}
     for name in (f"{base}/manifest.ocdbt", *(f"{base}/d/{name}" for name in storage.names(f"{folder}/{base}/d"))):
         size = storage.size(f"{folder}/{name}")
-        found[name.lstrip("/")] = [(0, size - _CRC, index), (size - _CRC, _CRC, index)]
-    return found
+        by_file[name.lstrip("/")] = [(0, size - _CRC, index), (size - _CRC, _CRC, index)]
+    return by_file
 
 
 def _array(key: str) -> str:

@@ -58,8 +58,8 @@ def check_import(folder: epath.Path, expected: bool, advice: str = "") -> bool:
 
 def check_beside_stages(workdir: epath.Path, advice: str = "") -> None:
     """Raises `Damaged` for a run's config and tokenizer files, if `seal` has noted them and they have changed."""
-    if found := manifest.check_listed(os.fspath(workdir)):
-        raise Damaged(os.fspath(workdir), manifest.describe(found), advice)
+    if damages := manifest.check_listed(os.fspath(workdir)):
+        raise Damaged(os.fspath(workdir), manifest.describe(damages), advice)
 
 
 def seal(workdir: epath.Path, folder: str) -> None:
@@ -114,15 +114,15 @@ def _check(folder: epath.Path, expects: Callable[[], bool], under: Collection[st
         mark = ""
     if mark and _verified.get(path) == mark:
         return True
-    found = manifest.check(path, under=under, share=(jax.process_index(), count), unlisted=checksums.UNLISTED)
-    if found is None and expects():
-        found = [manifest.Damage(manifest.FILE, "missing")]
-    problem = manifest.describe(found) if found else ""
+    damages = manifest.check(path, under=under, share=(jax.process_index(), count), unlisted=checksums.UNLISTED)
+    if damages is None and expects():
+        damages = [manifest.Damage(manifest.FILE, "missing")]
+    problem = manifest.describe(damages) if damages else ""
     if count > 1:
         problem = processes.first_text(problem)
     if problem:
         raise Damaged(path, problem, advice)
-    if found is None:
+    if damages is None:
         note_unverified(folder)
         return False
     _verified[path] = mark

@@ -103,11 +103,11 @@ def _save_remote(directory: epath.Path, params: Iterable[tuple[str, np.ndarray]]
     """Orbax cannot write there a part at a time; the file that it takes for the end comes last."""
     with tempfile.TemporaryDirectory(prefix="vlvm_jax-params-") as folder:
         local = epath.Path(folder) / "params"
-        found = save(local, params)
+        entries = save(local, params)
         (local / COMMITTED).touch()
-        found.setdefault(COMMITTED, manifest.of_bytes(b""))
+        entries.setdefault(COMMITTED, manifest.of_bytes(b""))
         storage.upload(Path(local), os.fspath(directory), last=COMMITTED)
-    return found
+    return entries
 
 
 def shapes(directory: epath.Path, item: str | None = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -118,8 +118,8 @@ def shapes(directory: epath.Path, item: str | None = None) -> dict[str, jax.Shap
     """
     with faults(directory):
         metadata = ocp.metadata(directory) if item is None else ocp.checkpointables_metadata(directory)
-    found = metadata.metadata if item is None else metadata.metadata[item]
-    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()}
+    leaves = metadata.metadata if item is None else metadata.metadata[item]
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
 
 
 def read(directory: epath.Path, path: str, item: str | None = None) -> np.ndarray:

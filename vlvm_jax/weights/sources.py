@@ -320,10 +320,10 @@ def _is_finished(workdir: epath.Path, stage: str) -> bool:
 def _steps(workdir: epath.Path, stage: str) -> list[epath.Path]:
     """The folders of a stage's checkpoints."""
     folder = workdir / stage / "checkpoints"
-    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
     if storage.is_remote(os.fspath(folder)):  # without this file a step is still being written, or never was to its end
-        return [path for path in found if (path / param_store.COMMITTED).exists()]
-    return found
+        return [path for path in steps if (path / param_store.COMMITTED).exists()]
+    return steps
 
 
 def same_part(want: Settings, have: Settings | None, part: str, name: str, ignored: tuple[str, ...] = ()) -> None:

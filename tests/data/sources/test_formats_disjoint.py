@@ -63,7 +63,7 @@ def test_a_new_file_is_a_new_format(tmp_path, monkeypatch):
         "FORMAT = Format(keys=('said', 'done'), precedence=75, parse=exchanges(('said',), 'done'))\n"
     )
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
-    known = formats._found()
+    known = formats._discover()
     assert [*known][-3:] == ["said_and_done", "query_response", "alpaca"]
     monkeypatch.setattr(formats, "FORMATS", known)
     (tmp_path / "notes.json").write_text(json.dumps([{"said": "Jump?", "done": "Yes."}]))

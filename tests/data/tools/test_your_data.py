@@ -14,7 +14,7 @@ from recipes import ROOT, environment
 from weights.families import randomized
 
 from configs import own
-from vlvm_jax.config import Config, MixtureEntry, build
+from vlvm_jax.config import Config, build
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.samples import sample_spec
 from vlvm_jax.training import partition
@@ -71,7 +71,6 @@ def test_the_guide_names_what_there_is():
         rows = re.findall(r"^\|.*\|$", GUIDE.partition(f"\n## {title}")[2].partition("\n## ")[0], re.MULTILINE)
         return {word for row in rows[2:] for word in re.findall(r"`(\w+)`", row.split("|")[number])}
 
-    formats = set(MixtureEntry.model_json_schema()["properties"]["format"]["enum"])
-    assert column("What can be a source", 3) == formats - {"auto"}
+    assert column("What can be a source", 3) == {*formats.FORMATS, *mixture.CONTAINERS}
     known = set(re.findall(r"`(\w+)`\s+\(", BadSampleError.__doc__ or ""))
     assert len(known) > 6 and column("What is dropped", 1) == known

@@ -110,9 +110,9 @@ def _finish_row(row: dict[str, np.ndarray], slots: int = 0) -> dict[str, np.ndar
     if "prompt_ids" in row:
         finished["prompt_ids"] = row["prompt_ids"]
     if "visual_index" in row:
-        found, first = np.unique(segment, return_index=True)
+        segments, first = np.unique(segment, return_index=True)
         start = np.zeros(max(segment.max(), finished["segment_ids"].max()) + 1, np.int32)
-        start[found] = first * slots
+        start[segments] = first * slots
         moved = row["visual_index"] + start[finished["segment_ids"]][:, None]
         finished["visual_index"] = np.where(row["media_mask"][:, None], moved, 0).astype(np.int32)
         finished["visual_weight"] = row["visual_weight"]

@@ -115,8 +115,8 @@ class PixelProcessor:
           together: tells OneVision that these are several images of one sample.
         """
         pictures = [Image.fromarray(image) if isinstance(image, np.ndarray) else stills.rgb(image) for image in images]
-        found = self.processor.preprocess([pictures] if together else pictures)["pixel_values"]
-        squares = [np.asarray(square) for square in _flat(found)]
+        pixels = self.processor.preprocess([pictures] if together else pictures)["pixel_values"]
+        squares = [np.asarray(square) for square in _flat(pixels)]
         if any(square.shape != (3, self.size, self.size) or square.dtype != np.uint8 for square in squares):
             shapes = sorted({f"{square.dtype} {square.shape[1]}x{square.shape[2]}" for square in squares})
             raise InputError(
@@ -126,11 +126,11 @@ class PixelProcessor:
         return np.ascontiguousarray(np.stack(squares).transpose(0, 2, 3, 1))
 
 
-def _flat(found: Any) -> list:
+def _flat(nested: Any) -> list:
     """Arrays [3, H, W] out of whatever nesting a processor returns."""
-    if np.ndim(found[0]) == 2:
-        return [found]
-    return [square for part in found for square in _flat(part)]
+    if np.ndim(nested[0]) == 2:
+        return [nested]
+    return [square for part in nested for square in _flat(part)]
 
 
 def _check_settings(settings: dict[str, Any], where: str) -> None:

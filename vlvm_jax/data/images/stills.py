@@ -78,7 +78,7 @@ def _eight_bits(image: Image.Image, most: int, where: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation; 1 if it is missing or broken, as in image viewers."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises anything from struct.error to SyntaxError here
         return 1
-    return found if found in _UPRIGHT else 1
+    return orientation if orientation in _UPRIGHT else 1

@@ -65,7 +65,7 @@ class Cursor:
             self._jump(target)
         elif not self._begun:
             self._begin(self._video.packets(), None)
-        while not self._found(target):
+        while not self._decode_to(target):
             # Either a needed frame was skipped, or decoding cannot begin at this keyframe.
             self._jump(target if self._current or self._keyframe is None else self._keyframe - 1)
         return self._current or self._next
@@ -84,7 +84,7 @@ class Cursor:
         self._current = self._next = None
         self._frames = iter(())
 
-    def _found(self, target: int) -> bool:
+    def _decode_to(self, target: int) -> bool:
         """Decodes to the frame shown at a time; False if that must begin further back."""
         while self._next is None or self._next.time <= target:
             self._current = self._next or self._current

@@ -289,22 +289,22 @@ def _lasting(video: VideoFile, packets: Sequence[tuple[int, int | None, int | No
     ordered = sorted(packets, key=lambda packet: packet[0] if packet[1] is None else packet[1])
     shown, decoded, own = ordered[-1]
     rest = None if decoded is None else (video.stream.start_time or 0) + (video.stream.duration or 0) - decoded
-    found = [(shown, decoded, own or (rest if rest and rest > 0 else None))]
+    timed_packets = [(shown, decoded, own or (rest if rest and rest > 0 else None))]
     for (shown, decoded, own), (_, following, _) in itertools.pairwise(ordered):
-        found.append((shown, decoded, own if decoded is None or following is None else following - decoded))
-    return found
+        timed_packets.append((shown, decoded, own if decoded is None or following is None else following - decoded))
+    return timed_packets
 
 
 def _scanned_grid(video: VideoFile) -> Grid:
     """The grid from all packets, which are read, not decoded. A frame that is cut short counts, but is never shown."""
     packets = (packet for packet in video.packets() if packet.size and not packet.is_discard)
-    found = [(packet.pts, packet.dts, packet.duration) for packet in packets]
-    timed = [(shown, decoded, lasts) for shown, decoded, lasts in found if shown is not None]
-    if len(timed) < len(found):  # MPEG-PS may state times for some packets only
+    timestamps = [(packet.pts, packet.dts, packet.duration) for packet in packets]
+    timed = [(shown, decoded, lasts) for shown, decoded, lasts in timestamps if shown is not None]
+    if len(timed) < len(timestamps):  # MPEG-PS may state times for some packets only
         video.numbered = True
     if video.numbered:
-        video.clock = _clock(video, [decoded for _, decoded, _ in found])
-        times = list(video.clock) or list(range(len(found)))
+        video.clock = _clock(video, [decoded for _, decoded, _ in timestamps])
+        times = list(video.clock) or list(range(len(timestamps)))
     else:
         times = sorted({time for time, _, _ in timed})
     if not times:

@@ -64,8 +64,8 @@ def orientation(frame: av.VideoFrame) -> Orientation:
 
     PyAV's `frame.rotation` is an angle and cannot tell a mirrored picture from a turned one.
     """
-    found: Any = frame.side_data  # PyAV's stubs know fewer keys than it takes
-    matrix = found.get(Type.DISPLAYMATRIX)
+    side_data: Any = frame.side_data  # PyAV's stubs know fewer keys than it takes
+    matrix = side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return UPRIGHT
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))

@@ -204,8 +204,8 @@ class VideoFile:
         index = pyav.index_of(self.stream)
         if self._format not in _INDEXED or not len(index):
             return None
-        found = cast(Any, index).search_timestamp(self.decoded_at(time, step), backward=True)
-        return index[max(0, found)].timestamp
+        entry = cast(Any, index).search_timestamp(self.decoded_at(time, step), backward=True)
+        return index[max(0, entry)].timestamp
 
     def decoded_at(self, time: int, step: Fraction) -> int:
         """The time to seek by for a frame shown at `time`: MP4 files go by when frames are decoded."""

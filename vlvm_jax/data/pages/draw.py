@@ -118,10 +118,10 @@ def chunk(context: str, options: PageOptions) -> list[str]:
     """
     if options.chunk_mode == "fixed":
         return page_layout.chunks(words(context, options.chunk_tokenizer), options.chunk_size)
-    found = sentences(context, options.chunk_tokenizer)
+    sentence_texts = sentences(context, options.chunk_tokenizer)
     if options.chunk_mode == "sentence":
-        return page_layout.sentence_chunks(found, options.chunk_size)
-    return page_layout.part_chunks(found, options.chunk_size, options.parts)
+        return page_layout.sentence_chunks(sentence_texts, options.chunk_size)
+    return page_layout.part_chunks(sentence_texts, options.chunk_size, options.parts)
 
 
 def words(text: str, tokenizer: str) -> list[str]:
@@ -236,17 +236,17 @@ def check_glyphs(text: str, options: PageOptions) -> int:
 
 def provenance(options: PageOptions) -> dict[str, Any]:
     """What decides the pages' pixels beside the options: the font and the versions of what lays out and draws."""
-    found = {
+    versions = {
         "font": Path(options.font_path).name,
         "font_sha256": hashlib.sha256(Path(options.font_path).read_bytes()).hexdigest(),
         "pillow": features.version("pil"),
         "freetype": features.version("freetype2"),
     }
     if options.layout_engine == "raqm":
-        found |= {"raqm": features.version("raqm"), "harfbuzz": features.version("harfbuzz")}
+        versions |= {"raqm": features.version("raqm"), "harfbuzz": features.version("harfbuzz")}
     if options.chunk_tokenizer != "whitespace":
-        found["nltk"] = need("nltk", "text", _WHY).__version__
-    return found
+        versions["nltk"] = need("nltk", "text", _WHY).__version__
+    return versions
 
 
 # --- pages -------------------------------------------------------------------------------------------------------

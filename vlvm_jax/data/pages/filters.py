@@ -49,11 +49,11 @@ def filters(preset: str | None = None, **given: Any) -> Filters:
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"--preset={preset}: there are {', '.join(PRESETS)}")
-    found: dict[str, Any] = dict(PRESETS[preset], max_question_words=_QUESTION_WORDS) if preset else {}
-    found |= {key: value for key, value in given.items() if value is not None}
-    if isinstance(found.get("max_question_words"), int):
-        found["max_question_words"] = {"*": found["max_question_words"]}
-    made = build(Filters, found, "filters")
+    limits: dict[str, Any] = dict(PRESETS[preset], max_question_words=_QUESTION_WORDS) if preset else {}
+    limits |= {key: value for key, value in given.items() if value is not None}
+    if isinstance(limits.get("max_question_words"), int):
+        limits["max_question_words"] = {"*": limits["max_question_words"]}
+    made = build(Filters, limits, "filters")
     if made.max_total_tokens is not None and made.tokens_per_image is None:
         raise InputError("--max_total_tokens counts visual tokens too: give --tokens_per_image")
     return made.model_copy(update={"max_question_words": FrozenDict(made.max_question_words)})

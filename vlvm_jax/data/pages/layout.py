@@ -84,16 +84,16 @@ def part_chunks(sentences: Sequence[str], size: int, parts: int) -> list[str]:
 
 
 def _gathered(sentences: Sequence[str], size: int, most: int) -> list[str]:
-    found: list[str] = []
+    groups: list[str] = []
     held, words = [], 0
     for sentence in sentences:
         count = len(sentence.split())
         if held and (words + count > size or len(held) >= most):
-            found.append(" ".join(held))
+            groups.append(" ".join(held))
             held, words = [], 0
         held.append(sentence)
         words += count
-    return [*found, " ".join(held)] if held else found
+    return [*groups, " ".join(held)] if held else groups
 
 
 def wrap(words: Sequence[str], width_of: Callable[[str], float], limit: float) -> list[str]:

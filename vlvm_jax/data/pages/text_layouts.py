@@ -75,8 +75,8 @@ class _Prompted(TextLayout):
         if "text" not in raw or all(key in raw for key in self.keys):
             first, second = self.keys
             return _text(raw, first, where), _text(raw, second, where)
-        prompt, found, answer = _text(raw, "text", where).rpartition(self._answer_label)
-        if not found:
+        prompt, separator, answer = _text(raw, "text", where).rpartition(self._answer_label)
+        if not separator:
             raise NotUsed("answer")
         return prompt, answer
 
@@ -212,8 +212,8 @@ def _marked(text: str) -> tuple[str, str]:
 
 
 def _parted(text: str, label: str) -> tuple[str, str]:
-    context, found, question = text.rpartition(label)
-    if not found:
+    context, separator, question = text.rpartition(label)
+    if not separator:
         raise NotUsed("short")
     return context, question
 

@@ -135,9 +135,9 @@ class HFTemplate:
     def written(self, text: str) -> Prompt:
         """A string that is a prompt already, with `<image>`, `<video>` or the family's own token for each medium."""
         names: dict[str, MediaKind] = {**KINDS, **{token: kind for kind, token in self.tokens.items()}}
-        found = list(re.finditer("|".join(map(re.escape, names)), text))
-        markers = tuple(Marker(match.start(), match.end(), number) for number, match in enumerate(found))
-        kinds: list[MediaKind] = [names[match.group()] for match in found]
+        matches = list(re.finditer("|".join(map(re.escape, names)), text))
+        markers = tuple(Marker(match.start(), match.end(), number) for number, match in enumerate(matches))
+        kinds: list[MediaKind] = [names[match.group()] for match in matches]
         return Prompt(text, markers, kinds=tuple(kinds), special_tokens=self._needs_special_tokens(text))
 
     def _prompt(self, text: str, kinds: Sequence[MediaKind], answers: Sequence[tuple[int, int]] = ()) -> Prompt:

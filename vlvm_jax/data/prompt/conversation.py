@@ -159,11 +159,11 @@ def tokenize(
     literals = [(moved(start), moved(stop)) for start, stop in prompt.literals]
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     if all(expansion.token in known for expansion in expansions):
-        found = _tokens_of(text, runs, tokenizer, prompt.special_tokens, literals)
+        tokens = _tokens_of(text, runs, tokenizer, prompt.special_tokens, literals)
     else:
-        found = _tokens_between(text, runs, tokenizer, literals)
+        tokens = _tokens_between(text, runs, tokenizer, literals)
     ids, mask, loss = [], [], []
-    for token_id, start, stop, run in found:
+    for token_id, start, stop, run in tokens:
         count = 1 if run is None else run.count
         # Byte-level and Llama tokenizers join the space before an answer to its first word.
         learned = loss_on == "all_text" or any(start < b and a < stop for a, b in answers)

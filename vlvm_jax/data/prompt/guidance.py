@@ -86,10 +86,10 @@ def _beside(folder: str, name: str) -> dict[str, Any]:
     if not storage.is_file(file):
         return {}
     try:
-        found = json_text.loads(storage.read_bytes(file))
+        content = json_text.loads(storage.read_bytes(file))
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({brief(error)})") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def scored_text(question: str, options: Sequence[str], kind: ClipText) -> str:

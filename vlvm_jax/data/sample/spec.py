@@ -61,6 +61,6 @@ def check_guided(prompt_tokenizer: str | None, pack: bool, where: str) -> None:
     """Raises `InputError` when clips that are looked at by their question would share rows."""
     if pack and prompt_tokenizer is not None:
         raise InputError(
-            f"{where}.pack: with config.data.prompt_tokenizer a question picks what is used of its clip, and a row "
+            f"{where}.pack: with config.data.prompt_tokenizer a question guides what is seen of its clip, and a row "
             "holds one question; set pack to False"
         )

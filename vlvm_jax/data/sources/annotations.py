@@ -80,18 +80,18 @@ def read_annotations(path: str, root: str, name: str = "auto") -> AnnotationFile
                 raise InputError(f"{where}: {entry.error}")
             if auto and not confirmed:
                 name = formats.detect(entry.value, where)
-            found = formats.to_llava(entry.value, name, where, clip_of, notes.unread)
+            llava_record = formats.to_llava(entry.value, name, where, clip_of, notes.unread)
             if not confirmed:
-                record.parse(found, where, entry.index, record.below(root))
+                record.parse(llava_record, where, entry.index, record.below(root))
                 confirmed = True
-            blob += entry.text.encode() if found is entry.value else json.dumps(found).encode()
+            blob += entry.text.encode() if llava_record is entry.value else json.dumps(llava_record).encode()
         except InputError as error:
-            faults[entry.index], found = str(error), None
+            faults[entry.index], llava_record = str(error), None
         except RecursionError:
-            faults[entry.index], found = f"{where}: lists or objects nested too deeply", None
+            faults[entry.index], llava_record = f"{where}: lists or objects nested too deeply", None
         ends.append(len(blob))
-        codes.append(record.kind_code(found))
-        type_codes.append(vocabulary.setdefault(record.types_of(found), len(vocabulary)))
+        codes.append(record.kind_code(llava_record))
+        type_codes.append(vocabulary.setdefault(record.types_of(llava_record), len(vocabulary)))
     if faults and not confirmed:
         raise InputError(faults[0])
     if not codes:
@@ -123,14 +123,14 @@ class _Notes:
         self.renamed: dict[str, str] = {}
 
     def lines(self) -> tuple[str, ...]:
-        found = [
+        lines = [
             f"{self.path}: {what} is not read ({count} {'record has' if count == 1 else 'records have'} it)"
             for what, count in self.unread.items()
         ]
         if self.renamed:
             clip, name = next(iter(self.renamed.items()))
-            found.append(f"{self.path}: clips are found by id, such as {name} for {clip} ({len(self.renamed)} in all)")
-        return tuple(found)
+            lines.append(f"{self.path}: clips are found by id, such as {name} for {clip} ({len(self.renamed)} in all)")
+        return tuple(lines)
 
 
 def _clip_finder(root: str, notes: _Notes) -> ClipOf:

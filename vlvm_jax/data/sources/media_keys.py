@@ -65,16 +65,16 @@ def read(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
       InputError: a kind is under both of its keys, with different values; or a name holds bytes.
     """
-    found: dict[str, Any] = {}
+    media: dict[str, Any] = {}
     for key, kind in READ.items():
         value = raw.get(key)
         if is_empty(value):  # tables fill what is absent with empty values
             continue
         value = _plain(value, key, where)
-        if kind in found and as_list(found[kind]) != as_list(value):
+        if kind in media and as_list(media[kind]) != as_list(value):
             raise InputError(f"{where}: {kind!r} and {key!r} name different media; keep one of the keys")
-        found.setdefault(kind, value)
-    return found
+        media.setdefault(kind, value)
+    return media
 
 
 def as_list(value: Any) -> list:
@@ -144,11 +144,11 @@ def suspects(raw: Mapping[str, Any], text_keys: frozenset[str] = frozenset()) ->
 
 def check_none(raw: Mapping[str, Any], where: str, text_keys: frozenset[str]) -> None:
     """Raises `InputError` if a record in which no media were found has a key that looks like media."""
-    found = suspects(raw, text_keys)
-    found += [key for key, value in raw.items() if key not in text_keys and _may_name_media(str(key), value)]
-    if not found:
+    keys = suspects(raw, text_keys)
+    keys += [key for key, value in raw.items() if key not in text_keys and _may_name_media(str(key), value)]
+    if not keys:
         return
-    key = found[0]
+    key = keys[0]
     if _folded(key) in _SOUNDS or (any(_texts(raw[key], SOUND)) and not any(_texts(raw[key], _PICTURES))):
         raise InputError(
             f"{where}: {key!r} holds sound, which is not read here; a record needs a clip under 'video' or an image "

@@ -57,11 +57,11 @@ class Mixture(Source):
 
     @property
     def types(self) -> list[tuple[str, ...]]:
-        found: list[tuple[str, ...]] = []
+        all_types: list[tuple[str, ...]] = []
         for part in self.parts:
             types = part.source.types
-            found += [types[i] for i in np.resize(part.chosen, part.length)]
-        return found
+            all_types += [types[i] for i in np.resize(part.chosen, part.length)]
+        return all_types
 
     @property
     def kind_counts(self) -> dict[str, int]:
@@ -75,11 +75,11 @@ class Mixture(Source):
         return dict(zip(KINDS, total.tolist(), strict=True))
 
     def digest(self) -> str:
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for part in self.parts:
-            found.update(f"{part.source.digest()} {part.length}".encode())
-            found.update(part.chosen.astype("<i8").tobytes())
-        return found.hexdigest()
+            sha256.update(f"{part.source.digest()} {part.length}".encode())
+            sha256.update(part.chosen.astype("<i8").tobytes())
+        return sha256.hexdigest()
 
     def drawn(self) -> list[dict[str, Any]]:
         """Which records of each source an epoch holds, where that is not all of them: what a run writes down of a
@@ -242,10 +242,10 @@ def _files(path: str) -> list[str]:
         return [file for choice in choices.split(",") for file in _files(f"{head}{choice.strip()}{tail}")]
     if "*" not in path:
         return [path]
-    found = storage.glob(path)
-    if not found:
+    files = storage.glob(path)
+    if not files:
         raise InputError(f"{path}: no file has such a name")
-    return found
+    return files
 
 
 def _open(path: str, entry: MixtureEntry, seed: Sequence[int], opened: _Opened) -> Source:
@@ -314,12 +314,12 @@ def _read_yaml(path: str, entry: MixtureEntry, seed: Sequence[int], opened: _Ope
     Paths are relative to the file's folder, media to `media_root` or else to the folder of each annotation file.
     """
     try:
-        found = yaml_text.loads(json_lines.decode(storage.read_bytes(path), path)[0])
+        content = yaml_text.loads(json_lines.decode(storage.read_bytes(path), path)[0])
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such mixture file") from None
     except ValueError as error:
         raise InputError(f"{path}: not YAML ({brief(error)})") from None
-    listed = found.get("datasets") if isinstance(found, dict) else None
+    listed = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:
         raise InputError(f"{path}: expected a list under 'datasets', each with 'json_path' and 'sampling_strategy'")
     parts = []

@@ -73,14 +73,14 @@ class Choice:
             return {}
         text, count = str(value).strip(), len(self.options)
         number = int(text) if re.fullmatch(r"[0-9]{1,2}", text) else count
-        found: dict[Reading, list[int]] = {
+        candidates: dict[Reading, list[int]] = {
             "letter": [i for i in range(count) if _letter(text) == LETTERS[i]],
             "number": [number] if number < count and not self.keys else [],
             "key": [i for i in range(count) if text in (*self.keys[i : i + 1], *self.names[i : i + 1])],
         }
-        if key not in NUMBERS or not any(found.values()):
-            found["text"] = [i for i in range(count) if text in (self.options[i], self.written[i])]
-        return {how: places[0] for how, places in found.items() if len(places) == 1}
+        if key not in NUMBERS or not any(candidates.values()):
+            candidates["text"] = [i for i in range(count) if text in (self.options[i], self.written[i])]
+        return {how: places[0] for how, places in candidates.items() if len(places) == 1}
 
 
 def _letter(text: str) -> str | None:
@@ -91,13 +91,13 @@ def _letter(text: str) -> str | None:
 
 def keys_in(raw: Mapping[str, Any]) -> list[str]:
     """Keys of a record that hold options, or look as if they did."""
-    found = [key for key in LISTS if raw.get(key) not in (None, "", [], {})]
-    found += [
+    keys = [key for key in LISTS if raw.get(key) not in (None, "", [], {})]
+    keys += [
         key
         for key, value in raw.items()
         if key not in LISTS and isinstance(key, str) and _SUSPECT.fullmatch(key) and _holds_several(value)
     ]
-    return found or list(_series(raw)[0]) or _unread_series(raw)
+    return keys or list(_series(raw)[0]) or _unread_series(raw)
 
 
 def _unread_series(raw: Mapping[str, Any]) -> list[str]:
@@ -219,10 +219,10 @@ def _parsed(text: str) -> Any:
         return text
     for load in (json_text.loads, ast.literal_eval):
         try:
-            found = load(text)
+            value = load(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        return list(found) if isinstance(found, tuple) else found
+        return list(value) if isinstance(value, tuple) else value
     return text
 
 
@@ -255,8 +255,8 @@ def letters(choices: Sequence[Choice]) -> list[str]:
     possible: dict[str, set[Reading]] = {}  # readings of a key that all records allow
     for choice in choices:
         for key in choice.given:
-            if found := choice.readings(key):
-                possible[key] = possible.get(key, set(found)) & found.keys()
+            if readings := choice.readings(key):
+                possible[key] = possible.get(key, set(readings)) & readings.keys()
     return [LETTERS[_right(choice, possible)] for choice in choices]
 
 
@@ -268,10 +268,10 @@ def _right(choice: Choice, possible: Mapping[str, set[Reading]]) -> int:
         )
     right: dict[str, int] = {}
     for key in choice.given:
-        found = choice.readings(key)
-        places = set(found.values())
+        readings = choice.readings(key)
+        places = set(readings.values())
         if len(places) > 1:
-            agreed = {place for how, place in found.items() if how in possible[key]}
+            agreed = {place for how, place in readings.items() if how in possible[key]}
             places = agreed if len(agreed) == 1 else places
         if len(places) > 1 or (not places and key in NUMBERS):
             raise _refusal(choice, key, "more than one" if places else "none")

@@ -82,9 +82,9 @@ def combined(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def to_json(found: ShardInfo | Manifest) -> str:
+def to_json(description: ShardInfo | Manifest) -> str:
     """The text of the file that holds it; equal content gives equal text."""
-    return json.dumps(dataclasses.asdict(found), sort_keys=True)
+    return json.dumps(dataclasses.asdict(description), sort_keys=True)
 
 
 def read_info(path: str) -> ShardInfo:

@@ -42,8 +42,8 @@ class Shard(Source):
                 f"{path}: no {beside} beside it; shards are made by `python -m vlvm_jax.data prepare`"
             ) from None
         known: dict[tuple[str, ...], tuple[str, ...]] = {}  # few combinations of types, each pickled once
-        found = (tuple(dict.fromkeys(filter(None, one))) for one in info.types)
-        types = tuple(known.setdefault(one, one) for one in found)
+        row_types = (tuple(dict.fromkeys(filter(None, one))) for one in info.types)
+        types = tuple(known.setdefault(one, one) for one in row_types)
         return cls(path, np.array([KINDS.index(kind) for kind in info.kinds], np.uint8), types, info.sha256)
 
     def digest(self) -> str:
@@ -104,11 +104,11 @@ class Columns:
         if any(self.column(kind, names) for kind in MEDIA_KINDS):
             return
         read = {column for key in _TEXT if (column := self.column(key, names))}
-        if found := media_keys.suspects({name: "?" for name in names if name not in read}):
-            kind = media_keys.READ[media_keys.meant(found[0])]
+        if suspects := media_keys.suspects({name: "?" for name in names if name not in read}):
+            kind = media_keys.READ[media_keys.meant(suspects[0])]
             raise InputError(
-                f"{path}: the column {found[0]!r} looks like media, but is not read; rename it to {kind!r}, or set "
-                f"fields={{{kind!r}: {found[0]!r}}}"
+                f"{path}: the column {suspects[0]!r} looks like media, but is not read; rename it to {kind!r}, or set "
+                f"fields={{{kind!r}: {suspects[0]!r}}}"
             )
 
     def record(self, row: Mapping[str, Any], uri: str, where: str, index: int) -> Record:
@@ -135,8 +135,8 @@ class Columns:
         def locate(number: int, name: Name) -> str:
             return name if isinstance(name, str) and name.startswith(uri) else below(number, name)
 
-        found = formats.to_llava(raw, self.format, where, str)
-        return records.parse(found, where, index, locate)
+        llava_record = formats.to_llava(raw, self.format, where, str)
+        return records.parse(llava_record, where, index, locate)
 
 
 _READ = [one for one in formats.FORMATS.values() if not one.clip_by_id]

@@ -56,10 +56,10 @@ class TextPagesFile(Source):
         Raises:
           InputError: the options, the file or the font are at fault.
         """
-        found = build(TextPages, options, f"{path}: pages")
-        draw.font(found)
-        draw.chunk("", found)  # what tokenizes is installed
-        return cls(path, triplets.read_triplets(path, found), found, draw.provenance(found))
+        pages = build(TextPages, options, f"{path}: pages")
+        draw.font(pages)
+        draw.chunk("", pages)  # what tokenizes is installed
+        return cls(path, triplets.read_triplets(path, pages), pages, draw.provenance(pages))
 
     @property
     def codes(self) -> UInt8[np.ndarray, "n"]:

@@ -94,7 +94,7 @@ class Checker:
             empty_answers=sum(not turn.answer.strip() for turn in record.turns),
         )
         try:
-            finding = dataclasses.replace(finding, media=tuple(look(kind, path) for kind, path in record.media))
+            finding = dataclasses.replace(finding, media=tuple(probe(kind, path) for kind, path in record.media))
             finding = dataclasses.replace(finding, respelled=_respelled(path for _, path in record.media))
             return dataclasses.replace(finding, **self._use(index, record))
         except BadSampleError as error:
@@ -111,19 +111,19 @@ class Checker:
             return {}
         sample = self._loader.load(index)
         tokens, visual = len(sample["token_ids"]), int(sample["media_mask"].sum())
-        found: dict[str, Any] = {"tokens": tokens, "visual": visual}
+        facts: dict[str, Any] = {"tokens": tokens, "visual": visual}
         if tokens > self.spec.length:
-            found["cause"] = "too_long"
-            found["detail"] = f"{tokens - visual} tokens of text and {visual} visual, for length {self.spec.length}"
-        return found
+            facts["cause"] = "too_long"
+            facts["detail"] = f"{tokens - visual} tokens of text and {visual} visual, for length {self.spec.length}"
+        return facts
 
 
 def _respelled(paths: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    found = ((name, media_names.known(name)) for path in paths for name in path.split(LISTED))
-    return tuple((name, file) for name, file in found if file is not None)
+    files = ((name, media_names.known(name)) for path in paths for name in path.split(LISTED))
+    return tuple((name, file) for name, file in files if file is not None)
 
 
-def look(kind: MediaKind, path: str) -> MediumFacts:
+def probe(kind: MediaKind, path: str) -> MediumFacts:
     """What a medium's header says; nothing is decoded.
 
     Raises:
@@ -155,11 +155,11 @@ def examine(
     Raises:
       Interrupted: a worker process died.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for part in _in_parts(checker, indices, workers):
-        found += part
-        progress(len(found))
-    return found
+        findings += part
+        progress(len(findings))
+    return findings
 
 
 def _in_parts(checker: Checker, indices: Sequence[int], workers: int) -> Iterator[list[Finding]]:
@@ -230,8 +230,8 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
     marks = {"min": 0, "p25": 25, "median": 50, "p75": 75, "p99": 99, "max": 100}
-    found = {name: round(float(np.percentile(values, at)), 3) for name, at in marks.items()}
-    return {**found, "sum": round(float(np.sum(values)), 3)}
+    percentiles = {name: round(float(np.percentile(values, at)), 3) for name, at in marks.items()}
+    return {**percentiles, "sum": round(float(np.sum(values)), 3)}
 
 
 def _histogram(values: Sequence[float], bins: int = 20) -> dict[str, list[float]]:

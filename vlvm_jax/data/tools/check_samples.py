@@ -50,12 +50,12 @@ def choose(findings: Sequence[Finding], count: int = SAMPLES) -> list[int]:
     """Numbers of a few usable records, spread evenly over those of each kind in turn: clips, images, text."""
     usable = [finding for finding in findings if not finding.cause]
     kinds = [[finding.index for finding in usable if finding.kind == kind] for kind in ("video", "image", "text")]
-    kinds = [found for found in kinds if found]
+    kinds = [group for group in kinds if group]
     if not kinds:
         return []
     # Clips first, where the kinds do not share the places evenly.
     shares = [count // len(kinds) + (number < count % len(kinds)) for number in range(len(kinds))]
-    chosen = [[found[place] for place in evenly(len(found), share)] for found, share in zip(kinds, shares, strict=True)]
+    chosen = [[group[place] for place in evenly(len(group), share)] for group, share in zip(kinds, shares, strict=True)]
     return [index for part in chosen for index in part]
 
 
@@ -101,20 +101,20 @@ def parts(loader: "SampleLoader", sample: Sample) -> tuple[tuple[str, Part], ...
     kinds = np.where(visual, 1, np.where(learned, 2, 0))
     edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1), len(kinds)]
     names: tuple[Part, ...] = ("prompt", "visual", "learned")
-    found: list[tuple[str, Part]] = []
+    labelled: list[tuple[str, Part]] = []
     text: list[int] = []
     before = ""
     for start, stop in itertools.pairwise(edges):
         kind = names[int(kinds[start])] if stop > start else "prompt"
         if kind == "visual":
-            found.append((f"[{stop - start} visual]", kind))
+            labelled.append((f"[{stop - start} visual]", kind))
         elif stop > start:
             # Decoded with all text before it, or a space at its beginning would be lost.
             text += ids[start:stop].tolist()
             whole = loader.processor.decode(text, special=True)
-            found.append((whole[len(before) :], kind))
+            labelled.append((whole[len(before) :], kind))
             before = whole
-    return tuple(found)
+    return tuple(labelled)
 
 
 # --- picture ---------------------------------------------------------------------------------------------------------

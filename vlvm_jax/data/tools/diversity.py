@@ -32,18 +32,18 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(paths)
 
 
-def questions(found: Sequence[Record], most: int, seed: int) -> list[str]:
+def questions(records: Sequence[Record], most: int, seed: int) -> list[str]:
     """The first question of each record, without placeholders; of more than `most`, this many drawn by the seed.
 
     Records that cannot be used are left out.
     """
-    drawn = np.arange(len(found))
-    if len(found) > most:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(found), most, replace=False))
+    drawn = np.arange(len(records))
+    if len(records) > most:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(records), most, replace=False))
     texts = []
     for index in drawn.tolist():
         try:
-            question = found[index].turns[0].question
+            question = records[index].turns[0].question
         except BadSampleError:
             continue
         texts.append(" ".join(_TAGS.sub(" ", question).split()))
@@ -63,10 +63,10 @@ def embed(texts: Sequence[str], how: str, model: str) -> tuple[str, Float[np.nda
     if how == "sentence" or (how == "auto" and importlib.util.find_spec("sentence_transformers")):
         package = need("sentence_transformers", "diversity", f"{_WHY}, or take --embed=tfidf")
         try:
-            found = package.SentenceTransformer(model).encode(list(texts), show_progress_bar=False)
+            embeddings = package.SentenceTransformer(model).encode(list(texts), show_progress_bar=False)
         except (OSError, ValueError) as error:
             raise InputError(f"--model={model}: {brief(error)}; or take --embed=tfidf") from None
-        return model, np.asarray(found, np.float32)
+        return model, np.asarray(embeddings, np.float32)
     vectoriser = need("sklearn.feature_extraction.text", "diversity", _WHY).TfidfVectorizer(ngram_range=(1, 2))
     try:
         weights = vectoriser.fit_transform(texts)
@@ -100,30 +100,30 @@ def project(vectors: Float[np.ndarray, "n d"], how: str, seed: int) -> Float[np.
     return tsne.fit_transform(vectors)
 
 
-def write_csv(path: Path, found: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"]) -> None:
+def write_csv(path: Path, by_source: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"]) -> None:
     """A row a point: source, x, y, instruction."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["source", "x", "y", "instruction"])
-        labelled = [(name, text) for name, texts in found.items() for text in texts]
+        labelled = [(name, text) for name, texts in by_source.items() for text in texts]
         for (name, text), (x, y) in zip(labelled, points, strict=True):
             rows.writerow([name, f"{x:.4f}", f"{y:.4f}", text])
 
 
-def draw(path: Path, found: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"], title: str) -> None:
+def draw(path: Path, by_source: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"], title: str) -> None:
     """A point a sample, a colour a source."""
-    written = PictureText([*found, title])
+    written = PictureText([*by_source, title])
     with written.fonts():
-        _figure(found, points, title, written).savefig(path, dpi=120)
+        _figure(by_source, points, title, written).savefig(path, dpi=120)
 
 
 def _figure(
-    found: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"], title: str, written: PictureText
+    by_source: Mapping[str, Sequence[str]], points: Float[np.ndarray, "n 2"], title: str, written: PictureText
 ) -> Figure:
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     start = 0
-    for number, (name, texts) in enumerate(found.items()):
+    for number, (name, texts) in enumerate(by_source.items()):
         part = points[start : start + len(texts)]
         label = f"{written(name, 40)} ({len(texts)})"
         axes.scatter(part[:, 0], part[:, 1], s=6, alpha=0.6, linewidths=0, color=f"C{number}", label=label)

@@ -191,8 +191,8 @@ def write_shard(plan: Plan, index: int, tick: Callable[[], None] = lambda: None)
       StorageError: storage does not answer; what is written stays.
     """
     path = plan.shard(index)
-    if (found := whole(plan, index)) is not None:
-        return found
+    if (shard := whole(plan, index)) is not None:
+        return shard
     records = _open(plan.job)
     kinds, types, ids, media, dropped = [], [], [], Counter(), []
     with storage.writing(path) as local:

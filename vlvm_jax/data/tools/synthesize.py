@@ -171,7 +171,7 @@ def _settings(job: Job, files: Sequence[TripletFile]) -> dict[str, Any]:
     if job.tokenizer is not None:
         text = conversation.load_tokenizer(job.tokenizer).to_str()
         tokenizer = {"path": job.tokenizer, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    found = {
+    settings = {
         "format": job.format,
         "name": job.name,
         "options": job.options.model_dump(),
@@ -186,7 +186,7 @@ def _settings(job: Job, files: Sequence[TripletFile]) -> dict[str, Any]:
         "limit": job.limit,
         "per_part": job.per_part,
     }  # fmt: skip
-    return json.loads(json.dumps(found))  # as it will be read back
+    return json.loads(json.dumps(settings))  # as it will be read back
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
@@ -220,8 +220,8 @@ def write_part(plan: Plan, index: int, tick: Callable[[], None] = lambda: None) 
     Args:
       tick: called after each text.
     """
-    if (found := whole(plan, index)) is not None:
-        return found
+    if (part := whole(plan, index)) is not None:
+        return part
     counts, dropped = Counter(texts=0, kept=0, pages=0, overflowed=0, boxes=0), []
     count_tokens = _counter(plan.job.tokenizer)
     with _sink(plan, index) as sink:

@@ -22,5 +22,5 @@ def names() -> list[str]:
 @functools.cache
 def formats() -> Mapping[str, "ListFormat"]:
     """All formats by name, in the order of their precedence."""
-    found = {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names()}
-    return dict(sorted(found.items(), key=lambda item: item[1].precedence))
+    by_name = {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names()}
+    return dict(sorted(by_name.items(), key=lambda item: item[1].precedence))

@@ -48,9 +48,9 @@ class ListFile:
 
     def refuse_options(self, raw: Mapping[str, Any], where: str) -> None:
         """Raises `InputError` if a record has options, which the format does not have."""
-        if found := options.keys_in(raw):
+        if keys := options.keys_in(raw):
             raise InputError(
-                f"{where}: {found[0]!r} holds options, which the format {self.format!r} does not have; leave --format "
+                f"{where}: {keys[0]!r} holds options, which the format {self.format!r} does not have; leave --format "
                 "to be detected, or give 'plain'"
             )
 

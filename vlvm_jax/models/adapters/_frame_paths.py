@@ -200,11 +200,11 @@ class Chosen:
     def report(self, clip: ClipFrames) -> dict[str, Array]:
         """Frames counted from the clip's first (-1: none), and boxes as left, top, width, height in cells."""
         name, region = self.path.name, self.path.region
-        found = {f"{name}_idx": reported(self.picks, clip)}
+        arrays = {f"{name}_idx": reported(self.picks, clip)}
         if region is not None and self.boxes is not None:
             size = [jnp.full_like(self.boxes.left, side) for side in (region.width, region.height)]
-            found[f"{name}_boxes"] = jnp.stack([self.boxes.left, self.boxes.top, *size], axis=-1)
-        return found
+            arrays[f"{name}_boxes"] = jnp.stack([self.boxes.left, self.boxes.top, *size], axis=-1)
+        return arrays
 
 
 def flat(tokens: Float[Array, "B S K C"], valid: Bool[Array, "B S"]) -> VisualTokens:
@@ -277,7 +277,7 @@ class PathsAdapter(VideoAdapter):
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def see(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Any:
+    def encode_media(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Any:
         return self.path_features(encoder(frames).patches)
 
     def path_features(self, patches: Float[Array, "B T N D"]) -> PathFeatures:
@@ -325,8 +325,8 @@ class PathsAdapter(VideoAdapter):
         is_image = layout.mask & ~layout.is_video
         picks = best_picks(jnp.where(is_image, 0.0, -jnp.inf), most)
         empty = jnp.zeros((len(layout.media), most, each, clip.tokens.shape[2]), clip.tokens.dtype)
-        seen = jax.lax.cond(is_image.any(), lambda: self.connected(features, picks), lambda: empty)
-        images = flat(seen, picks.valid)
+        connected = jax.lax.cond(is_image.any(), lambda: self.connected(features, picks), lambda: empty)
+        images = flat(connected, picks.valid)
         first = jnp.where(layout.is_video.any(axis=1), jnp.argmax(layout.is_video, axis=1), num_frames)
         before = (is_image & (jnp.arange(num_frames) < first[:, None])).sum(axis=1)[:, None] * each
         # Image slots before the clip, the clip's, the other image slots.
@@ -367,14 +367,14 @@ class PathsAdapter(VideoAdapter):
           likewise.
         """
         clip = clip_frames(layout)
-        found: dict[str, Array] = {}
+        picks: dict[str, Array] = {}
         for one in self._all_chosen(features, layout, guidance):
-            found |= one.report(clip)
+            picks |= one.report(clip)
             frames = one.picks.valid.sum(axis=1)
             if one.path.pool.parts is not None:
                 frames = jnp.where(frames > 0, one.path.pool.parts, 0)
-            found[f"{one.path.name}_tokens"] = frames * one.path.tokens_per_frame
-        return found
+            picks[f"{one.path.name}_tokens"] = frames * one.path.tokens_per_frame
+        return picks
 
     def _all_chosen(self, features: Any, layout: FrameLayout, guidance: Guidance | None) -> list[Chosen]:
         chosen = self.choose(features, layout, guidance)

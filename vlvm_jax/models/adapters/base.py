@@ -13,7 +13,8 @@ from vlvm_jax.config import ClipConfig, FrameTokens, Settings
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.parallel.rules import ParameterAxes
 
-Features = Any  # what an adapter's `see` gives, a pytree whose arrays begin with [B, T]; by default `VisionFeatures`
+# What an adapter's `encode_media` gives, a pytree whose arrays begin with [B, T]; by default `VisionFeatures`.
+Features = Any
 Losses = tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
 
 
@@ -119,7 +120,7 @@ class VideoAdapter(nnx.Module, abc.ABC):
         """P of `Guidance.prompt_ids`; 0 for an adapter that reads no prompt."""
         return 0
 
-    def see(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Features:
+    def encode_media(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> Features:
         """All of the image side that does not depend on the question: what is kept of a video for the next one."""
         return encoder(frames)
 
@@ -130,7 +131,7 @@ class VideoAdapter(nnx.Module, abc.ABC):
         """Visual tokens of the rows.
 
         Args:
-        features: what `see` gave; by default the tower's, `patches` [B, T, N, D].
+        features: what `encode_media` gave; by default the tower's, `patches` [B, T, N, D].
         layout: which frames belong together.
         guidance: the rows' questions, for adapters that need them.
         rng: key for what is random in training; None in evaluation, where nothing may be.

@@ -145,16 +145,16 @@ class Adapter(PathsAdapter, LearnsByItself):
 
     # --- the image side ----------------------------------------------------------------------------------------------
 
-    def see(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> GuidedFeatures:
+    def encode_media(self, encoder: VisionTower, frames: UInt8[Array, "B T H W 3"]) -> GuidedFeatures:
         """Both towers' view of every frame, and the fast path's tokens."""
         own = self.clip.vision_model
-        seen = encoder(frames, final=own is None)
+        features = encoder(frames, final=own is None)
         if own is None:
-            tower, final = encoder, seen.final
+            tower, final = encoder, features.final
         else:
             tower, final = own, own(resized(frames, own.config.image_size), final=True).final
         assert final is not None
-        paths = self.path_features(seen.patches)
+        paths = self.path_features(features.patches)
         patches = self.clip.patches(tower, final, post_norm=self.options.patch_post_ln)
         if self.options.frame_feature == "cls":
             of_frames = self.clip.images(tower, final)
@@ -163,7 +163,7 @@ class Adapter(PathsAdapter, LearnsByItself):
         on_grid = _regridded(patches, self.side)
         change = None
         if self.options.frame_select == "change":
-            change = _change(self.connector(seen.patches) if paths.tokens is None else paths.tokens)
+            change = _change(self.connector(features.patches) if paths.tokens is None else paths.tokens)
         places = tuple(pool(on_grid) for pool in self.score_pools)
         return GuidedFeatures(paths.patches, paths.tokens, paths.fast, of_frames, places, change)
 

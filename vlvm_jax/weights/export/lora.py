@@ -112,8 +112,8 @@ def adapted_layers(params: Mapping[str, Any], config: LoraConfig) -> list[str]:
     Raises:
       InputError: `params` has other LoRA parameters than `config` says, or of another rank.
     """
-    found = sorted({path.rpartition("/")[0] for path in params if is_lora(path)})
-    for layer in found:
+    layers = sorted({path.rpartition("/")[0] for path in params if is_lora(path)})
+    for layer in layers:
         if not _has_adapter(layer, config):
             raise InputError(
                 f"{layer}/lora_a: the checkpoint has this parameter, but config.model.lora asks for none here; give "
@@ -127,12 +127,12 @@ def adapted_layers(params: Mapping[str, Any], config: LoraConfig) -> list[str]:
             raise InputError(f"{layer}/lora_a: has rank {rank}, but config.model.lora.rank is {config.rank}")
     for part in config.parts:
         for name in config.targets_in(part):
-            if not any(layer.startswith(f"{part}/layers/") and layer.endswith(f"/{name}") for layer in found):
+            if not any(layer.startswith(f"{part}/layers/") and layer.endswith(f"/{name}") for layer in layers):
                 raise InputError(
                     f"{part}/layers/**/{name}/lora_a: the checkpoint lacks this parameter, but config.model.lora asks "
                     "for it; give the config that it was trained with"
                 )
-    return found
+    return layers
 
 
 def _has_adapter(layer: str, config: LoraConfig) -> bool:

@@ -104,13 +104,13 @@ def _files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
     if not files:
-        found = sorted(file.name for file in directory.glob("*.bin")) + sorted(
+        pickles = sorted(file.name for file in directory.glob("*.bin")) + sorted(
             file.name for file in directory.glob("*.pth")
         )
         hint = (
-            f" (there is {found[0]}: save the model again with safetensors, for example with transformers' "
+            f" (there is {pickles[0]}: save the model again with safetensors, for example with transformers' "
             "from_pretrained and save_pretrained)"
-            if found
+            if pickles
             else ""
         )
         raise InputError(f"{directory}: no *.safetensors file here{hint}")

@@ -20,13 +20,13 @@ from vlvm_jax.data.sources.media_keys import ClipOf
 from vlvm_jax.errors import InputError
 
 
-def _found() -> dict[str, Format]:
+def _discover() -> dict[str, Format]:
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
     formats = {name: importlib.import_module(f"{__name__}.{name}").FORMAT for name in names}
     return dict(sorted(formats.items(), key=lambda item: item[1].precedence))
 
 
-FORMATS: Mapping[str, Format] = _found()  # by name, in the order of their precedence
+FORMATS: Mapping[str, Format] = _discover()  # by name, in the order of their precedence
 KEPT = ("id", "type", "types")
 _TEXTS = frozenset({"system"}.union(*(one.texts for one in FORMATS.values())))  # in records of any format
 

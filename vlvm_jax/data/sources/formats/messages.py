@@ -39,14 +39,14 @@ def _parse(raw: Mapping[str, Any], where: str, notes: Counter) -> tuple[Turns, d
         if isinstance(content, list):
             content = "".join(map(parts.text, content))
         turns.append({"from": message.get("role"), "value": content})
-    found = parts.found
+    files = parts.files
     for kind, names in parts.beside.items():
-        if found[kind] != beside[kind]:  # else the parts name the same files
-            found[kind] += names  # those that no part stands for
+        if files[kind] != beside[kind]:  # else the parts name the same files
+            files[kind] += names  # those that no part stands for
     notes.update({f"{key!r} in a part of a message": 1 for key in parts.unread})
-    media: dict[str, Any] = {kind: names for kind, names in found.items() if names}
-    stills = all(isinstance(name, str) and name.lower().endswith(STILLS) for name in found["video"])
-    return turns, media | _span(parts.spans, 1 if stills else len(found["video"]), where)
+    media: dict[str, Any] = {kind: names for kind, names in files.items() if names}
+    stills = all(isinstance(name, str) and name.lower().endswith(STILLS) for name in files["video"])
+    return turns, media | _span(parts.spans, 1 if stills else len(files["video"]), where)
 
 
 def _with_own_media(message: Mapping[str, Any], where: str) -> Any:
@@ -62,7 +62,7 @@ def _with_own_media(message: Mapping[str, Any], where: str) -> Any:
     if not own:
         return content
     key = next(key for key in media_keys.READ if not media_keys.is_empty(message.get(key)))
-    named = [{"type": kind, kind: name} for kind in ("image", "video") for name in _own(own.get(kind), kind)]
+    files = [{"type": kind, kind: name} for kind in ("image", "video") for name in _own(own.get(kind), kind)]
     if not isinstance(content, str) or message.get("role") not in ("user", "human"):
         raise InputError(
             f"{where}: {key!r} inside a message that is no user's, or whose content is no text; name the media under "
@@ -71,13 +71,13 @@ def _with_own_media(message: Mapping[str, Any], where: str) -> Any:
     pieces = re.split("(<image>|<video>)", content)
     shown = pieces[1::2]
     if not shown:
-        return [*named, {"type": "text", "text": content}]
-    if [f"<{part['type']}>" for part in named] != shown:
+        return [*files, {"type": "text", "text": content}]
+    if [f"<{part['type']}>" for part in files] != shown:
         raise InputError(
-            f"{where}: {key!r} inside a message names {len(named)} media, its text has the placeholders "
+            f"{where}: {key!r} inside a message names {len(files)} media, its text has the placeholders "
             f"{' '.join(shown)}; give one each, in order, or none"
         )
-    media = iter(named)
+    media = iter(files)
     return [next(media) if at % 2 else {"type": "text", "text": piece} for at, piece in enumerate(pieces)]
 
 
@@ -93,7 +93,7 @@ class _Parts:
 
     def __init__(self, beside: Mapping[str, Iterator], where: str):
         self.beside, self.where = beside, where
-        self.found: dict[str, list] = {"image": [], "video": []}
+        self.files: dict[str, list] = {"image": [], "video": []}
         self.spans: list[tuple[Any, Any]] = []  # of each clip with a part
         self.unread: set[str] = set()
 
@@ -102,7 +102,7 @@ class _Parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             return part["text"]
-        medium = next((one for one in self.found if kind in (one, f"{one}_url")), None)
+        medium = next((one for one in self.files if kind in (one, f"{one}_url")), None)
         if medium is None:
             raise InputError(
                 f"{self.where}: a part of a message must have the type image, video or text, found {short(part)}"
@@ -114,7 +114,7 @@ class _Parts:
             name = next(self.beside.get(medium, iter(())), None)
         if name is None:
             raise InputError(f"{self.where}: a part of type {kind!r} names no file, nor do '{medium}s' beside it")
-        self.found[medium].append(name)
+        self.files[medium].append(name)
         if medium == "video":
             self.spans.append((part.get(_SPAN[0]), part.get(_SPAN[1])))
         known = _OF_PARTS | set(_SPAN) if medium == "video" else _OF_PARTS
