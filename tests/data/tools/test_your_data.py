@@ -16,6 +16,7 @@ from weights.families import randomized
 from configs import own
 from vlvm_jax.config import Config, build
 from vlvm_jax.data.faults import BadSampleError
+from vlvm_jax.data.sources import formats, mixture
 from vlvm_jax.samples import sample_spec
 from vlvm_jax.training import partition
 

@@ -54,7 +54,7 @@ class SampleLoader:
         with self._lock:
             if self._processor is None:
                 directory = self.spec.data.processor
-                made: SampleProcessor = self._plain() if directory is None else self._of_checkpoint(directory)
+                made: Any = self._plain() if directory is None else self._of_checkpoint(directory)
                 _ = made.backend, made.template  # now: threads must not import transformers at once
                 self._processor = made
             return self._processor
