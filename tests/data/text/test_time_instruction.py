@@ -128,5 +128,5 @@ def test_smolvlm_has_its_own(tmp_path):
     with pytest.raises(InputError) as caught:
         load_processor(str(checkpoint(tmp_path, "smolvlm")), time_instruction=True)
     assert str(caught.value) == (
-        "config.data.time_instruction: SmolVLM writes every frame's time already; leave it off"
+        "config.data.time_instruction: smolvlm writes every frame's time already; leave it off"
     )

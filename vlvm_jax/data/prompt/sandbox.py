@@ -346,6 +346,9 @@ def _check_name(name: Any) -> None:
 # --- rendering ---------------------------------------------------------------------------------------------------
 
 
+_LOCK = threading.Lock()
+
+
 @functools.lru_cache(maxsize=1)
 def _environment() -> BoundedEnvironment:
     if tuple(map(int, re.findall(r"\d+", jinja2.__version__)[:3])) < (3, 1, 6):
@@ -368,7 +371,9 @@ def render(template: str, **variables: Any) -> str:
     """
     if len(template) > MAX_SOURCE:
         raise OverBudgetError(f"a template of more than {MAX_SOURCE:,} characters")
-    environment = _environment()
+    with _LOCK:  # caches do not keep threads from making two environments at once, each with budgets of its own
+        made = _compiled(template)
+    environment = made.environment
+    assert isinstance(environment, BoundedEnvironment)
     environment.begin()
-    made = _compiled(template)
     return made.render(variables)
