@@ -59,7 +59,7 @@ def printed():
 def test_every_flag_is_there_once_with_its_help(printed, command):
     code, out, defined = printed[command]
     assert code == 0
-    shown = re.findall(r"^ *--(?:\[no\])?(\w+)", out, re.MULTILINE)
+    shown = re.findall(r"^  --(?:\[no\])?(\w+)", out, re.MULTILINE)
     assert sorted(shown) == sorted(defined)
     flat = " ".join(out.split())
     for name, text in defined.items():

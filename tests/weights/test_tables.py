@@ -4,6 +4,8 @@ import pytest
 
 from vlvm_jax.config import DecoderConfig
 from vlvm_jax.errors import InputError
+from vlvm_jax.families._llava import POOLING_HEAD
+from vlvm_jax.families._tower import OTHER_PARTS
 from vlvm_jax.weights import tables
 
 RULES = tables.decoder_rules(
@@ -16,7 +18,7 @@ NAMES = [name for rule in RULES for name in rule.tensors()]
 
 
 def match(names):
-    return tables.match(names, RULES, carried=tables.CARRIED, dropped=tables.DROPPED_OF_TOWERS, where="SRC")
+    return tables.match(names, RULES, carried=POOLING_HEAD, dropped=OTHER_PARTS, where="SRC")
 
 
 @pytest.mark.parametrize("name", ["layers.0.self_attn.rotary_emb.inv_freq", "embeddings.position_ids", "logit_scale"])

@@ -58,7 +58,7 @@ def without_code(value: Any) -> Any:
     return [without_code(item) for item in value] if isinstance(value, list) else value
 
 
-def transformers_config(directory: Path) -> Any:
+def transformers_config(directory: Path, stands_for: str | None = None) -> Any:
     """The class config that transformers makes of a directory's `config.json`.
 
     Raises:
@@ -72,12 +72,14 @@ def transformers_config(directory: Path) -> Any:
     family = raw.get("model_type")
     if not isinstance(family, str):
         raise InputError(f"{file}: model_type must be the name of a class of transformers, found {family!r}")
-    if family not in CONFIG_MAPPING and CODE_KEYS & raw.keys():
+    if family not in CONFIG_MAPPING and stands_for is None and CODE_KEYS & raw.keys():
         raise InputError(
             f"{file}: model_type {family!r} is read by code of the checkpoint's own ({min(CODE_KEYS & raw.keys())}), "
             "which is never run here; use a checkpoint of a class that transformers has"
         )
     try:
+        if family not in CONFIG_MAPPING and stands_for is not None:
+            return AutoConfig.for_model(**{**without_code(raw), "model_type": stands_for})
         return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
         verb = "refuses" if "Strict" in type(error).__name__ else "cannot read"

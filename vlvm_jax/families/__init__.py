@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlvm_jax.data import files
 from vlvm_jax.data.files import read_json
-from vlvm_jax.data.images.image_rules import Settings, SquareRule, of_frames
+from vlvm_jax.data.images.image_rules import Settings, SquareRule, of_frames, read_files
 from vlvm_jax.errors import InputError
 from vlvm_jax.families import _unreadable
 from vlvm_jax.families.base import Access, Family, HFModel
@@ -88,7 +88,7 @@ def read_settings(directory: str) -> Settings:
         )
     raw = read_json(folder / "config.json")
     family = of_config(raw)
-    return Family().settings(folder, raw) if family is None else family.settings(folder, raw)
+    return read_files(folder) if family is None else family.settings(folder, raw)
 
 
 def of_settings(settings: Settings) -> Family:

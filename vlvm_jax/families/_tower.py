@@ -21,7 +21,7 @@ _WRITTEN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefi
 CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # The text side of a whole CLIP or SigLIP, and a pooling head.
-_OTHER_PARTS = re.compile(
+OTHER_PARTS = re.compile(
     r"^(text_model\..*|logit_scale|logit_bias|text_projection\..*|visual_projection\..*|(vision_model\.)?head\..*)$"
 )
 
@@ -43,7 +43,7 @@ class TowerFamily(base.Family):
 
     def dropped(self, model: HFModel) -> re.Pattern | None:
         del model
-        return _OTHER_PARTS
+        return OTHER_PARTS
 
     def fields(self, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
         del base

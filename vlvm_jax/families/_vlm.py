@@ -28,13 +28,13 @@ class VLM(base.Family, abc.ABC):
 
     def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
         del access
-        config, where = files.transformers_config(directory), str(directory / "config.json")
+        config, where = files.transformers_config(directory, self.class_of(raw)), str(directory / "config.json")
         language = decoder_config(config.text_config, where, config.tie_word_embeddings)
         vision = self.read_tower(config, directory, where)
         connector = self.read_connector(config, vision, where)
         tokens = self.read_frame_tokens(config, where)
         return HFModel(
-            directory, self.name, self.name, vision, language, connector, tokens, self.has_newline, raw=raw
+            directory, self.name, self.class_of(raw), vision, language, connector, tokens, self.has_newline, raw=raw
         )  # fmt: skip
 
     @abc.abstractmethod
@@ -53,7 +53,7 @@ class VLM(base.Family, abc.ABC):
     def default_token_id(self, raw: Any, kind: str) -> int | None:
         from transformers import AutoConfig
 
-        return getattr(AutoConfig.for_model(raw["model_type"]), f"{kind}_token_id", None)
+        return getattr(AutoConfig.for_model(self.class_of(raw)), f"{kind}_token_id", None)
 
     # --- exporting ---------------------------------------------------------------------------------------------------
 

@@ -212,8 +212,7 @@ class Family:
         Raises:
           InputError: a file is missing or cannot be used.
         """
-        del raw
-        return read_files(directory)
+        return read_files(directory, self.class_of(raw))
 
     def image_rule(self, settings: Settings) -> SquareRule:
         """How images and frames become squares of the tower's size."""

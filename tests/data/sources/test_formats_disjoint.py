@@ -60,11 +60,11 @@ def test_no_two_formats_have_one_precedence():
 def test_a_new_file_is_a_new_format(tmp_path, monkeypatch):
     (tmp_path / "said_and_done.py").write_text(
         "from vlvm_jax.data.sources.formats._format import Format, exchanges\n"
-        "FORMAT = Format(keys=('said', 'done'), precedence=75, parse=exchanges(('said',), 'done'))\n"
+        "FORMAT = Format(keys=('said', 'done'), precedence=10_000, parse=exchanges(('said',), 'done'))\n"
     )
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
     known = formats._discover()
-    assert [*known][-3:] == ["said_and_done", "query_response", "alpaca"]
+    assert [*known][-1] == "said_and_done"
     monkeypatch.setattr(formats, "FORMATS", known)
     (tmp_path / "notes.json").write_text(json.dumps([{"said": "Jump?", "done": "Yes."}]))
     for name in ("auto", "said_and_done"):
@@ -83,4 +83,4 @@ def test_no_format_is_listed_elsewhere_but_in_the_docs():
         for node in ast.walk(ast.parse(file.read_text())):
             assert not (isinstance(node, ast.Constant) and node.value in names), (file, node.value)
     docs = (ROOT / "docs" / "your_data.md").read_text()
-    assert all(f"`{name}`" in docs for name in FORMATS)
+    assert not [name for name in FORMATS if f"`{name}`" not in docs]

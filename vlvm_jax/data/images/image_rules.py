@@ -68,14 +68,14 @@ class Settings:
         return f"{self.directory}/{self.image_file}"
 
 
-def read_files(folder: Path) -> Settings:
+def read_files(folder: Path, stands_for: str | None = None) -> Settings:
     """Reads `config.json` and the processors' files of a directory in the layout of a transformers class.
 
     Raises:
       InputError: what has to be in it is not, or cannot be used.
     """
     try:
-        config = transformers_config(folder)
+        config = transformers_config(folder, stands_for)
     except ImportError as error:
         raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
     processor = read_json(folder / "processor_config.json")
