@@ -15,6 +15,7 @@ import transformers
 from etils import epath
 from exports import load_strictly
 from recipes import DATA
+from training.stage_states import Position
 
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json
 from vlvm_jax.data.embedded.shapes import vocab_size
@@ -229,7 +230,7 @@ def stored_run(config: Config, workdir: epath.Path) -> None:
     initial.copy_side_files(workdir / HF_FOLDER, "")
     checkpoints = StageCheckpoints(workdir / "mixed" / "checkpoints", keep=1)
     checkpoints.save(
-        1, params=moved, opt_state={"count": jnp.ones(())}, rng=jnp.zeros(2), data={"at": 1}, config={"steps": 1}
+        1, params=moved, opt_state={"count": jnp.ones(())}, rng=jnp.zeros(2), data=Position(1), config={"steps": 1}
     )
     checkpoints.close()
     (workdir / "mixed" / "result.json").write_text("{}")
