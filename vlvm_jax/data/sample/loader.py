@@ -5,7 +5,7 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class SampleLoader:
                 directory = self.spec.data.processor
                 made: Any = self._plain() if directory is None else self._of_checkpoint(directory)
                 _ = made.backend, made.template  # now: threads must not import transformers at once
-                self._processor = made
+                self._processor = cast(SampleProcessor, made)
             return self._processor
 
     def _plain(self) -> PlainProcessor:
