@@ -80,7 +80,7 @@ def train_and_ask(
     start = _start_from(folder, image, config, mesh)
     with Logs(os.fspath(workdir)) as logs:
         writer = MetricsWriter(logs.folder, tensorboard=False, wandb_project=None, name=config.name, config={})
-        watch = Watch(logs, writer, Timeline(logs.folder), Profiler(logs.folder, None, ()))
+        watch = Watch(logs, writer, Timeline(logs.folder), Profiler(logs.folder, None))
         stage, params = stages.train_stage(config, prepared, workdir, folder, start, mesh, watch, stop)
     results, _ = final.evaluate(config, params, prepared.records, mesh, stop)
     return {"stage": stage, "eval": results}

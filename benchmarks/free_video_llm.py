@@ -23,8 +23,8 @@ from configs import free_video_llm
 from configs.free_video_llm import BUDGETS, FRAMES, budget
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.evaluation import final
+from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.samples import adapter_of
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 
@@ -123,7 +123,7 @@ def groups(run: dict[str, Any]) -> dict[str, float]:
 
 def tokens(name: str) -> int:
     config = setting(name, 0)
-    adapter = adapter_of(config)
+    adapter = Model(config.model).adapter
     return adapter.num_image_tokens() if name == "IG-VLM" else adapter.num_video_tokens(TAKEN.get(name, FRAMES))
 
 

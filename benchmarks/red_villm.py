@@ -22,9 +22,9 @@ from etils import epath
 from benchmarks.arms import TEMPORAL, Results, arguments, train_and_ask, train_image_model
 from configs import red_villm
 from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.recipes._common import PATCHES
-from vlvm_jax.samples import adapter_of
 from vlvm_jax.stop import StopSignal
 
 matplotlib.use("Agg")
@@ -106,7 +106,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---:|" + "---:|" * (len(types) + 1),
     ]
     for arm, arm_runs in runs.items():
-        tokens = adapter_of(setting(arm, 0, 1)).num_video_tokens(8)
+        tokens = Model(setting(arm, 0, 1).model).adapter.num_video_tokens(8)
         cells = [spread([by_type(run)[kind] for run in arm_runs]) for kind in types]
         lines.append(f"| {arm} | {tokens} | {' | '.join(cells)} | {len(arm_runs)} |")
     for control in runs.get("red_villm", [{"controls": {}}])[0]["controls"]:
@@ -138,7 +138,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 [shares[arm] for arm in studied], [np.mean(v) for v in points], [np.std(v) for v in points],
                 marker="o", capsize=3, label=group,
             )  # fmt: skip
-    tokens = [adapter_of(setting(arm, 0, 1)).num_video_tokens(8) for arm in arms]
+    tokens = [Model(setting(arm, 0, 1).model).adapter.num_video_tokens(8) for arm in arms]
     names = [f"{arm}\n{count} tokens" for arm, count in zip(arms, tokens, strict=True)]
     panels[0].set_xticks(range(len(arms)), names, fontsize=8)
     panels[0].set(ylim=(0, 1.15), ylabel="held-out accuracy")

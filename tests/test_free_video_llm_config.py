@@ -6,10 +6,10 @@ import pytest
 from etils import epath
 
 from configs.free_video_llm import BUDGETS, PRESETS, get_config
-from vlvm_jax import samples
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import final
+from vlvm_jax.models.params import Model
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import plan, stages
 
@@ -26,7 +26,7 @@ def tokens(arg: str, frames: int | None = None) -> int:
     config = recipe(arg)
     asked = config.answers.frames
     assert asked is not None
-    return samples.adapter_of(config).num_video_tokens(frames or asked)
+    return Model(config.model).adapter.num_video_tokens(frames or asked)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -129,7 +129,7 @@ def test_what_cannot_be(arg, message):
 )
 def test_what_the_adapter_refuses(arg, message):
     with pytest.raises(InputError, match=message):
-        samples.adapter_of(recipe(arg))
+        _ = Model(recipe(arg).model).adapter
 
 
 def test_every_option_of_the_adapter_can_be_overridden():

@@ -9,7 +9,7 @@ import pytest
 from configs import t2vid
 from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.errors import InputError
-from vlvm_jax.samples import adapter_of
+from vlvm_jax.models.params import Model
 
 DATA = {
     "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 40,
@@ -51,7 +51,7 @@ def test_the_papers_mix(preset):
     assert {rate for _, rate in stage.trainable} == {5e-6} and stage.schedule == "log_warmup_cosine"
     assert (stage.final_lr_ratio, stage.weight_decay, stage.beta2, stage.loss_on) == (0.1, 0.01, 0.999, "answer")
     each = {"idefics3-8b": 169, "smolvlm2-2.2b": 81}[preset]
-    assert adapter_of(config).num_video_tokens(24) == 24 * each
+    assert Model(config.model).adapter.num_video_tokens(24) == 24 * each
     assert stage.frames * each + 512 <= stage.length <= config.model.decoder.max_position_embeddings
 
 

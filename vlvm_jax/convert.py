@@ -23,8 +23,8 @@ from vlvm_jax.errors import InputError
 _FORMAT = flags.DEFINE_string(
     "format",
     None,
-    "The class to export as: llava, llava_next_video, llava_onevision, smolvlm, vlvm ... It is refused unless it "
-    "computes exactly the same (default: the best class that does). `vlvm` is our own PyTorch code.",
+    "The class to export as: a model_type of docs/weights.md, or vlvm, which is our own PyTorch code. It is refused "
+    "unless it computes exactly the same (default: the best class that does).",
 )
 _MEDIA = flags.DEFINE_enum(
     "media", "all", ["all", "image", "video"],

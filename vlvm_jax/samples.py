@@ -11,7 +11,6 @@ from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.sample import loader as loader_lib
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError, Interrupted
-from vlvm_jax.models.adapters.base import VideoAdapter
 from vlvm_jax.models.params import Model
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.weights.hf import hub
@@ -55,25 +54,13 @@ def with_checkpoint_files(config: Config, initial: Initial) -> Config:
     return config_lib.build(Config, values)
 
 
-def adapter_of(config: Config) -> VideoAdapter:
-    """The adapter without parameters, to ask how many tokens it gives."""
-    return Model(config.model).adapter
-
-
 def sample_spec(config: Config, part: StageConfig | EvalConfig, control: str | None = None) -> SampleSpec:
-    """How the records of a stage or an evaluation become samples.
-
-    Packed rows of images and text are not guided by a question, so there samples have no `prompt_ids`.
-    """
+    """How the records of a stage or an evaluation become samples."""
     return spec_of(config.model, config.data, part, control)
 
 
-def _check_room(model: ModelConfig, part: StageConfig | EvalConfig) -> None:
-    """Raises `InputError` if the frames of a row alone are more than this machine's memory."""
-    check_bytes(model, part, 1)
-
-
 def check_bytes(model: ModelConfig, part: StageConfig | EvalConfig, rows: int) -> None:
+    """Raises `InputError` if the frames of so many rows alone are more than this machine's memory."""
     asked, there = rows * part.frames * model.vision.image_size**2 * 3, memory.total()
     if asked > there:
         raise InputError(
@@ -85,8 +72,11 @@ def check_bytes(model: ModelConfig, part: StageConfig | EvalConfig, rows: int) -
 def spec_of(
     model: ModelConfig, data: DataConfig, part: StageConfig | EvalConfig, control: str | None = None
 ) -> SampleSpec:
-    """How records become samples for a model."""
-    _check_room(model, part)
+    """How records become samples for a model.
+
+    Packed rows of images and text are not guided by a question, so there samples have no `prompt_ids`.
+    """
+    check_bytes(model, part, 1)
     adapter = Model(model).adapter
     return SampleSpec(
         data=data.model_copy(update={"prompt_tokenizer": None}) if part.pack else data,
@@ -108,7 +98,7 @@ def spec_of(
 def check_tiles(config: Config, loader: loader_lib.SampleLoader) -> None:
     """Raises `InputError` when images come in tiles that the adapter cannot lay out."""
     slots, taps = loader.layout
-    have = adapter_of(config).slots_per_frame
+    have = Model(config.model).adapter.slots_per_frame
     if taps and slots != have:
         raise InputError(
             f"config.data.image_layout: anyres reads {slots} slots a frame, its newline among them, where the adapter "

@@ -95,7 +95,7 @@ def run(tmp_path, monkeypatch):
         stage=STAGE, num_steps=30, functions=functions, state=state, frozen={}, data=iter([{}] * 99),
         checkpoints=Checkpoints(device), save_every=100, config={},
     )  # fmt: skip
-    watch = Watch(Logs(), Writer(), Timeline(tmp_path), Profiler(tmp_path, None, ("s",)))
+    watch = Watch(Logs(), Writer(), Timeline(tmp_path), Profiler(tmp_path, None))
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
     return device, stage_run, lambda stop: loop.run_stage(stage_run, mesh, watch, stop)
 

@@ -12,7 +12,7 @@ from etils import epath
 from vlvm_jax.errors import InputError
 from vlvm_jax.parallel.topology import CHIPS, peak_flops
 from vlvm_jax.training import throughput
-from vlvm_jax.training.profiling import STEPS, Profiler
+from vlvm_jax.training.profiling import STEPS, Profiler, parse
 from vlvm_jax.training.throughput import Throughput, Timeline, brief
 
 
@@ -96,7 +96,7 @@ def traces(folder):
 
 def test_a_trace_of_the_steps_asked_for(tmp_path):
     x = jnp.ones(3)
-    with Profiler(epath.Path(tmp_path), "two:1-2", ("one", "two")) as profiler:
+    with Profiler(epath.Path(tmp_path), parse("two:1-2", ("one", "two"))) as profiler:
         for stage in ("one", "two"):
             for step in range(4):
                 profiler.before(stage, step, x)
@@ -106,7 +106,7 @@ def test_a_trace_of_the_steps_asked_for(tmp_path):
 
 
 def test_a_trace_on_a_signal(tmp_path):
-    with Profiler(epath.Path(tmp_path), None, ("one",)) as profiler:
+    with Profiler(epath.Path(tmp_path), None) as profiler:
         profiler.before("one", 0, None)
         signal.raise_signal(signal.SIGUSR1)
         open_at = []
@@ -120,7 +120,7 @@ def test_a_trace_on_a_signal(tmp_path):
 @pytest.mark.parametrize("asked", ["one", "three:1-2", "one:5-4", "one:a-b"])
 def test_a_trace_of_nothing_is_refused(tmp_path, asked):
     with pytest.raises(InputError, match="--profile="):
-        Profiler(epath.Path(tmp_path), asked, ("one", "two"))
+        parse(asked, ("one", "two"))
 
 
 def test_the_timeline_is_json_lines(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from vlvm_jax.ahead_of_time import hlo
 from vlvm_jax.ahead_of_time.programs import Report
 from vlvm_jax.config import Config
 from vlvm_jax.console import console
@@ -47,7 +48,7 @@ def show(reports: Sequence[Report], topology: Topology) -> None:
     ):
         speed.add_column(column, justify="left" if column == "stage" else "right")
     moved = Table(title="collectives per step and chip: times run, GiB")
-    for column in ("stage", "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"):
+    for column in ("stage", *hlo.KINDS):
         moved.add_column(column, justify="left" if column == "stage" else "right")
     for report in reports:
         memory.add_row(*_memory(report, topology))
@@ -55,7 +56,7 @@ def show(reports: Sequence[Report], topology: Topology) -> None:
         if report.collectives is not None:
             counts, sizes = report.collectives.count, report.collectives.bytes
             least = "≥ " if report.collectives.at_least else ""
-            cells = [f"{least}{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in _KINDS]
+            cells = [f"{least}{counts[k]} {_gib(sizes[k])}" if k in counts else "-" for k in hlo.KINDS]
             moved.add_row(report.name, *cells)
     wide = PlainConsole(width=max(console.width, _WIDTH))  # figures cut short are of no use in a log
     wide.print(memory)
@@ -72,7 +73,6 @@ _DONATED = (
     "state in training, the cache in decode). prefill overwrites nothing: its whole result is new memory."
 )
 _WIDTH = 130
-_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 
 def _memory(report: Report, topology: Topology) -> list[str]:

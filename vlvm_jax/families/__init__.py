@@ -14,7 +14,7 @@ from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images.image_rules import Settings, SquareRule, of_frames, read_files
 from vlvm_jax.errors import InputError
 from vlvm_jax.families import _unreadable
-from vlvm_jax.families.base import Access, Family, HFModel
+from vlvm_jax.families.base import Access, Family, HFModel, StockFamily
 
 
 @functools.cache
@@ -28,6 +28,13 @@ def every() -> Mapping[str, Family]:
 def get(name: str) -> Family:
     """The family of that name."""
     return every()[name]
+
+
+def stock(name: str) -> StockFamily:
+    """The family of that name, which has a transformers class."""
+    family = get(name)
+    assert isinstance(family, StockFamily), name
+    return family
 
 
 def of_config(raw: Mapping[str, Any] | None) -> Family | None:
@@ -46,9 +53,13 @@ def class_name(raw: dict[str, Any] | None) -> str | None:
     return family.class_of(raw)
 
 
-def check_readable(directory: Path) -> None:
-    """Raises `InputError` for weights in a form that is not read, and for settings that contradict."""
-    _unreadable.check_config(read_json(directory / "config.json"), f"{directory / 'config.json'}")
+def check_readable(directory: Path, raw: Mapping[str, Any]) -> None:
+    """Raises `InputError` for weights in a form that is not read, and for settings that contradict.
+
+    Args:
+      raw: what `config.json` holds.
+    """
+    _unreadable.check_config(raw, f"{directory / 'config.json'}")
     _unreadable.check_files(directory)
 
 
@@ -63,7 +74,7 @@ def read(directory: Path, access: Access) -> HFModel:
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json here; expected a directory in the Hugging Face format")
     raw = files.without_code(read_json(directory / "config.json"))
-    check_readable(directory)
+    check_readable(directory, raw)
     family = of_config(raw)
     if family is not None:
         return family.read(directory, raw, access)
@@ -91,7 +102,7 @@ def read_settings(directory: str) -> Settings:
     return read_files(folder) if family is None else family.settings(folder, raw)
 
 
-def of_settings(settings: Settings) -> Family:
+def of_settings(settings: Settings) -> StockFamily:
     """The family of a directory's transformers class.
 
     Raises:
@@ -99,7 +110,7 @@ def of_settings(settings: Settings) -> Family:
     """
     model_type = settings.config.model_type
     family = next((family for family in every().values() if model_type in family.model_types), None)
-    if family is None or not family.sees:
+    if not isinstance(family, StockFamily) or not family.sees:
         known = sorted(name for family in every().values() if family.sees for name in family.model_types)
         raise InputError(
             f"{settings.directory}/config.json: no image preprocessing for model_type {model_type!r}; there is for "

@@ -10,8 +10,19 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.families import base
 from vlvm_jax.families.base import Access, Exported, HFModel, Layout, settings_of
 
+_SAME = (  # settings that have one name in transformers' configs and here
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+)
 
-class DecoderFamily(base.Family):
+
+class DecoderFamily(base.StockFamily):
     """A bare decoder; `decoder_config` and `decoder_fields` serve the VLMs that hold one too."""
 
     sees = False
@@ -60,17 +71,10 @@ class DecoderFamily(base.Family):
         return settings_of(
             DecoderConfig,
             where,
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
+            **{name: getattr(config, name) for name in _SAME},
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            hidden_act=config.hidden_act,
             rope_theta=config.rope_parameters["rope_theta"],
             rope_scaling=_rope_scaling(config.rope_parameters, where),
-            rms_norm_eps=config.rms_norm_eps,
             attention_bias=attention_bias,
             attention_out_bias=attention_out_bias,
             tie_word_embeddings=tied,
@@ -86,15 +90,8 @@ class DecoderFamily(base.Family):
         _check_biases(decoder)
         fields: dict[str, Any] = {
             "model_type": self.name,
-            "vocab_size": decoder.vocab_size,
-            "hidden_size": decoder.hidden_size,
-            "intermediate_size": decoder.intermediate_size,
-            "num_hidden_layers": decoder.num_hidden_layers,
-            "num_attention_heads": decoder.num_attention_heads,
-            "num_key_value_heads": decoder.num_key_value_heads,
-            "hidden_act": decoder.hidden_act,
+            **{name: getattr(decoder, name) for name in _SAME},
             "rope_theta": decoder.rope_theta,
-            "rms_norm_eps": decoder.rms_norm_eps,
             "max_position_embeddings": decoder.max_position_embeddings,
             "tie_word_embeddings": decoder.tie_word_embeddings,
             **self.own_fields(decoder),
@@ -128,10 +125,16 @@ def decoder_config(config: Any, where: str, tied: bool) -> DecoderConfig:
     return known[config.model_type].decoder_config(config, f"{where}: text_config", tied)
 
 
-def decoder_fields(decoder: DecoderConfig, model_type: str | None) -> dict[str, Any]:
-    """The `text_config` of a decoder; `model_type` None picks the class that has these biases."""
+def decoder_fields(decoder: DecoderConfig, base: dict[str, Any] | None) -> dict[str, Any]:
+    """The `text_config` of a decoder.
+
+    Args:
+      base: `config.json` of the checkpoint that the model came from, whose decoder's class is kept; without one, the
+        class that has these biases is taken.
+    """
     _check_biases(decoder)
     known = decoder_families()
+    model_type = ((base or {}).get("text_config") or {}).get("model_type")
     if model_type is None:
         return next(family for family in known.values() if family.suits(decoder)).decoder_fields(decoder)
     return known[model_type].decoder_fields(decoder)

@@ -11,8 +11,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from vlvm_jax import families
 from vlvm_jax.data.files import read_json
+from vlvm_jax.data.images import anyres
 from vlvm_jax.errors import InputError, brief
+from vlvm_jax.families._tower import STATISTICS, TowerFamily
 from vlvm_jax.families.base import NAMED_TOWER_FOLDER
 
 # Sizes of the towers that published checkpoints name, from their own config.json files on the hub.
@@ -28,10 +31,6 @@ KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": {**_CLIP_L, "image_size": 224},
     "openai/clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},
     "google/siglip-so400m-patch14-384": _SIGLIP_SO400M,
-}
-_STATISTICS = {
-    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
-    "siglip": ([0.5] * 3, [0.5] * 3),
 }
 _BICUBIC = 3
 
@@ -139,7 +138,7 @@ def check(raw: dict[str, Any], where: str) -> None:
 
 def _check_together(raw: dict[str, Any], where: str) -> None:
     ratio, merge = raw.get("image_aspect_ratio") or "square", _merge_type(raw)
-    tiled = ratio == "anyres" or re.fullmatch(r"anyres_max_0*[1-9][0-9]*", str(ratio)) is not None
+    tiled = ratio == "anyres" or anyres.max_tiles(ratio) is not None
     if not tiled and ratio not in ("square", "pad"):
         raise InputError(
             f"{where}: image_aspect_ratio {ratio!r}: only 'square', 'pad', 'anyres' and 'anyres_max_<number>', a "
@@ -165,7 +164,7 @@ def _check_together(raw: dict[str, Any], where: str) -> None:
 
 def hf_family(raw: dict[str, Any]) -> str:
     """The transformers class that treats images as this checkpoint does."""
-    if str(raw.get("image_aspect_ratio", "")).startswith("anyres_max"):
+    if anyres.max_tiles(raw.get("image_aspect_ratio")) is not None:
         return "llava_onevision"
     return "llava_next" if "unpad" in _merge_type(raw) else "llava"
 
@@ -221,7 +220,7 @@ def tiling(raw: dict[str, Any], size: int) -> dict[str, Any]:
     keys = {}
     if "unpad" in _merge_type(raw) and (canvases := _canvases(raw.get("image_grid_pinpoints"), size)) is not None:
         keys["image_grid_pinpoints"] = [[tall, wide] for wide, tall in canvases]
-    if str(raw.get("image_aspect_ratio")).startswith("anyres_max_"):
+    if anyres.max_tiles(raw.get("image_aspect_ratio")) is not None:
         keys["vision_aspect_ratio"] = raw["image_aspect_ratio"]
     return keys
 
@@ -293,15 +292,13 @@ def _read_tower(file: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     stated = read_json(file)
-    kind = {"clip": "clip", "clip_vision_model": "clip", "siglip": "siglip", "siglip_vision_model": "siglip"}.get(
-        str(stated.get("model_type"))
-    )
-    if kind is None:
+    family = families.of_config(stated)
+    if not isinstance(family, TowerFamily):
         raise InputError(
             f"{file}: model_type {stated.get('model_type')!r}: mm_vision_tower must name a CLIP or a SigLIP, whole or "
             "its tower alone"
         )
-    sizes = {**stated.get("vision_config", stated), "model_type": f"{kind}_vision_model"}
+    sizes = {**stated.get("vision_config", stated), "model_type": f"{family.name}_vision_model"}
     try:
         return AutoConfig.for_model(**sizes).to_dict()
     except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
@@ -316,7 +313,7 @@ def tower_processor(directory: Path, raw: dict[str, Any], sizes: dict[str, Any])
             return processor
     kind = "siglip" if sizes["model_type"].startswith("siglip") else "clip"
     square = {"height": sizes["image_size"], "width": sizes["image_size"]}
-    mean, std = _STATISTICS[kind]
+    mean, std = map(list, STATISTICS[kind])
     common = {"resample": _BICUBIC, "do_normalize": True, "image_mean": mean, "image_std": std}
     if kind == "siglip":
         return {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False, **common}

@@ -18,15 +18,29 @@ KINDS = {
     "smolvlm_vision": "idefics3",
 }
 _WRITTEN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefics3": "idefics3_vision"}
-CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+STATISTICS = {  # mean and standard deviation of pixels, where no processor's file states them
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip": _HALF,
+    "idefics3": _HALF,
+}
+_SAME = (  # settings that have one name in transformers' configs and here
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
 # The text side of a whole CLIP or SigLIP, and a pooling head.
 OTHER_PARTS = re.compile(
     r"^(text_model\..*|logit_scale|logit_bias|text_projection\..*|visual_projection\..*|(vision_model\.)?head\..*)$"
 )
 
 
-class TowerFamily(base.Family):
+class TowerFamily(base.StockFamily):
     """A bare tower, or a whole CLIP or SigLIP of which the tower is taken."""
 
     layouts: ClassVar[tuple[Layout, ...]] = (
@@ -69,19 +83,12 @@ def tower(
         raise InputError(f"{where}: vision_feature_layer {feature_layer}: features of several layers are not supported")
     if feature_layer >= 0:  # HF counts the embeddings as hidden state 0
         feature_layer -= config.num_hidden_layers + 1
-    mean, std = statistics or (CLIP_STATISTICS if kind == "clip" else HALF_STATISTICS)
+    mean, std = statistics or STATISTICS[kind]
     return settings_of(
         VisionConfig,
         f"{where}: vision_config",
         kind=kind,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        hidden_act=config.hidden_act,
-        layer_norm_eps=config.layer_norm_eps,
+        **{name: getattr(config, name) for name in _SAME},
         feature_layer=feature_layer,
         post_norm=post_norm,
         image_mean=tuple(mean),
@@ -96,14 +103,5 @@ def tower_fields(vision: VisionConfig, has_head: bool = False, model_type: str |
       has_head: SigLIP's pooling head is among the tensors.
       model_type: by default that of the tower's kind.
     """
-    return {
-        "model_type": model_type or _WRITTEN[vision.kind],
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.intermediate_size,
-        "num_hidden_layers": vision.num_hidden_layers,
-        "num_attention_heads": vision.num_attention_heads,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_act": vision.hidden_act,
-        "layer_norm_eps": vision.layer_norm_eps,
-    } | ({"vision_use_head": has_head} if vision.kind == "siglip" else {})
+    fields = {"model_type": model_type or _WRITTEN[vision.kind], **{name: getattr(vision, name) for name in _SAME}}
+    return fields | ({"vision_use_head": has_head} if vision.kind == "siglip" else {})

@@ -14,7 +14,7 @@ from vlvm_jax.families.base import Access, Exported, HFModel
 Media = Literal["all", "image", "video"]
 
 
-class VLM(base.Family, abc.ABC):
+class VLM(base.StockFamily):
     """A whole VLM with a transformers class of its own.
 
     Attributes:
@@ -71,10 +71,9 @@ class VLM(base.Family, abc.ABC):
     def fields(self, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
         decoder, vision = exported.decoder, exported.vision
         assert decoder is not None and vision is not None
-        text_type = ((base or {}).get("text_config") or {}).get("model_type")
         return {
             "model_type": self.name,
-            "text_config": decoder_fields(decoder, text_type),
+            "text_config": decoder_fields(decoder, base),
             "tie_word_embeddings": decoder.tie_word_embeddings,
             "vision_config": self.tower_fields(vision, exported.has_head),
             **self.own_fields(exported, base),

@@ -7,6 +7,7 @@ folder compares a family's name: it reads an attribute of `Family` or calls a me
 The shortest example is `siglip.py`; of a VLM, `llava.py`.
 """
 
+import abc
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -121,51 +122,27 @@ class Exported:
     dtype: str
 
 
-class Family:
-    """One base family.
+class Family(abc.ABC):
+    """One base family: how its checkpoints are read.
 
     Attributes:
       name: as an import's `model.json` and `convert export --format` have it: the class's model_type, if it is one.
       precedence: which of two families has a `config.json` that both claim: the one with the larger number.
       model_types: of the `config.json` files that are of this family.
-      architecture: the transformers class of an export.
-      layouts: the on-disk layouts; the first one is written.
+      layouts: the on-disk layouts; an export has the first one.
       sees: whether it has a vision tower.
       carried: tensors that no model here uses but the transformers class wants back. They are kept beside the
         parameters and exported unchanged.
-      peft_prefixes: where the modules of each part stand in the class, for a LoRA that is exported as an adapter.
       auto_tokenizer: whether `AutoTokenizer` finds the tokenizer's class by the model's type.
-      has_newline: whether the class has an `image_newline`.
-      has_video: whether the class has an input for clips and a token that stands for them; elsewhere frames are images.
-      video_processor: the class's video processor.
-      frame_tokens: what the class does with frames.
-      batched_images: whether `pixel_values` has an axis for the samples before that of their images.
-      only_tiles: whether the class cuts every image into tiles and takes nothing else.
-      writes_clips: whether the checkpoint's chat template knows clips.
-      stamps_frames: whether the processor writes the time of each frame into the prompt.
-      note: what a user of an export has to know, for its card.
     """
 
     name: ClassVar[str]
     precedence: ClassVar[int] = 0
     model_types: ClassVar[tuple[str, ...]] = ()
-    architecture: ClassVar[str]
     layouts: ClassVar[tuple[Layout, ...]]
     sees: ClassVar[bool] = True
     carried: ClassVar[re.Pattern | None] = None
-    peft_prefixes: ClassVar[Mapping[str, str]] = {"decoder": "model"}
     auto_tokenizer: ClassVar[bool] = True
-    has_newline: ClassVar[bool] = False
-    has_video: ClassVar[bool] = False
-    video_processor: ClassVar[str | None] = None
-    frame_tokens: ClassVar[FrameTokens] = FrameTokens()
-    batched_images: ClassVar[bool] = False
-    only_tiles: ClassVar[bool] = False
-    writes_clips: ClassVar[bool] = False
-    stamps_frames: ClassVar[bool] = False
-    note: ClassVar[str | None] = None
-
-    # --- reading -----------------------------------------------------------------------------------------------------
 
     def claims(self, raw: Mapping[str, Any]) -> bool:
         """Whether a `config.json` is of this family."""
@@ -176,13 +153,13 @@ class Family:
         del raw
         return self.name
 
+    @abc.abstractmethod
     def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
         """Reads a checkpoint's settings.
 
         Raises:
           InputError: a setting that this library cannot run exactly.
         """
-        raise NotImplementedError
 
     def dropped(self, model: HFModel) -> re.Pattern | None:
         """Tensors that neither this library nor the transformers class uses."""
@@ -204,8 +181,6 @@ class Family:
         del raw, kind
         return None
 
-    # --- images and clips --------------------------------------------------------------------------------------------
-
     def settings(self, directory: Path, raw: dict[str, Any]) -> Settings:
         """What the directory says of its preprocessing.
 
@@ -213,6 +188,59 @@ class Family:
           InputError: a file is missing or cannot be used.
         """
         return read_files(directory, self.class_of(raw))
+
+    def tiling(self, raw: dict[str, Any], size: int) -> dict[str, Any]:
+        """What a config says about images in tiles, in the keys of transformers' classes.
+
+        Args:
+          size: pixels of a tile's side.
+        """
+        del size
+        return {key: raw[key] for key in ("image_grid_pinpoints", "vision_aspect_ratio") if raw.get(key)}
+
+    def processor_files(
+        self, directory: Path, stock: "StockFamily | None", config: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """The processors' files that an export needs and a checkpoint of this family does not have, by name.
+
+        Args:
+          stock: the family of the class that is exported; None for our own class.
+          config: the export's `config.json`.
+        """
+        del directory, stock, config
+        return {}
+
+
+class StockFamily(Family):
+    """A family with a transformers class of its own, which an export can be.
+
+    Attributes:
+      architecture: the transformers class.
+      peft_prefixes: where the modules of each part stand in the class, for a LoRA that is exported as an adapter.
+      has_newline: whether the class has an `image_newline`.
+      has_video: whether the class has an input for clips and a token that stands for them; elsewhere frames are images.
+      video_processor: the class's video processor.
+      frame_tokens: what the class does with frames.
+      taps: patches that a visual token of an image in tiles is put together from, at most.
+      batched_images: whether `pixel_values` has an axis for the samples before that of their images.
+      only_tiles: whether the class cuts every image into tiles and takes nothing else.
+      writes_clips: whether the checkpoint's chat template knows clips.
+      stamps_frames: whether the processor writes the time of each frame into the prompt.
+      note: what a user of an export has to know, for its card.
+    """
+
+    architecture: ClassVar[str]
+    peft_prefixes: ClassVar[Mapping[str, str]] = {"decoder": "model"}
+    has_newline: ClassVar[bool] = False
+    has_video: ClassVar[bool] = False
+    video_processor: ClassVar[str | None] = None
+    frame_tokens: ClassVar[FrameTokens] = FrameTokens()
+    taps: ClassVar[int] = 1
+    batched_images: ClassVar[bool] = False
+    only_tiles: ClassVar[bool] = False
+    writes_clips: ClassVar[bool] = False
+    stamps_frames: ClassVar[bool] = False
+    note: ClassVar[str | None] = None
 
     def image_rule(self, settings: Settings) -> SquareRule:
         """How images and frames become squares of the tower's size."""
@@ -229,24 +257,13 @@ class Family:
         del config, side
         return own, 0
 
-    # --- writing -----------------------------------------------------------------------------------------------------
-
+    @abc.abstractmethod
     def fields(self, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
         """The fields of `config.json` that follow from what is exported."""
-        raise NotImplementedError
 
     def kept(self, base: dict[str, Any]) -> dict[str, Any]:
         """What an export of this family keeps of the `config.json` of the checkpoint that the model came from."""
         return base if base.get("model_type") == self.name else {}
-
-    def tiling(self, raw: dict[str, Any], size: int) -> dict[str, Any]:
-        """What a config says about images in tiles, in the keys of transformers' classes.
-
-        Args:
-          size: pixels of a tile's side.
-        """
-        del size
-        return {key: raw[key] for key in ("image_grid_pinpoints", "vision_aspect_ratio") if raw.get(key)}
 
     def image_processor(
         self, tower: dict[str, Any], size: int, pinpoints: list[list[int]] | None, padded: bool
@@ -259,16 +276,6 @@ class Family:
         """
         del size, pinpoints, padded
         return tower
-
-    def processor_files(self, directory: Path, stock: "Family", config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """The processors' files that an export needs and a checkpoint of this family does not have, by name.
-
-        Args:
-          stock: the family of the class that is exported.
-          config: the export's `config.json`.
-        """
-        del directory, stock, config
-        return {}
 
 
 def settings_of(cls, where: str, **values):

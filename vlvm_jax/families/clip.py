@@ -27,13 +27,14 @@ def read_clip(directory: Path, where: str) -> ClipConfig:
       InputError: it is not a whole CLIP, or one that cannot be run exactly.
     """
     path = directory / "config.json"
-    model_type = read_json(path).get("model_type") if path.is_file() else None
+    raw = read_json(path)
+    model_type = raw.get("model_type")
     if model_type != "clip":
         raise InputError(
             f"{where}: {directory} is not a whole CLIP (model_type 'clip', text side and projections too); its "
             f"config.json says {model_type!r}"
         )
-    families.check_readable(directory)
+    families.check_readable(directory, raw)
     config = files.transformers_config(directory)
     text = config.text_config
     settings = settings_of(

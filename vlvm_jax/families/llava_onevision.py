@@ -19,6 +19,7 @@ class Family(llava_next.Family):
     writes_clips = True
     video_processor = "LlavaOnevisionVideoProcessor"
     rung = 3
+    taps = 4
     frame_tokens = FrameTokens(pool="bilinear", pool_stride=2, pool_place="after_connector", newline="all")
     pinpoints = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
 
@@ -28,7 +29,9 @@ class Family(llava_next.Family):
     def image_rule(self, settings: Settings) -> SquareRule:
         limit = max_tiles(settings.config.vision_aspect_ratio, settings.directory)
         video = {**_VIDEO, **video_settings(settings)}
-        return TileRule(settings, "LlavaOnevisionImageProcessor", taps=4, most=limit, pads_several=True, video=video)
+        return TileRule(
+            settings, "LlavaOnevisionImageProcessor", taps=self.taps, most=limit, pads_several=True, video=video
+        )
 
     def clip_tokens(self, config: Any, side: int, own: int) -> tuple[int, int]:
         return (-(-side // 2)) ** 2, 1

@@ -87,7 +87,7 @@ class Family(base.Family):
                 f"{where}: mm_hidden_size {raw['mm_hidden_size']!r}, but features of the tower have "
                 f"{vision.hidden_size} values"
             )
-        stock = families.get(self.class_of(raw))
+        stock = families.stock(self.class_of(raw))
         return HFModel(
             directory=directory,
             family=self.name,
@@ -119,7 +119,7 @@ class Family(base.Family):
             raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
         llava_layout.check(raw, f"{directory}/config.json")
         sizes = llava_layout.tower_sizes(directory, raw)
-        size, stock = sizes["image_size"], families.get(self.class_of(raw))
+        size, stock = sizes["image_size"], families.stock(self.class_of(raw))
         tiling = self.tiling(raw, size)
         config = AutoConfig.for_model(stock.name, vision_config=dict(sizes), **tiling)
         tower = llava_layout.tower_processor(directory, raw, sizes)
@@ -141,10 +141,14 @@ class Family(base.Family):
     def tiling(self, raw: dict[str, Any], size: int) -> dict[str, Any]:
         return llava_layout.tiling(raw, size)
 
-    def processor_files(self, directory: Path, stock: base.Family, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def processor_files(
+        self, directory: Path, stock: base.StockFamily | None, config: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
         raw = read_json(directory / "config.json")
         sizes = llava_layout.tower_sizes(directory, raw)
         tower = llava_layout.tower_processor(directory, raw, sizes)
+        if stock is None:
+            return {"preprocessor_config.json": tower}
         padded = raw.get("image_aspect_ratio") == "pad"
         image = stock.image_processor(
             tower, config["vision_config"]["image_size"], config.get("image_grid_pinpoints"), padded

@@ -22,7 +22,6 @@ from vlvm_jax.models.params import Model, whole_path
 from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.samples import (
-    adapter_of,
     check_bytes,
     check_tiles,
     sample_spec,
@@ -121,7 +120,7 @@ def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
 
 def check_adapter(config: Config) -> None:
     """Raises `InputError` for stages and evaluations whose rows the adapter cannot read, or that it cannot learn."""
-    adapter, name = adapter_of(config), config.model.adapter.name
+    adapter, name = Model(config.model).adapter, config.model.adapter.name
     for kind, parts in (("stages", config.stages), ("evals", config.evals)):
         for part in parts:
             where = f"config.{kind}.{part.name}"
@@ -140,7 +139,7 @@ def check_adapter(config: Config) -> None:
 
 def check_guidance(config: Config) -> None:
     """Raises `InputError` where an adapter that reads questions would be given none, or longer ones than it reads."""
-    adapter, name = adapter_of(config), config.model.adapter.name
+    adapter, name = Model(config.model).adapter, config.model.adapter.name
     if not adapter.needs_prompt:
         return
     if config.data.prompt_tokenizer is None:

@@ -2,16 +2,17 @@
 
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import jax
 
-from vlvm_jax.config import Config
 from vlvm_jax.console import say
 from vlvm_jax.errors import InputError
 
 STEPS = 5  # that a signal asks for
+Steps = tuple[str, int, int]
 
 
 class Profiler:
@@ -19,14 +20,12 @@ class Profiler:
 
     Args:
       folder: where to write: of `storage.Logs`.
-
-    Raises:
-      InputError: `asked` is of another form, or names no stage.
+      asked: stage, first step and number of steps, of `parse`.
     """
 
-    def __init__(self, folder: Path, asked: str | None, stages: tuple[str, ...]):
+    def __init__(self, folder: Path, asked: Steps | None):
         self.folder = folder / "profile"
-        self._asked = _parse(asked, stages)
+        self._asked = asked
         self._signalled = False
         self._until: int | None = None
 
@@ -71,12 +70,7 @@ class Profiler:
             self._until = None
 
 
-def check(asked: str | None, config: Config) -> None:
-    """Raises `InputError` for steps to trace in another form than `STAGE:FIRST-LAST`, or of no stage."""
-    _parse(asked, tuple(stage.name for stage in config.stages))
-
-
-def _parse(asked: str | None, stages: tuple[str, ...]) -> tuple[str, int, int] | None:
+def parse(asked: str | None, stages: Sequence[str]) -> Steps | None:
     """`instruct:10-14` -> ("instruct", 10, 5)."""
     if asked is None:
         return None

@@ -18,7 +18,6 @@ from vlvm_jax.models.params import Model
 from vlvm_jax.parallel import processes
 from vlvm_jax.pictures import Picture
 from vlvm_jax.run_card import environment
-from vlvm_jax.samples import adapter_of
 from vlvm_jax.training.plan import RunPlan
 
 matplotlib.use("Agg")
@@ -45,7 +44,7 @@ def write_run_card(plan: RunPlan, workdir: epath.Path) -> None:
 def print_plan(plan: RunPlan) -> None:
     """What will be trained, on what, before anything starts."""
     config, prepared = plan.config, plan.stages
-    adapter = adapter_of(config)
+    adapter = Model(config.model).adapter
     patches = config.model.vision.num_patches
     table = Table(title=f"{config.name}: {number_of(len(prepared), 'stage')}", title_justify="left")
     for column in ("stage", "records", "steps", "rows", "trains", "parameters", "frozen"):

@@ -71,12 +71,12 @@ def run(
     if "://" not in os.fspath(workdir):
         workdir = workdir.expanduser().resolve()  # Orbax takes absolute paths only
     console.console.quiet = not processes.primary()
-    profiling.check(profile, config)
+    traced = profiling.parse(profile, [stage.name for stage in config.stages])
     plan = plan_lib.make(config, workdir, stop)
     processes.wait_for_all("checked")  # so that a fault that only one process finds claims no folder
     report.print_plan(plan)
     with storage.Logs(os.fspath(workdir)) as logs:
-        return _run(plan, workdir, logs, stop, evaluate, profile)
+        return _run(plan, workdir, logs, stop, evaluate, traced)
 
 
 def _run(
@@ -85,10 +85,10 @@ def _run(
     logs: storage.Logs,
     stop: StopSignal,
     evaluate: Evaluate,
-    profile: str | None,
+    traced: profiling.Steps | None,
 ) -> dict[str, Any]:
     config, mesh, prepared = plan.config, plan.mesh, plan.stages
-    profiler = Profiler(logs.folder, profile, tuple(stage.name for stage in config.stages))
+    profiler = Profiler(logs.folder, traced)
     claim_workdir(plan.asked, workdir)
     if processes.primary():
         plan.initial.copy_side_files(workdir / HF_FOLDER, config.data.tokenizer)

@@ -304,7 +304,9 @@ def test_families_and_classes_that_are_not_supported(tmp_path):
         load_processor(str(folder))
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "vision_config": {}}))
     with pytest.raises(
-        InputError, match=r"config\.json: no image preprocessing for model_type 'qwen2'; there is for .*llava, "
+        InputError,
+        match=r"config\.json: no image preprocessing for model_type 'qwen2'; there is for clip, clip_vision_model, "
+        "idefics3, llava, llava_next, llava_next_video, llava_onevision, siglip, siglip_vision_model, smolvlm$",
     ):
         load_processor(str(folder))
 

@@ -13,7 +13,9 @@ image processor.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -37,6 +39,12 @@ class Layout:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def max_tiles(ratio: Any) -> int | None:
+    """n of `anyres_max_<n>`, as OneVision's configs have it; None for anything else, also for n below 1."""
+    match = re.fullmatch(r"anyres_max_0*([1-9][0-9]*)", str(ratio))
+    return None if match is None else int(match[1])
 
 
 def best_resolution(size: Size, pinpoints: Sequence[Sequence[int]]) -> Size:

@@ -320,10 +320,10 @@ def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
 
 def max_tiles(ratio: str, directory: Path) -> int:
     """Tiles' worth of tokens that an image has at most, by OneVision's `vision_aspect_ratio`."""
-    number = ratio.removeprefix("anyres_max_")
-    if not (number.isascii() and number.isdigit() and int(number)):
+    most = anyres.max_tiles(ratio)
+    if most is None:
         raise InputError(
             f"{directory}/config.json: vision_aspect_ratio is {ratio!r}; expected 'anyres_max_<number>', a number from "
             "1 on"
         )
-    return int(number)
+    return most

@@ -25,7 +25,7 @@ from vlvm_jax.data.prompt.tokenizer_files import chat_template, checkpoint_token
 from vlvm_jax.data.record import MediaKind, Turn
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
 from vlvm_jax.errors import InputError
-from vlvm_jax.families.base import Family
+from vlvm_jax.families.base import StockFamily
 
 _UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times
 
@@ -106,7 +106,7 @@ class Processor:
         return families.image_rule(self.settings)
 
     @property
-    def family(self) -> Family:
+    def family(self) -> StockFamily:
         return families.of_settings(self.settings)
 
     @property

@@ -5,13 +5,13 @@ from typing import Any
 
 from vlvm_jax.families._decoder import decoder_fields
 from vlvm_jax.families._tower import tower_fields
-from vlvm_jax.families.base import Exported, Family
+from vlvm_jax.families.base import Exported, StockFamily
 
 # Rope moved in transformers 5; our position limit is the smaller of Mistral's two.
 _SPELLED_OTHERWISE = ("rope_theta", "rope_scaling", "sliding_window", "max_position_embeddings")
 
 
-def make(family: Family, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
+def make(family: StockFamily, exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
     """The config of a transformers class.
 
     Args:
@@ -28,10 +28,9 @@ def make(family: Family, exported: Exported, base: dict[str, Any] | None) -> dic
 def parts(exported: Exported, base: dict[str, Any] | None) -> dict[str, Any]:
     """The configs of the tower and the decoder for our own class."""
     assert exported.vision is not None and exported.decoder is not None
-    text_type = ((base or {}).get("text_config") or {}).get("model_type")
     return {
         "vision_config": tower_fields(exported.vision, exported.has_head),
-        "text_config": decoder_fields(exported.decoder, text_type),
+        "text_config": decoder_fields(exported.decoder, base),
     }
 
 

@@ -11,7 +11,7 @@ from vlvm_jax import families
 from vlvm_jax.config import AdapterConfig, DecoderConfig, FrameTokens, VisionConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.families._vlm import VLM, Media
-from vlvm_jax.families.base import Family
+from vlvm_jax.families.base import StockFamily
 from vlvm_jax.models import adapters
 
 OWN_CLASS = "vlvm"
@@ -33,9 +33,9 @@ class Rung:
     reason: str
 
     @property
-    def stock(self) -> Family | None:
+    def stock(self) -> StockFamily | None:
         """The family whose class goes out; None for our own."""
-        return None if self.family == OWN_CLASS else families.get(self.family)
+        return None if self.family == OWN_CLASS else families.stock(self.family)
 
     @property
     def has_video(self) -> bool:

@@ -270,8 +270,8 @@ def _tiled_image(export: ModelExport, room: int) -> Sample:
     vision = model.vision
     config = export.config()
     pinpoints = config["image_grid_pinpoints"]
-    limit = str(config.get("vision_aspect_ratio", "")).removeprefix("anyres_max_")
-    limits = {"taps": 4, "max_tiles": int(limit)} if limit.isdigit() else {}
+    assert export.rung.stock is not None  # our own class has no such images
+    limits = {"taps": export.rung.stock.taps, "max_tiles": anyres.max_tiles(config.get("vision_aspect_ratio"))}
     sizes = [(tall - tall // 4, wide) for tall, wide in pinpoints]
     layouts = [anyres.tiled(size, pinpoints, vision.image_size, vision.grid, **limits) for size in sizes]
     fitting = [(layout, size) for layout, size in zip(layouts, sizes, strict=True) if len(layout) <= room]

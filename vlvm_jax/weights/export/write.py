@@ -106,8 +106,7 @@ def _write_processors(export: Export, folder: Path) -> None:
     family = families.of_config(read_json(files / "config.json"))
     if family is None:
         return
-    stock = export.rung.stock or family
-    for name, values in family.processor_files(files, stock, export.config()).items():
+    for name, values in family.processor_files(files, export.rung.stock, export.config()).items():
         _write_json(folder / name, values)
 
 

@@ -1,5 +1,6 @@
 """Parameters of a Hugging Face directory, read slice by slice into the shardings they are wanted in."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -134,8 +135,9 @@ class HFSource(TensorFiles):
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.hf: HFModel = families.read(directory, Access(lambda: SafetensorsReader(directory).tensors, hub.resolve))
-        self.reader = SafetensorsReader(directory)
+        reader = functools.cache(lambda: SafetensorsReader(directory))  # after the config, whose faults come first
+        self.hf: HFModel = families.read(directory, Access(lambda: reader().tensors, hub.resolve))
+        self.reader = reader()
         family = families.get(self.hf.family)
         parts = {
             "vision": None if self.hf.tower_source else self.hf.vision,
