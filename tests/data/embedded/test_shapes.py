@@ -35,12 +35,7 @@ def assert_same_files(one, other):
     names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
     assert names[0] == names[1]
     for name in names[0]:
-        if (one / name).is_dir() or (one / name).read_bytes() == (other / name).read_bytes():
-            continue
-        # On a busy virtual machine libx264 now and then (1 clip in 10,000) codes equal frames a little differently.
-        assert name.endswith(".mp4"), name
-        frames = [read_clip(str(folder / name), 99, 32).astype(int) for folder in (one, other)]
-        assert np.abs(frames[0] - frames[1]).mean() < 3, name
+        assert (one / name).is_dir() or (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def annotations(folder, name):

@@ -6,6 +6,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from vlvm_jax.data.media.pyav import REPRODUCIBLE_X264
+
+_X264 = {"crf": "18", "preset": "veryfast"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -30,7 +34,7 @@ def conversation(turns: list[tuple[str, str]], media: int = 1) -> list[dict[str,
 def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     """H.264, yuv420p; uint8 frames [T, H, W, 3] with even H and W."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options=REPRODUCIBLE_X264 | _X264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

@@ -20,6 +20,9 @@ from av.video.stream import VideoStream
 # libswscale's flags. `av.video.reformatter.Interpolation` has the last two since PyAV 18.
 BICUBIC, ACCURATE_RND, BITEXACT = 0x4, 0x40000, 0x80000
 
+# With B-frames, x264's macroblock tree reads memory that it has not set: the same frames give other bytes, run by run.
+REPRODUCIBLE_X264 = {"threads": "1", "x264-params": "mbtree=0"}
+
 # What FFmpeg's EINVAL raises: `ValueError` of `av.error` in PyAV 15 and 16, `ArgumentError` since 17.
 ArgumentError: type[av.FFmpegError] = cast(Any, av_error).classes[errno.EINVAL]
 
@@ -32,8 +35,8 @@ _HAS_THREADS = _MAJOR >= 17
 _MAX_DEPTH = 16  # frames, of H.264 and HEVC
 
 __all__ = [
-    "ACCURATE_RND", "BICUBIC", "BITEXACT", "ArgumentError", "discard", "fraction", "index_of", "open_input",
-    "reformat", "reorder_depth",
+    "ACCURATE_RND", "BICUBIC", "BITEXACT", "REPRODUCIBLE_X264", "ArgumentError", "discard", "fraction", "index_of",
+    "open_input", "reformat", "reorder_depth",
 ]  # fmt: skip
 
 

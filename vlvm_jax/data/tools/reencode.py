@@ -1,6 +1,6 @@
 """Re-encodes media for training: clips as H.264 with frequent key frames, images scaled down.
 
-The bytes are the same every time: one thread encodes, since the result of several depends on the machine.
+The bytes are the same every time (`pyav.REPRODUCIBLE_X264`).
 """
 
 import contextlib
@@ -25,11 +25,12 @@ from vlvm_jax.data.media import decode, frame_rules
 from vlvm_jax.data.media.cursor import Cursor, Picture
 from vlvm_jax.data.media.decode import Grid
 from vlvm_jax.data.media.pixels import COLOR_RANGE, COLORSPACE, Converter
+from vlvm_jax.data.media.pyav import REPRODUCIBLE_X264
 from vlvm_jax.data.media.video_file import VideoFile, open_video
 
 GOP = 16  # frames from one key frame to the next: what a seek decodes in vain, at most
 CRF = 23  # x264's constant quality
-VERSION = 3  # increased whenever the same settings give other bytes than before
+VERSION = 4  # increased whenever the same settings give other bytes than before
 PROBED = 8  # frames of a clip that is judged without a config
 _PRESET = "veryfast"
 _JPEG_QUALITY = 92
@@ -161,7 +162,7 @@ def _encode(kept: Iterator[_Shown], convert: Converter, container: OutputContain
         scaled = convert.scaled(one.frame, encoder.width, encoder.height)
         last = max(round(one.start * _CLOCK), last + _APART)
         end = max(round(one.end * _CLOCK), last + _APART)
-        # No type of a frame is forced: x264's rate control then reads memory that it has not set, and the bytes vary.
+        # No type of a frame is forced: the bytes would vary.
         scaled.pts, scaled.time_base, scaled.pict_type = last, Fraction(1, _CLOCK), PictureType.NONE
         packets += encoder.encode(scaled)
         written += 1
@@ -191,10 +192,10 @@ def _encoder(container: OutputContainer, size: tuple[int, int], target: Target) 
     stream.width, stream.height = _even(*size, target.size)
     stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, _CLOCK)
     context = stream.codec_context
-    context.thread_count, context.gop_size, context.time_base = 1, GOP, Fraction(1, _CLOCK)
+    context.gop_size, context.time_base = GOP, Fraction(1, _CLOCK)
     context.colorspace, context.color_range = COLORSPACE, COLOR_RANGE
     context.flags |= Flags.bitexact
-    context.options = {"crf": str(CRF), "preset": _PRESET, "sc_threshold": "0"}
+    context.options = REPRODUCIBLE_X264 | {"crf": str(CRF), "preset": _PRESET, "sc_threshold": "0"}
     return stream
 
 
