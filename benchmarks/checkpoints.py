@@ -6,8 +6,9 @@ usage: python -m benchmarks.checkpoints [--gib=2] [--rounds=5] [--part=tiny|larg
   large  parameters and moments of `--gib` together, random
   loop   steps of the tiny recipe's last stage, 10 with two queued at most and 10 without a bound, in turn
 
-Saves with and without a manifest take turns. `manifest` is what making it takes over what the save takes, also where it
-overlaps with writing; `check` is the time to compare the saved step with its manifest, its files in the page cache.
+Three kinds of saves take turns: with a manifest, with the calls that make one but nothing done in them (`hooks`), and
+as Orbax does them alone (`plain`). `check` is the time to compare the saved step with its manifest, its files in the
+page cache.
 """
 
 import argparse
@@ -53,25 +54,21 @@ class Position:
 
 
 class Stopwatch:
-    """Adds up what making manifests takes: CPU time of the threads that ask for it, and time by the clock.
-
-    Large states are read by more threads, whose CPU time is not in it. What is measured while other items are still
-    being written counts as well, so that a save waits for less than `passed`.
-    """
+    """Adds up the CPU time of the threads that make manifests. Large states are read by more threads, whose CPU time is
+    not in it."""
 
     def __init__(self):
-        self.busy = self.passed = 0.0
+        self.busy = 0.0
         self._lock = threading.Lock()  # items are measured in threads of their own
         for name in ("_add", "_commit"):
             setattr(checksums.StepManifest, name, self._timed(getattr(checksums.StepManifest, name)))
 
     def _timed(self, method: Any) -> Any:
         def timed(*args: Any) -> None:
-            busy, passed = time.thread_time(), time.perf_counter()
+            busy = time.thread_time()
             method(*args)
             with self._lock:
                 self.busy += time.thread_time() - busy
-                self.passed += time.perf_counter() - passed
 
         return timed
 
@@ -93,41 +90,58 @@ def large_state(gib: float) -> tuple[dict[str, jax.Array], Any, dict]:
 
 def measure(name: str, state: tuple, rounds: int, folder: Path) -> None:
     params, moments, config = state
-    watch, without = Stopwatch(), checksums.StepManifest.context
-    times: dict[bool, list[float]] = {True: [], False: []}
-    busy: dict[bool, list[float]] = {True: [], False: []}
-    shares, clock, checks = [], [], []
+    watch = Stopwatch()
+    arms = {"manifest": {}, "hooks": dict.fromkeys(("_add", "_commit"), _nothing), "plain": {"context": _as_it_is}}
+    own = {attribute: getattr(checksums.StepManifest, attribute) for attribute in ("context", "_add", "_commit")}
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    busy: dict[str, list[float]] = {arm: [] for arm in arms}
+    shares, checks = [], []
     checkpoints = StageCheckpoints(folder / name, keep=1)
-    for step in range(2 * rounds + 1):
-        noted = step % 2 == 0
-        setattr(checksums.StepManifest, "context", without if noted else lambda _self, context: context)  # noqa: B010
-        watch.busy = watch.passed = 0.0
+    for step in range(len(arms) * (rounds + 1)):
+        arm = list(arms)[step % len(arms)]
+        for attribute, method in {**own, **arms[arm]}.items():
+            setattr(checksums.StepManifest, attribute, method)
+        watch.busy = 0.0
         start, cpu = time.perf_counter(), time.process_time()
         checkpoints.save(
             step, params=params, opt_state=moments, rng=jnp.zeros(2, jnp.uint32), data=Position(), config=config
         )
         checkpoints.wait()
         taken, cpu = time.perf_counter() - start, time.process_time() - cpu
-        if step:  # the first one warms up
-            times[noted].append(taken)
-            busy[noted].append(cpu)
-        if step and noted:
+        if step < len(arms):  # the first round warms up
+            continue
+        times[arm].append(taken)
+        busy[arm].append(cpu)
+        if arm == "manifest":
             shares.append(watch.busy / cpu)
-            clock.append(watch.passed / taken)
             start = time.perf_counter()
             assert manifest.check(str(folder / name / str(step)), unlisted=checksums.UNLISTED) == []
             checks.append(time.perf_counter() - start)
     size = sum(file.stat().st_size for file in (folder / name / str(step)).rglob("*") if file.is_file())
     checkpoints.close()
-    with_it, plain = statistics.median(times[True]), statistics.median(times[False])
-    cpu_ratio = statistics.median(busy[True]) / statistics.median(busy[False])
+    print(f"{name}: {size / 2**20:,.1f} MiB, {rounds} saves of each kind in turn; medians (range)")
+    for arm in arms:
+        ratios = [
+            statistics.median(one / other for one, other in zip(taken[arm], taken["plain"], strict=True))
+            for taken in (times, busy)
+        ]
+        print(
+            f"  {arm:9}{statistics.median(times[arm]):.3f} s ({_range(times[arm])}); over plain, save by save: "
+            f"{ratios[0]:.3f}, of CPU time {ratios[1]:.3f}"
+        )
     print(
-        f"{name}: {size / 2**20:,.1f} MiB; save {with_it:.3f} s with a manifest ({_range(times[True])}), {plain:.3f} s "
-        f"without ({_range(times[False])}): {with_it / plain:.3f}, of CPU time {cpu_ratio:.3f}; "
-        f"manifest {statistics.median(shares):.1%} of a save's CPU time ({_range(shares)}), "
-        f"{statistics.median(clock):.1%} of its time by the clock; check {statistics.median(checks):.3f} s",
+        f"  making the manifest: {statistics.median(shares):.1%} of a save's CPU time ({_range(shares)}); "
+        f"check {statistics.median(checks):.3f} s",
         flush=True,
     )
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _as_it_is(_: Any, context: Any) -> Any:
+    return context
 
 
 def _range(values: list[float]) -> str:
