@@ -1,5 +1,6 @@
 """`stages=` of recipes, and how long a stage is on the command line."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -51,9 +52,9 @@ def test_every_recipe_says_what_a_stage_starts_from(recipe, arg, kept, said, mon
     assert names(config) == kept and said in config.notes[-1]
 
 
-def base_without_files(preset, name, before=bases.base):
-    found = before(preset, "")
-    return found if not name else {**found, "model": {**found["model"], "init_from": name}}
+def base_without_files(preset, path):
+    preset_base = bases.BASES[preset]
+    return dataclasses.replace(preset_base, init_from=path) if path else preset_base
 
 
 @pytest.mark.parametrize("recipe", [ftfv, red_villm, t2vid, free_video_llm])

@@ -1,152 +1,236 @@
 """Image models that recipes start from: sizes, where the weights are, how text and pixels are prepared.
 
 Sizes are written out, so that a recipe can be compiled and planned without the weights; they are compared with the
-checkpoint's `config.json` when it is opened. `directory(path)` takes everything from a checkpoint instead.
+checkpoint's `config.json` when it is opened. `of_checkpoint(path)` takes everything from a checkpoint instead.
 """
 
+import dataclasses
 from typing import Any
 
-_CLIP_L = {
-    "kind": "clip", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "patch_size": 14, "feature_layer": -2,
-}  # fmt: skip
-_VICUNA_7B = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
-}  # fmt: skip
-_CHECKPOINT_DATA = {"tokenizer": "{decoder}", "processor": "{encoder}", "chat_template": "checkpoint"}
+from vlvm_jax.config import (
+    ClipConfig,
+    ConnectorConfig,
+    DecoderConfig,
+    InitFrom,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    to_json,
+)
+from vlvm_jax.errors import InputError
 
-# llava-hf/llava-1.5-7b-hf: its vocabulary holds 64 rows more than Vicuna's, among them `<image>`.
-LLAVA_1_5_7B = {
-    "model": {
-        "vision": {**_CLIP_L, "image_size": 336},
-        "connector": {"kind": "mlp2x_gelu"},
-        "decoder": {**_VICUNA_7B, "vocab_size": 32064},
-        "init_from": "llava-hf/llava-1.5-7b-hf",
-    },
-    "data": _CHECKPOINT_DATA,
-}
 
-# llava-hf/llava-v1.6-vicuna-7b-hf: LLaVA-1.5's sizes; the tower was trained too.
-LLAVA_1_6_VICUNA_7B = {
-    "model": {**LLAVA_1_5_7B["model"], "init_from": "llava-hf/llava-v1.6-vicuna-7b-hf"},
-    "data": _CHECKPOINT_DATA,
-}
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """An image model.
 
-# CLIPs that score frames by a question: openai/clip-vit-large-patch14-336 beside a tower of its own sizes, and
-# openai/clip-vit-base-patch16.
-CLIP_L_336: dict[str, Any] = {"source": "openai/clip-vit-large-patch14-336", "sizes": {}}
-CLIP_B_16: dict[str, Any] = {
-    "source": "openai/clip-vit-base-patch16",
-    "sizes": {
-        "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
-        "vision": {
-            "kind": "clip", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-            "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
-        },
-        "projection_dim": 512,
-    },
-}  # fmt: skip
+    Attributes:
+      init_from: where its weights are, as `ModelConfig.init_from`.
+      chat_template: as `DataConfig.chat_template`; by default the checkpoint's own.
+      processor: as `DataConfig.processor`; None if images are prepared as the tower's settings say.
+    """
+
+    vision: VisionConfig
+    connector: ConnectorConfig
+    decoder: DecoderConfig
+    init_from: str | InitFrom
+    chat_template: str = "checkpoint"
+    processor: str | None = "{encoder}"
+
+    def model(self, adapter: dict[str, Any], **settings: Any) -> dict[str, Any]:
+        """Settings of a model in bf16 that is this one with an adapter.
+
+        Args:
+          adapter: without its connector, which is this model's.
+          settings: of `ModelConfig`, beside or in place of these.
+        """
+        adapter = {**adapter, "connector": to_json(self.connector)}
+        parts = {"vision": self.vision, "adapter": adapter, "decoder": self.decoder, "init_from": self.init_from}
+        model = ModelConfig.model_validate({**parts, "dtype": "bfloat16", **settings})
+        return model.model_dump(mode="json", exclude_none=True)
+
+    def data(self, **settings: Any) -> dict[str, Any]:
+        """Data settings that go with it, and others beside or in place of them."""
+        processor = {"processor": self.processor} if self.processor else {}
+        return {"tokenizer": "{decoder}", **processor, "chat_template": self.chat_template, **settings}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """A CLIP that scores frames by a question, and where its weights are."""
+
+    sizes: ClipConfig
+    source: str
+
+
+# --- parts that several models have ------------------------------------------------------------------------------
+
+
+def _clip_large(image_size: int) -> VisionConfig:
+    """OpenAI's ViT-L/14."""
+    return VisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=image_size,
+        patch_size=14,
+    )
+
+
+def _vicuna_7b(vocab_size: int, rms_norm_eps: float = 1e-5, max_position_embeddings: int = 4096) -> DecoderConfig:
+    """Llama's and Llama-2's 7B."""
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        rms_norm_eps=rms_norm_eps,
+        max_position_embeddings=max_position_embeddings,
+    )
+
+
+def _siglip(image_size: int, patch_size: int, hidden_size: int, mlp: int, layers: int, heads: int) -> VisionConfig:
+    """SigLIP with Idefics3's positions."""
+    return VisionConfig(
+        kind="idefics3",
+        hidden_size=hidden_size,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+        feature_layer=-1,
+        post_norm=True,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+
+
+def _so400m(image_size: int) -> VisionConfig:
+    """SigLIP-so400m/14."""
+    return _siglip(image_size, patch_size=14, hidden_size=1152, mlp=4304, layers=27, heads=16)
+
+
+def _shuffle(scale_factor: int) -> ConnectorConfig:
+    """Idefics3's: joins squares of patches, and maps them without a bias."""
+    return ConnectorConfig(kind="pixel_shuffle", bias=False, scale_factor=scale_factor)
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+# Its vocabulary holds 64 rows more than Vicuna's, among them `<image>`.
+LLAVA_1_5_7B = Base(
+    vision=_clip_large(336),
+    connector=ConnectorConfig(kind="mlp2x_gelu"),
+    decoder=_vicuna_7b(32064),
+    init_from="llava-hf/llava-1.5-7b-hf",
+)
+
+# LLaVA-1.5's sizes; the tower was trained too.
+LLAVA_1_6_VICUNA_7B = dataclasses.replace(LLAVA_1_5_7B, init_from="llava-hf/llava-v1.6-vicuna-7b-hf")
 
 # FTFV's own setting, as far as it is known: Vicuna-7B; the tower is the commonest of its time. No connector is
 # pretrained: the first stage aligns one.
-VICUNA_7B = {
-    "model": {
-        "vision": {**_CLIP_L, "image_size": 224},
-        "connector": {"kind": "mlp2x_gelu"},
-        "decoder": {**_VICUNA_7B, "vocab_size": 32000},
-        "init_from": {"encoder": "openai/clip-vit-large-patch14", "decoder": "lmsys/vicuna-7b-v1.5"},
-    },
-    "data": {**_CHECKPOINT_DATA, "chat_template": "vicuna_v1"},
-}
+VICUNA_7B = Base(
+    vision=_clip_large(224),
+    connector=ConnectorConfig(kind="mlp2x_gelu"),
+    decoder=_vicuna_7b(32000),
+    init_from=InitFrom(encoder="openai/clip-vit-large-patch14", decoder="lmsys/vicuna-7b-v1.5"),
+    chat_template="vicuna_v1",
+)
 
 # LLaVA-Lightning-7B-v1-1 as Video-ChatGPT's readme links it, with which that project begins: 224 pixels, one affine
 # map, three rows of special tokens. The number of rows is compared with the checkpoint when that is opened.
-LLAVA_V1_7B = {
-    "model": {
-        "vision": {**_CLIP_L, "image_size": 224},
-        "connector": {"kind": "linear"},
-        "decoder": {**_VICUNA_7B, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "vocab_size": 32003},
-        "init_from": "mmaaz60/LLaVA-7B-Lightening-v1-1",
-    },
-    "data": {"tokenizer": "{decoder}", "chat_template": "vicuna_v1"},
-}
+LLAVA_V1_7B = Base(
+    vision=_clip_large(224),
+    connector=ConnectorConfig(kind="linear"),
+    decoder=_vicuna_7b(32003, rms_norm_eps=1e-6, max_position_embeddings=2048),
+    init_from="mmaaz60/LLaVA-7B-Lightening-v1-1",
+    chat_template="vicuna_v1",
+    processor=None,
+)
 
 # A base that speaks Chinese and whose connector is a resampler of Qwen-VL's form, aligned from the start.
-QWEN2_7B = {
-    "model": {
-        "vision": {**_CLIP_L, "image_size": 336},
-        "connector": {"kind": "resampler", "num_queries": 256},
-        "decoder": {
-            "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-            "num_attention_heads": 28, "num_key_value_heads": 4, "head_dim": 128, "rope_theta": 1e6,
-            "rms_norm_eps": 1e-6, "attention_bias": True, "max_position_embeddings": 32768,
-        },
-        "init_from": {"encoder": "openai/clip-vit-large-patch14-336", "decoder": "Qwen/Qwen2-7B-Instruct"},
-    },
-    "data": _CHECKPOINT_DATA,
-}  # fmt: skip
+QWEN2_7B = Base(
+    vision=_clip_large(336),
+    connector=ConnectorConfig(kind="resampler", num_queries=256),
+    decoder=DecoderConfig(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        head_dim=128,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        attention_bias=True,
+        max_position_embeddings=32768,
+    ),
+    init_from=InitFrom(encoder="openai/clip-vit-large-patch14-336", decoder="Qwen/Qwen2-7B-Instruct"),
+)
 
-# HuggingFaceTB/SmolVLM2-256M-Video-Instruct: SigLIP-base/16-512, 4 x 4 patches joined, SmolLM2-135M.
-SMOLVLM2_256M = {
-    "model": {
-        "vision": {
-            "kind": "idefics3", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-            "num_attention_heads": 12, "image_size": 512, "patch_size": 16, "feature_layer": -1, "post_norm": True,
-            "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_mean": (0.5, 0.5, 0.5),
-            "image_std": (0.5, 0.5, 0.5),
-        },
-        "connector": {"kind": "pixel_shuffle", "bias": False, "scale_factor": 4},
-        "decoder": {
-            "vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-            "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "rope_theta": 1e5,
-            "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
-        },
-        "init_from": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-    },
-    "data": _CHECKPOINT_DATA,
-}  # fmt: skip
+# SigLIP-base/16, 4 x 4 patches joined, SmolLM2-135M.
+SMOLVLM2_256M = Base(
+    vision=_siglip(512, patch_size=16, hidden_size=768, mlp=3072, layers=12, heads=12),
+    connector=_shuffle(4),
+    decoder=DecoderConfig(
+        vocab_size=49280,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        rope_theta=1e5,
+        max_position_embeddings=8192,
+    ),
+    init_from="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+)
 
-_SO400M = {
-    "kind": "idefics3", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-    "num_attention_heads": 16, "patch_size": 14, "feature_layer": -1, "post_norm": True,
-    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_mean": (0.5, 0.5, 0.5),
-    "image_std": (0.5, 0.5, 0.5),
-}  # fmt: skip
+# 3 x 3 patches joined (81 tokens), SmolLM2-1.7B with its positions stretched.
+SMOLVLM2_2B = Base(
+    vision=_so400m(384),
+    connector=_shuffle(3),
+    decoder=DecoderConfig(
+        vocab_size=49280,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=64,
+        rope_theta=273768.0,
+        max_position_embeddings=16384,
+    ),
+    init_from="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+)
 
-# HuggingFaceM4/Idefics3-8B-Llama3: SigLIP-so400m/14 at 364 pixels, 2 x 2 patches joined (169 tokens), Llama-3-8B and
-# three rows of special tokens.
-IDEFICS3_8B = {
-    "model": {
-        "vision": {**_SO400M, "image_size": 364},
-        "connector": {"kind": "pixel_shuffle", "bias": False, "scale_factor": 2},
-        "decoder": {
-            "vocab_size": 128259, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5e5,
-            "rms_norm_eps": 1e-5, "max_position_embeddings": 131072,
-        },
-        "init_from": "HuggingFaceM4/Idefics3-8B-Llama3",
-    },
-    "data": _CHECKPOINT_DATA,
-}  # fmt: skip
+# 2 x 2 patches joined (169 tokens), Llama-3-8B and three rows of special tokens.
+IDEFICS3_8B = Base(
+    vision=_so400m(364),
+    connector=_shuffle(2),
+    decoder=DecoderConfig(
+        vocab_size=128259,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_theta=5e5,
+        max_position_embeddings=131072,
+    ),
+    init_from="HuggingFaceM4/Idefics3-8B-Llama3",
+)
 
-# HuggingFaceTB/SmolVLM2-2.2B-Instruct: the same tower at 384 pixels, 3 x 3 patches joined (81 tokens), SmolLM2-1.7B
-# with its positions stretched.
-SMOLVLM2_2B = {
-    "model": {
-        "vision": {**_SO400M, "image_size": 384},
-        "connector": {"kind": "pixel_shuffle", "bias": False, "scale_factor": 3},
-        "decoder": {
-            "vocab_size": 49280, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
-            "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64, "rope_theta": 273768.0,
-            "rms_norm_eps": 1e-5, "max_position_embeddings": 16384,
-        },
-        "init_from": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-    },
-    "data": _CHECKPOINT_DATA,
-}  # fmt: skip
-
-BASES: dict[str, dict[str, Any]] = {
+BASES = {
     "llava-1.5-7b": LLAVA_1_5_7B,
     "llava-v1.6-vicuna-7b": LLAVA_1_6_VICUNA_7B,
     "vicuna-7b": VICUNA_7B,
@@ -157,32 +241,44 @@ BASES: dict[str, dict[str, Any]] = {
     "idefics3-8b": IDEFICS3_8B,
 }
 
+CLIP_L_336 = Scorer(ClipConfig(), "openai/clip-vit-large-patch14-336")  # its tower is of LLaVA-1.5's sizes
+CLIP_B_16 = Scorer(
+    ClipConfig(
+        text=TextConfig(hidden_size=512, intermediate_size=2048, num_attention_heads=8),
+        vision=VisionConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            image_size=224,
+            patch_size=16,
+        ),
+        projection_dim=512,
+    ),
+    "openai/clip-vit-base-patch16",
+)
 
-def directory(path: str) -> dict[str, Any]:
-    """The same for any checkpoint that `init_from` takes: sizes from its own files.
+
+def base(preset: str, path: str) -> Base:
+    """The preset's model, or, where `path` names a checkpoint, that one in its place."""
+    return of_checkpoint(path) if path else BASES[preset]
+
+
+def of_checkpoint(path: str) -> Base:
+    """Any checkpoint that `init_from` takes: sizes from its own files.
 
     Raises:
       InputError: it cannot be read, or is a bare tower or decoder.
     """
-    from vlvm_jax.config import to_json
-    from vlvm_jax.errors import InputError
     from vlvm_jax.weights.sources import open_source
 
     source = open_source(path, "--config: base")
     if source.vision is None or source.decoder is None or source.connector is None:
         raise InputError(f"--config: base={path!r} is a bare tower or decoder; a recipe starts from a whole model")
-    return {
-        "model": {
-            "vision": to_json(source.vision),
-            "connector": to_json(source.connector),
-            "decoder": to_json(source.decoder),
-            "init_from": path,
-        },
-        "data": _CHECKPOINT_DATA,
-    }
+    return Base(source.vision, source.connector, source.decoder, path)
 
 
-def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
+def scorer(default: Scorer, path: str) -> Scorer:
     """A CLIP that scores frames: the default, or the one that `path` names, with sizes from its own files.
 
     Raises:
@@ -190,8 +286,6 @@ def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
     """
     if not path:
         return default
-    from vlvm_jax.config import to_json
-    from vlvm_jax.errors import InputError
     from vlvm_jax.weights.hf import clip_source
 
     sizes = clip_source.sizes(clip_source.open_clip(path, "--config: clip"))
@@ -199,9 +293,4 @@ def scorer(default: dict[str, Any], path: str) -> dict[str, Any]:
         raise InputError(
             f"--config: clip={path!r} shares its image tower with the model it is in; name a CLIP of its own"
         )
-    return {"source": path, "sizes": to_json(sizes)}
-
-
-def base(preset: str, path: str) -> dict[str, Any]:
-    """The preset's model, or, where `path` names a checkpoint, that one in its place."""
-    return directory(path) if path else BASES[preset]
+    return Scorer(sizes, path)

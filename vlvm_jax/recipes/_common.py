@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_dict
 
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.recipes._bases import Base
 
 
 def parse_arg(arg: str | None, presets: Collection[str], **options) -> tuple[str, Any]:
@@ -150,10 +151,20 @@ def tiny_stage(
       visual: tokens of an image or a clip, whichever has more.
     """
     return {
-        "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows,
-        "frames": frames, "length": _rounded(visual + TEXT), "trainable": trainable, "warmup_ratio": 0.05,
-        "beta2": 0.98, "weight_decay": 0.01, "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
-    }  # fmt: skip
+        "name": name,
+        "data": data,
+        "steps": max(1, round(steps * options.scale)),
+        "batch_size": rows,
+        "frames": frames,
+        "length": _rounded(visual + TEXT),
+        "trainable": trainable,
+        "warmup_ratio": 0.05,
+        "beta2": 0.98,
+        "weight_decay": 0.01,
+        "final_lr_ratio": 0.02,
+        "seed": options.seed,
+        **kwargs,
+    }
 
 
 def _rounded(tokens: int) -> int:
@@ -169,9 +180,11 @@ def tiny_run(
       only: see `complete`.
     """
     held_out = {
-        "data": [entry(f"{EMBEDDED}/heldout_videos.json")], "batch_size": 32, "frames": frames,
+        "data": [entry(f"{EMBEDDED}/heldout_videos.json")],
+        "batch_size": 32,
+        "frames": frames,
         "length": _rounded(visual + 32),
-    }  # fmt: skip
+    }
     return complete(
         {
             "name": name,
@@ -204,17 +217,31 @@ def tiny_model(adapter: dict) -> dict:
 
     return {
         "vision": {
-            "kind": "siglip", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4,
-            "num_attention_heads": 2, "image_size": 48, "patch_size": 16, "feature_layer": -1,
-            "hidden_act": "gelu_pytorch_tanh", "position_init": 1.0,
+            "kind": "siglip",
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 48,
+            "patch_size": 16,
+            "feature_layer": -1,
+            "hidden_act": "gelu_pytorch_tanh",
+            "position_init": 1.0,
         },
         "adapter": adapter,
         "decoder": {
-            "vocab_size": vocab_size(), "hidden_size": 96, "intermediate_size": 240, "num_hidden_layers": 3,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 48,
+            "vocab_size": vocab_size(),
+            "hidden_size": 96,
+            "intermediate_size": 240,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 48,
         },
-        "dtype": "float32", "vision_remat": "full", "decoder_remat": "full",
-    }  # fmt: skip
+        "dtype": "float32",
+        "vision_remat": "full",
+        "decoder_remat": "full",
+    }
 
 
 # --- real size ---------------------------------------------------------------------------------------------------
@@ -233,16 +260,26 @@ def llava_instruct(root: str) -> dict:
 def full_stage(options: Any, name: str, data: list, rows: int, trainable: dict, **kwargs) -> dict:
     """An epoch in rows of one sample."""
     return {
-        "name": name, "data": data, "epochs": 1.0, "batch_size": rows, "frames": 1, "length": 2048, "pack": False,
-        "trainable": trainable, "warmup_ratio": 0.03, "loss_chunks": 8, "frozen_dtype": "bfloat16",
-        "seed": options.seed, **kwargs,
-    }  # fmt: skip
+        "name": name,
+        "data": data,
+        "epochs": 1.0,
+        "batch_size": rows,
+        "frames": 1,
+        "length": 2048,
+        "pack": False,
+        "trainable": trainable,
+        "warmup_ratio": 0.03,
+        "loss_chunks": 8,
+        "frozen_dtype": "bfloat16",
+        "seed": options.seed,
+        **kwargs,
+    }
 
 
 def full_run(
-    name: str, base: dict, *, adapter: dict, stages: list, seed: int, lora: int = 0, only: str = "", **data
+    name: str, base: Base, *, adapter: dict, stages: list, seed: int, lora: int = 0, only: str = "", **data
 ) -> ConfigDict:
-    """Stages on `_bases.base`'s model in bf16, sharded over all chips.
+    """Stages on an image model in bf16, sharded over all chips.
 
     Args:
       adapter: without its connector, which is the base's.
@@ -250,21 +287,16 @@ def full_run(
       only: see `complete`.
       data: what differs from the base's data settings.
     """
-    model = dict(base["model"])
-    adapter = {**adapter, "connector": model.pop("connector")}
-    if lora:
-        model["lora"] = {"rank": lora, "alpha": 2.0 * lora}
+    settings = {"lora": {"rank": lora, "alpha": 2.0 * lora}} if lora else {}
     return complete(
         {
             "name": name,
-            "model": {
-                **model, "adapter": adapter, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
-            },
-            "data": {**base["data"], **data},
+            "model": base.model(adapter, vision_remat="full", decoder_remat="full", **settings),
+            "data": base.data(**data),
             "stages": stages,
             "mesh": {"fsdp": -1, "data": 1},
             "checkpoint": {"save_every": 500, "keep": 2},
             "seed": seed,
         },
         only,
-    )  # fmt: skip
+    )

@@ -13,9 +13,16 @@ from typing import Any
 from vlvm_jax.errors import InputError
 
 POOLS = (
-    "concat", "spatial_1d_max_pool", "spatial_1d_avg_pool", "vertical_1d_max_pool", "spatial_2d_max_pool",
-    "spatial_2d_avg_pool", "adaptive_2d_pool", "spatial_temporal_pool", "temporal_global_pool",
-)  # fmt: skip
+    "concat",
+    "spatial_1d_max_pool",
+    "spatial_1d_avg_pool",
+    "vertical_1d_max_pool",
+    "spatial_2d_max_pool",
+    "spatial_2d_avg_pool",
+    "adaptive_2d_pool",
+    "spatial_temporal_pool",
+    "temporal_global_pool",
+)
 CROPPED_POOLS = ("spatial_1d_max_pool", "spatial_1d_avg_pool", "vertical_1d_max_pool")  # 288 tokens of 576
 
 _POOL = r"(?P<{}>[a-z0-9_]+?)"

@@ -27,16 +27,27 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vlvm_jax.config import InitFrom, to_json
 from vlvm_jax.data.prompt.answers import PREFIXES
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
+from vlvm_jax.recipes._bases import Base, Scorer
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_model
 from vlvm_jax.recipes._released import parse_setting
 
 KEYS = {
-    "base": "", "clip": "", "budget": "2648", "setting": "", "roi_layout": "released", "select": "prompt",
-    "variant": "d2", "frames": 0, "scale": 1.0, "seed": 0, "stages": "",
-}  # fmt: skip
+    "base": "",
+    "clip": "",
+    "budget": "2648",
+    "setting": "",
+    "roi_layout": "released",
+    "select": "prompt",
+    "variant": "d2",
+    "frames": 0,
+    "scale": 1.0,
+    "seed": 0,
+    "stages": "",
+}
 PRESETS = {  # and which of the keys each takes
     "tiny": ("budget", "roi_layout", "select", "scale", "seed", "stages"),
     "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
@@ -111,24 +122,43 @@ def tiny(options: Any) -> ConfigDict:
     whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
     stages = [
         stage(
-            options, "clip", [entry(f"{EMBEDDED}/train_singles_pairs.json")], 1200, ["adapter/clip/**"], rows=64,
-            frames=1, length=56, objective="adapter",
+            options,
+            "clip",
+            [entry(f"{EMBEDDED}/train_singles_pairs.json")],
+            1200,
+            ["adapter/clip/**"],
+            rows=64,
+            frames=1,
+            length=56,
+            objective="adapter",
         ),
         stage(options, "image", [*singles, *sheets], 2000, whole, rows=16, frames=IMAGES, length=184),
-    ]  # fmt: skip
+    ]
     held_out = {
-        "name": "searches", "data": [entry(f"{EMBEDDED}/heldout_searches.json")], "batch_size": 8, "frames": FRAMES,
-        "length": 184, "pack": False, "controls": ["blank_video", "shuffled_prompt"],
-    }  # fmt: skip
+        "name": "searches",
+        "data": [entry(f"{EMBEDDED}/heldout_searches.json")],
+        "batch_size": 8,
+        "frames": FRAMES,
+        "length": 184,
+        "pack": False,
+        "controls": ["blank_video", "shuffled_prompt"],
+    }
     return complete(
         {
             "name": f"free-video-llm-tiny-{options.budget}",
             "model": tiny_guided(options, fast),
             "data": {
                 "embedded": {
-                    "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0,
-                    "train_singles": 8000, "train_sheets": 16000, "heldout_searches": 400, "search_size": SIZE,
-                    "search_frames": FRAMES, "sheet_images": IMAGES,
+                    "train_images": 0,
+                    "train_videos": 0,
+                    "heldout_images": 0,
+                    "heldout_videos": 0,
+                    "train_singles": 8000,
+                    "train_sheets": 16000,
+                    "heldout_searches": 400,
+                    "search_size": SIZE,
+                    "search_frames": FRAMES,
+                    "sheet_images": IMAGES,
                 },
                 "tokenizer": f"{EMBEDDED}/tokenizer.json",
                 "chat_template": "bare",
@@ -146,15 +176,24 @@ def tiny(options: Any) -> ConfigDict:
             "notes": ["`clip` and `image` make the models that the system starts from; they are not the paper's."],
         },
         options.stages,
-    )  # fmt: skip
+    )
 
 
 def stage(options: Any, name: str, data: list, steps: int, trained: list[str], *, rows: int, **kwargs: Any) -> dict:
     return {
-        "name": name, "data": data, "steps": max(1, round(steps * options.scale)), "batch_size": rows, "pack": False,
-        "trainable": dict.fromkeys(trained, 1e-3), "warmup_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
-        "final_lr_ratio": 0.02, "seed": options.seed, **kwargs,
-    }  # fmt: skip
+        "name": name,
+        "data": data,
+        "steps": max(1, round(steps * options.scale)),
+        "batch_size": rows,
+        "pack": False,
+        "trainable": dict.fromkeys(trained, 1e-3),
+        "warmup_ratio": 0.05,
+        "beta2": 0.98,
+        "weight_decay": 0.01,
+        "final_lr_ratio": 0.02,
+        "seed": options.seed,
+        **kwargs,
+    }
 
 
 def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
@@ -169,13 +208,16 @@ def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
         "roi_layout": options.roi_layout,
         "clip": {
             "text": {
-                **layers, "num_hidden_layers": 2, "vocab_size": vocab_size(), "max_position_embeddings": WORDS,
+                **layers,
+                "num_hidden_layers": 2,
+                "vocab_size": vocab_size(),
+                "max_position_embeddings": WORDS,
                 "eos_token_id": 3,
             },
             "vision": {**layers, "kind": "clip", "image_size": SIZE, "patch_size": SIZE // GRID, "position_init": 0.5},
             "projection_dim": 32,
         },
-    }  # fmt: skip
+    }
     model = tiny_model(every_option({"name": "prompt_guided", "options": adapter}))
     model["vision"]["image_size"] = SIZE
     return {**model, "vision_remat": "none", "decoder_remat": "none"}
@@ -194,15 +236,14 @@ def guided(preset: str, options: Any) -> ConfigDict:
         paths = parse_setting(options.setting, options.frames or 50)
     elif smol:
         paths = {**budget(2, 2, 0.8), "fast_path": {"num_frames": "all", "grid": [2, 2]}}
-    adapter = {
-        **paths, "roi_layout": options.roi_layout, "frame_select": options.select, "clip": scorer["sizes"],
-    }  # fmt: skip
+    clip = to_json(scorer.sizes)
+    adapter = {**paths, "roi_layout": options.roi_layout, "frame_select": options.select, "clip": clip}
     return untrained(
         preset,
         options,
         bases.base(preset, options.base),
         {"name": "prompt_guided", "options": adapter},
-        clip=scorer,
+        scorer=scorer,
         frames=16 if smol else 50,
         data={"frame_fit": "squash", **({} if smol else {"chat_template": "vicuna_lines"})},
         answers={"prompt_template": "key_frames", **({} if smol else _BEGUN)},
@@ -231,13 +272,18 @@ def ig_vlm(preset: str, options: Any) -> ConfigDict:
         {"name": "frames", "options": {"newline": "image"}},
         frames=6,
         data={
-            "clips": "grid", "image_layout": "anyres", "frame_sampling": "segment_start",
+            "clips": "grid",
+            "image_layout": "anyres",
+            "frame_sampling": "segment_start",
             "chat_template": "vicuna_lines",
         },
         answers={
-            "prompt_template": "image_grid", "append_question_mark": True, **_BEGUN, "max_new_tokens": 512,
+            "prompt_template": "image_grid",
+            "append_question_mark": True,
+            **_BEGUN,
+            "max_new_tokens": 512,
         },
-    )  # fmt: skip
+    )
 
 
 def freeva(preset: str, options: Any) -> ConfigDict:
@@ -260,35 +306,32 @@ _BEGUN = {"prefix": PREFIXES["open"], "options_prefix": PREFIXES["options"]}
 def untrained(
     preset: str,
     options: Any,
-    base: dict,
+    base: Base,
     adapter: dict,
     *,
     frames: int,
     data: dict,
     answers: dict | None = None,
-    clip: dict[str, Any] | None = None,
+    scorer: Scorer | None = None,
 ) -> ConfigDict:
     """A model that answers as it is, in bf16.
 
     Args:
-      base: of `_bases.base`.
       frames: of a clip, where the key `frames` says none.
       data, answers: settings beside the base's, and how questions are put.
-      clip: of `_bases.scorer`, what scores frames by the question.
+      scorer: what scores frames by the question.
     """
-    model = dict(base["model"])
-    adapter, start = {**every_option(adapter), "connector": model.pop("connector")}, model["init_from"]
-    if clip is not None:
-        start = {**dict.fromkeys(("encoder", "connector", "decoder"), start), "clip": clip["source"]}
-        words = clip["sizes"].get("text", {}).get("max_position_embeddings", 77)
+    start = base.init_from
+    if scorer is not None:
+        parts = start if isinstance(start, InitFrom) else InitFrom(encoder=start, connector=start, decoder=start)
+        start = parts.model_copy(update={"clip": scorer.source})
+        words = scorer.sizes.text.max_position_embeddings
         data = {**data, "prompt_tokenizer": "{clip}", "prompt_length": words}
     return complete(
         {
             "name": f"free-video-llm-{preset}",
-            "model": {
-                **model, "adapter": adapter, "init_from": start, "dtype": "bfloat16",
-            },
-            "data": {**base["data"], "frame_sampling": "segment_mid", **data},
+            "model": base.model(every_option(adapter), init_from=start),
+            "data": base.data(**{"frame_sampling": "segment_mid", **data}),
             "answers": {"frames": options.frames or frames, **(answers or {})},
         }
-    )  # fmt: skip
+    )

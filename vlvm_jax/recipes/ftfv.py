@@ -51,9 +51,21 @@ LAST_THREE = "encoder/layers/[-3:]/**"
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
-        arg, PRESETS, base="", video_strategy="S1", video_fraction=0.0, sampler="soft_slots", tokens=0, frames=8,
-        length=2048, lora=0, scale=1.0, seed=0, data="data", stages="",
-    )  # fmt: skip
+        arg,
+        PRESETS,
+        base="",
+        video_strategy="S1",
+        video_fraction=0.0,
+        sampler="soft_slots",
+        tokens=0,
+        frames=8,
+        length=2048,
+        lora=0,
+        scale=1.0,
+        seed=0,
+        data="data",
+        stages="",
+    )
     if options.video_strategy not in STRATEGIES:
         raise InputError(f"--config: video_strategy={options.video_strategy!r}; there are {', '.join(STRATEGIES)}")
     if not 0 <= options.video_fraction <= 1:
@@ -99,8 +111,11 @@ def tiny(options: Any) -> ConfigDict:
     name = "video" if strategy == "S3" else "instruct"
     stages.append(stage(name, mixed, 2600, ["adapter/**", "decoder/**"], 1e-3, rows=16, **clips))
     sampler = {
-        "reading": options.sampler, "num_tokens": tokens, "prior": "learned_grid", "prior_sigma": 0.6,
-    }  # fmt: skip
+        "reading": options.sampler,
+        "num_tokens": tokens,
+        "prior": "learned_grid",
+        "prior_sigma": 0.6,
+    }
     note = "`base` stands in for the pretrained tower and LLM that the recipe starts from; it is not the paper's."
     return tiny_run(
         f"ftfv-tiny-{strategy}",

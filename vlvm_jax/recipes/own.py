@@ -20,7 +20,7 @@ Keys:
 from typing import Any
 
 from vlvm_jax.recipes import _bases as bases
-from vlvm_jax.recipes._common import complete, entry, parse_arg
+from vlvm_jax.recipes._common import entry, full_run, full_stage, parse_arg
 
 PRESETS = ("smolvlm2-256m", "llava-1.5-7b")
 
@@ -29,29 +29,22 @@ def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
         arg, PRESETS, data="", base="", frames=8, length=2048, pool=0, rows=8, epochs=1.0, rate=0.0, lora=0, seed=0
     )
-    base = bases.base(preset, options.base)
-    model = dict(base["model"])
-    pool = {"pool": "average", "pool_stride": options.pool} if options.pool else {}
-    adapter = {"name": "frames", "connector": model.pop("connector"), "options": pool}
-    if options.lora:
-        model["lora"] = {"rank": options.lora, "alpha": 2.0 * options.lora}
-    rate = options.rate or (2e-4 if options.lora else 2e-5)
-    stage = {
-        "name": "own", "data": [entry(path) for path in options.data.split("+")], "epochs": options.epochs,
-        "batch_size": options.rows, "frames": options.frames, "length": options.length, "pack": False,
-        "trainable": {"adapter/**": 2e-5, ("decoder/**/lora_*" if options.lora else "decoder/**"): rate},
-        "warmup_ratio": 0.03, "loss_chunks": 8, "frozen_dtype": "bfloat16", "seed": options.seed,
-    }  # fmt: skip
-    return complete(
-        {
-            "name": f"own-{preset}",
-            "model": {
-                **model, "adapter": adapter, "dtype": "bfloat16", "vision_remat": "full", "decoder_remat": "full",
-            },
-            "data": base["data"],
-            "stages": [stage],
-            "mesh": {"fsdp": -1, "data": 1},
-            "checkpoint": {"save_every": 500, "keep": 2},
-            "seed": options.seed,
-        }
-    )  # fmt: skip
+    learned, rate = ("decoder/**/lora_*", 2e-4) if options.lora else ("decoder/**", 2e-5)
+    stage = full_stage(
+        options,
+        "own",
+        [entry(path) for path in options.data.split("+")],
+        options.rows,
+        {"adapter/**": 2e-5, learned: options.rate or rate},
+        epochs=options.epochs,
+        frames=options.frames,
+        length=options.length,
+    )
+    return full_run(
+        f"own-{preset}",
+        bases.base(preset, options.base),
+        adapter={"name": "frames", "options": {"pool": "average", "pool_stride": options.pool} if options.pool else {}},
+        stages=[stage],
+        seed=options.seed,
+        lora=options.lora,
+    )

@@ -53,9 +53,22 @@ ALIGNERS = "adapter/**"
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
-        arg, PRESETS, base="", train="", init="copy", temporal="same", join="time_first", video_fraction=1.0,
-        language="en", frames=0, rank=64, scale=1.0, seed=0, data="data", stages="",
-    )  # fmt: skip
+        arg,
+        PRESETS,
+        base="",
+        train="",
+        init="copy",
+        temporal="same",
+        join="time_first",
+        video_fraction=1.0,
+        language="en",
+        frames=0,
+        rank=64,
+        scale=1.0,
+        seed=0,
+        data="data",
+        stages="",
+    )
     for key, choices in {"train": ("", *TRAIN), "init": ("copy", "random"), "language": tuple(FILES)}.items():
         if options[key] not in choices:
             raise InputError(f"--config: {key}={options[key]!r}; there are {', '.join(filter(None, choices))}")
@@ -87,10 +100,17 @@ def tiny(options: Any) -> ConfigDict:
     stages = [
         tiny_stage(options, "image", [captions, images], 1200, dict.fromkeys(whole, 1e-3)),
         tiny_stage(
-            options, "video", clips, 2800, dict.fromkeys(trained, 1e-3), frames=frames, visual=visual,
-            rows=16, copied=_copied(options),
+            options,
+            "video",
+            clips,
+            2800,
+            dict.fromkeys(trained, 1e-3),
+            frames=frames,
+            visual=visual,
+            rows=16,
+            copied=_copied(options),
         ),
-    ]  # fmt: skip
+    ]
     return tiny_run(
         "red-villm-tiny",
         adapter=_adapter(options),
@@ -131,10 +151,16 @@ def full(preset: str, options: Any) -> ConfigDict:
     rows, epochs = (32, 3.0) if train == "aligners" else (128, 1.0)
     stages.append(
         full_stage(
-            options, "video", videos, rows, {ALIGNERS: 2e-5, **decoder}, frames=options.frames or 100, epochs=epochs,
+            options,
+            "video",
+            videos,
+            rows,
+            {ALIGNERS: 2e-5, **decoder},
+            frames=options.frames or 100,
+            epochs=epochs,
             copied=_copied(options),
         )
-    )  # fmt: skip
+    )
     return full_run(
         f"red-villm-{preset}-{train}",
         bases.base(preset, options.base),

@@ -42,10 +42,22 @@ WHOLE = {"encoder/**": 5e-6, "adapter/**": 5e-6, "decoder/**": 5e-6}
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(
-        arg, PRESETS, base="", arm="hybrid", samples=0, frames=0, pages=0, length=12288, loss_on="answer",
-        texts="long_alpaca.jsonl+long_qlora.jsonl", epochs=0.0, scale=1.0, seed=0, data="data",
+        arg,
+        PRESETS,
+        base="",
+        arm="hybrid",
+        samples=0,
+        frames=0,
+        pages=0,
+        length=12288,
+        loss_on="answer",
+        texts="long_alpaca.jsonl+long_qlora.jsonl",
+        epochs=0.0,
+        scale=1.0,
+        seed=0,
+        data="data",
         stages="",
-    )  # fmt: skip
+    )
     if options.arm not in ARMS:
         raise InputError(f"--config: arm={options.arm!r}; there are {', '.join(ARMS)}")
     return tiny(options) if preset == "tiny" else full(preset, options)
@@ -109,49 +121,81 @@ def tiny(options: Any) -> ConfigDict:
     whole = ["encoder/**", "adapter/**", "decoder/**"]
     stages = [
         tiny_stage(
-            options, "image",
+            options,
+            "image",
             [
-                entry(f"{EMBEDDED}/train_story_texts.json"), entry(f"{EMBEDDED}/train_events.json"),
+                entry(f"{EMBEDDED}/train_story_texts.json"),
+                entry(f"{EMBEDDED}/train_events.json"),
                 entry(f"{EMBEDDED}/train_event_words.jsonl", format="text_pages", pages=pages),
             ],
-            1500, dict.fromkeys(whole, 1e-3), frames=8, visual=100, rows=16,
+            1500,
+            dict.fromkeys(whole, 1e-3),
+            frames=8,
+            visual=100,
+            rows=16,
         )
-    ]  # fmt: skip
+    ]
     samples = options.samples or SAMPLES.get(options.arm, 900)
     if options.arm != "zero_shot":
         video = tiny_stage(
-            options, "video", mix(options, captions, instructions, texts, samples), 1, dict.fromkeys(whole, 5e-4),
-            frames=2 * frames, video_frames=frames, visual=100, rows=4, schedule="log_warmup_cosine",
-            final_lr_ratio=0.1, loss_on=options.loss_on, epochs=options.epochs or 3.0,
-        )  # fmt: skip
+            options,
+            "video",
+            mix(options, captions, instructions, texts, samples),
+            1,
+            dict.fromkeys(whole, 5e-4),
+            frames=2 * frames,
+            video_frames=frames,
+            visual=100,
+            rows=4,
+            schedule="log_warmup_cosine",
+            final_lr_ratio=0.1,
+            loss_on=options.loss_on,
+            epochs=options.epochs or 3.0,
+        )
         stages.append({**video, "steps": None})
     evals = [
         {
-            "name": name, "data": [entry(f"{EMBEDDED}/{file}.json")], "batch_size": 32, "frames": 2 * frames,
-            "video_frames": frames, "length": 144,
+            "name": name,
+            "data": [entry(f"{EMBEDDED}/{file}.json")],
+            "batch_size": 32,
+            "frames": 2 * frames,
+            "video_frames": frames,
+            "length": 144,
         }
         for name, file in (("short", "heldout_stories"), ("long", "heldout_long_stories"))
-    ]  # fmt: skip
+    ]
     connector = {"kind": "pixel_shuffle", "scale_factor": 3}  # a frame becomes one token, as 4 patches do in Idefics3
     config = {
         "name": f"t2vid-tiny-{options.arm}",
         "model": {
-            **tiny_model({"name": "frames", "connector": connector}), "vision_remat": "none", "decoder_remat": "none",
+            **tiny_model({"name": "frames", "connector": connector}),
+            "vision_remat": "none",
+            "decoder_remat": "none",
         },
         "data": {
             "embedded": {
-                "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 3000,
-                "heldout_stories": 60, "heldout_long_stories": 60, "train_story_texts": 16000,
-                "train_long_texts": 3000, "train_events": 6000,
-            }, "tokenizer": f"{EMBEDDED}/tokenizer.json", "chat_template": "bare",
-            "frame_sampling": "segment_mid", "cache_mb": 512,
+                "train_images": 0,
+                "train_videos": 0,
+                "heldout_images": 0,
+                "heldout_videos": 0,
+                "train_stories": 3000,
+                "heldout_stories": 60,
+                "heldout_long_stories": 60,
+                "train_story_texts": 16000,
+                "train_long_texts": 3000,
+                "train_events": 6000,
+            },
+            "tokenizer": f"{EMBEDDED}/tokenizer.json",
+            "chat_template": "bare",
+            "frame_sampling": "segment_mid",
+            "cache_mb": 512,
         },
         "stages": stages,
         "evals": evals,
         "checkpoint": {"save_every": 200, "keep": 2},
         "seed": options.seed,
         "notes": ["`image` makes the image model that the recipe starts from; it is not the paper's."],
-    }  # fmt: skip
+    }
     return complete(config, options.stages)
 
 
@@ -183,14 +227,24 @@ def full(preset: str, options: Any) -> ConfigDict:
         adapter={"name": "frames"},
         stages=[
             full_stage(
-                options, "video", mix(options, captions, instructions, texts, samples), 32, WHOLE,
-                frames=max(frames, pages), video_frames=frames, length=options.length, pack=True,
+                options,
+                "video",
+                mix(options, captions, instructions, texts, samples),
+                32,
+                WHOLE,
+                frames=max(frames, pages),
+                video_frames=frames,
+                length=options.length,
+                pack=True,
                 epochs=options.epochs or 1.0,
-                schedule="log_warmup_cosine", final_lr_ratio=0.1, weight_decay=0.01, beta2=0.999,
+                schedule="log_warmup_cosine",
+                final_lr_ratio=0.1,
+                weight_decay=0.01,
+                beta2=0.999,
                 loss_on=options.loss_on,
             )
         ],
         seed=options.seed,
         only=options.stages,
         frame_sampling="segment_mid",
-    )  # fmt: skip
+    )
