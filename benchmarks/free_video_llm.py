@@ -152,9 +152,13 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             names = [name for name in runs if name.startswith(family) and "," not in name]
             values = [[groups(run)[group] for run in runs[name]] for name in names]
             panel.errorbar(
-                [tokens(name) for name in names], [np.mean(v) for v in values], [np.std(v) for v in values],
-                marker="o", capsize=3, label=FAMILIES[family],
-            )  # fmt: skip
+                [tokens(name) for name in names],
+                [np.mean(v) for v in values],
+                [np.std(v) for v in values],
+                marker="o",
+                capsize=3,
+                label=FAMILIES[family],
+            )
         for name in ("SlowFast", "FreeVA D1", "FreeVA D2", "IG-VLM", "random frames 2648"):
             if name in runs:
                 values = [groups(run)[group] for run in runs[name]]

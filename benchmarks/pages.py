@@ -73,9 +73,14 @@ def pipeline(file: str, tokenizer: str, least: int, workers: int, frames: int, s
     """Pages a second from the file to batches, all workers warm, over at least so many pages."""
     mixture = read_mixture([MixtureEntry(path=file, format="text_pages")], 0)
     spec = SampleSpec(
-        length=8192, frames=frames, frames_per_video=frames, image_size=size, image_tokens=1,
-        video_tokens=tuple(range(frames + 1)), data=DataConfig(tokenizer=tokenizer, chat_template="bare"),
-    )  # fmt: skip
+        length=8192,
+        frames=frames,
+        frames_per_video=frames,
+        image_size=size,
+        image_tokens=1,
+        video_tokens=tuple(range(frames + 1)),
+        data=DataConfig(tokenizer=tokenizer, chat_template="bare"),
+    )
     log = SkipLog(mixture, 0.0)
     batches = iter(make_dataset(mixture, spec, rows=1, pack=True, skip_log=log, seed=0, workers=workers))
     for _ in range(1 + workers):  # workers start, and hold some ready

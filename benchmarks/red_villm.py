@@ -135,9 +135,13 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         if len(studied) > 1:
             points = [[by_type(run)[group] for run in runs[arm]] for arm in studied]
             panels[1].errorbar(
-                [shares[arm] for arm in studied], [np.mean(v) for v in points], [np.std(v) for v in points],
-                marker="o", capsize=3, label=group,
-            )  # fmt: skip
+                [shares[arm] for arm in studied],
+                [np.mean(v) for v in points],
+                [np.std(v) for v in points],
+                marker="o",
+                capsize=3,
+                label=group,
+            )
     tokens = [Model(setting(arm, 0, 1).model).adapter.num_video_tokens(8) for arm in arms]
     names = [f"{arm}\n{count} tokens" for arm, count in zip(arms, tokens, strict=True)]
     panels[0].set_xticks(range(len(arms)), names, fontsize=8)

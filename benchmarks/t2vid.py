@@ -112,9 +112,14 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for arm, of_arm in zip(runs, values, strict=True):
             seconds = np.mean([run.get("stage", {"seconds": 0})["seconds"] for run in runs[arm]])
             right.errorbar(
-                seconds, np.mean(of_arm), np.std(of_arm), marker="os"[number], color=f"C{list(ARMS).index(arm)}",
-                capsize=3, label=f"{arm}, {length}",
-            )  # fmt: skip
+                seconds,
+                np.mean(of_arm),
+                np.std(of_arm),
+                marker="os"[number],
+                color=f"C{list(ARMS).index(arm)}",
+                capsize=3,
+                label=f"{arm}, {length}",
+            )
     left.set_xticks(range(len(runs)), list(runs), fontsize=8)
     left.set(ylim=(0, 1.05), ylabel="held-out accuracy")
     left.legend()

@@ -29,9 +29,12 @@ from vlvm_jax.storage import write_text
 
 TEXT = 512  # tokens beside a clip's visual ones, where rows of different numbers of them are compared
 VICUNA_13B = {
-    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
     "num_key_value_heads": 40,
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +104,15 @@ def decoder_alone(length: int | None = None) -> Any:
     temporaries."""
     config = llava_7b()
     config.model.vision = {
-        "kind": "siglip", "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "image_size": 14, "patch_size": 14, "feature_layer": -1,
-    }  # fmt: skip
+        "kind": "siglip",
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 14,
+        "patch_size": 14,
+        "feature_layer": -1,
+    }
     config.model.adapter.name, config.model.adapter.options = "frames", {}
     config.model.decoder.vocab_size = 32000
     config.data.update({"processor": None, "chat_template": "vicuna_v1"})
@@ -187,10 +196,18 @@ def table(folder: Path) -> str:
         bound = 1000 * max(report["compute"], report["hbm"], report["interconnect"])
         moved = ", ".join(f"{kind} {size / gib:.1f}" for kind, size in sorted(bytes_.items()) if size > 0.05 * gib)
         cells = (
-            row.name, report["batch_size"], f"{report['arguments'] / gib:.2f}", f"{report['temporaries'] / gib:.2f}",
-            f"{report['peak'] / gib:.2f}", f"{report['needed'] / chip['hbm']:.0%}", result.get("largest_batch", "-"),
-            moved, f"{operations:.1f}", f"{bound:.0f}", f"{report['mfu_bound']:.0%}",
-        )  # fmt: skip
+            row.name,
+            report["batch_size"],
+            f"{report['arguments'] / gib:.2f}",
+            f"{report['temporaries'] / gib:.2f}",
+            f"{report['peak'] / gib:.2f}",
+            f"{report['needed'] / chip['hbm']:.0%}",
+            result.get("largest_batch", "-"),
+            moved,
+            f"{operations:.1f}",
+            f"{bound:.0f}",
+            f"{report['mfu_bound']:.0%}",
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

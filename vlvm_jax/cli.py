@@ -24,8 +24,15 @@ from vlvm_jax.errors import InputError, Interrupted, brief, tell
 
 # Of the machine or of what the user named, wherever it comes up: no room, no permission, another kind of file.
 _OUTSIDE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR
-)  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
 _WIDTH = 120  # columns of --help
 _HELP = ("--help", "-h", "-help", "--helpfull")
 

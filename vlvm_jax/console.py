@@ -42,9 +42,14 @@ class Meter:
     def _show_bar(self, done: int) -> None:
         if console.is_terminal and not console.quiet and self._bar is None:
             columns = (
-                _column("{task.description:<12}"), BarColumn(bar_width=30), _column("{task.fields[count]}"),
-                _column("{task.fields[note]}"), TimeElapsedColumn(), _column("eta"), TimeRemainingColumn(),
-            )  # fmt: skip
+                _column("{task.description:<12}"),
+                BarColumn(bar_width=30),
+                _column("{task.fields[count]}"),
+                _column("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                _column("eta"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=console)
             count = self._count(done)
             self._task = self._bar.add_task(self.title, total=self.total, completed=done, note="", count=count)

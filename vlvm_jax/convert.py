@@ -27,17 +27,23 @@ _FORMAT = flags.DEFINE_string(
     "unless it computes exactly the same (default: the best class that does).",
 )
 _MEDIA = flags.DEFINE_enum(
-    "media", "all", ["all", "image", "video"],
+    "media",
+    "all",
+    ["all", "image", "video"],
     "The media that the exported model will be used with. A class needs to be exact only for these.",
-)  # fmt: skip
+)
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"],
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
     "Type of the exported tensors (default: that of the checkpoint the model started from).",
-)  # fmt: skip
+)
 _LORA = flags.DEFINE_enum(
-    "lora", "merge", ["merge", "peft"],
+    "lora",
+    "merge",
+    ["merge", "peft"],
     "Merge LoRA into the weights, or write it as a PEFT adapter beside the base model (folder `adapter`).",
-)  # fmt: skip
+)
 _VERIFY = flags.DEFINE_bool(
     "verify",
     True,

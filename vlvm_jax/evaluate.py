@@ -45,9 +45,12 @@ _OUTPUT = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_enum("format", "auto", ["auto", *benchmarks.names()], "Format of the list.")
 _CONFIG = cli.define_recipe("A recipe whose adapter, prompts and frames are used (default: the checkpoint's own).")
 _FRAMES = flags.DEFINE_integer(
-    "frames", None, "Frames of a clip (default: those of the config or the checkpoint).", lower_bound=1,
+    "frames",
+    None,
+    "Frames of a clip (default: those of the config or the checkpoint).",
+    lower_bound=1,
     upper_bound=10_000,
-)  # fmt: skip
+)
 _CHAT_TEMPLATE = flags.DEFINE_string(
     "chat_template", None, "A chat template in place of the model's own: vicuna_v1, chatml, llama-3 ..."
 )
@@ -57,9 +60,12 @@ _FALLBACK = flags.DEFINE_bool(
 )
 _LIMIT = flags.DEFINE_integer("limit", None, "Ask only the first so many questions.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "Questions answered at a time. It changes answers by rounding at most.", lower_bound=1,
+    "batch_size",
+    8,
+    "Questions answered at a time. It changes answers by rounding at most.",
+    lower_bound=1,
     upper_bound=4096,
-)  # fmt: skip
+)
 _PREFIX = flags.DEFINE_string(
     "prefix", None, "Text that every answer starts with; only what follows it is scored (default: the config's)."
 )
@@ -70,24 +76,31 @@ _TEMPERATURE = flags.DEFINE_float(
     "temperature", 0.0, "0 takes the likeliest token; above 0, tokens are sampled.", lower_bound=0
 )
 _TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "Sample from the smallest set of tokens whose probabilities add up to this.", lower_bound=0,
+    "top_p",
+    1.0,
+    "Sample from the smallest set of tokens whose probabilities add up to this.",
+    lower_bound=0,
     upper_bound=1,
-)  # fmt: skip
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 _STOP = flags.DEFINE_multi_string("stop", [], "A string that ends an answer.")
 _MATCH = flags.DEFINE_enum(
-    "match", "normalised", ["exact", "normalised", "contains", "yes_no"],
+    "match",
+    "normalised",
+    ["exact", "normalised", "contains", "yes_no"],
     "The rule for free text. yes_no compares whether reply and answer say yes or no. It decides only on questions "
     "whose answer is yes or no (normalised decides on the others), and is refused if the list has no such question.",
-)  # fmt: skip
+)
 _PARSER = flags.DEFINE_enum(
     "parser", "strict", ["strict", "slowfast_released", "t2vid_released"], "The rule for multiple choice."
 )
 _DENOMINATOR = flags.DEFINE_enum(
-    "denominator", "all", ["all", "answered", "released"],
+    "denominator",
+    "all",
+    ["all", "answered", "released"],
     "Questions that count. all: a reply without an answer is wrong; answered: it is left out; released: what the "
     "released code leaves out is left out.",
-)  # fmt: skip
+)
 _CONTROL = flags.DEFINE_multi_enum(
     "control", [], _CONTROLS, "A control that is asked as well and has an accuracy of its own."
 )
@@ -124,12 +137,22 @@ def main() -> None:
         waits.now("reading the recipe")
         config = None if _CONFIG.value is None else command_line.read()
     options = benchmark.Options(
-        checkpoint=checkpoint, questions=questions, answers=_ANSWERS.value, media=_MEDIA.value, output=output,
-        format=_FORMAT.value, frames=_FRAMES.value, limit=_LIMIT.value,
-        batch_size=_BATCH_SIZE.value, prefix=_PREFIX.value, controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
-        decoding=_decoding(), chat_template=_CHAT_TEMPLATE.value, dtype=cast(Any, _DTYPE.value),
+        checkpoint=checkpoint,
+        questions=questions,
+        answers=_ANSWERS.value,
+        media=_MEDIA.value,
+        output=output,
+        format=_FORMAT.value,
+        frames=_FRAMES.value,
+        limit=_LIMIT.value,
+        batch_size=_BATCH_SIZE.value,
+        prefix=_PREFIX.value,
+        controls=tuple(dict.fromkeys(cast(Any, _CONTROL.value))),
+        decoding=_decoding(),
+        chat_template=_CHAT_TEMPLATE.value,
+        dtype=cast(Any, _DTYPE.value),
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
-    )  # fmt: skip
+    )
     memory.give_back_large()
     if _FALLBACK.value:
         set_aside_damaged(checkpoint, "--checkpoint")

@@ -39,9 +39,12 @@ _INTERACTIVE = flags.DEFINE_bool(
 )
 _CONFIG = cli.define_recipe("A recipe whose model and data settings replace the checkpoint's.")
 _FRAMES = flags.DEFINE_integer(
-    "frames", None, "Frames of the clip (default: those of the run or the recipe, else 8).", lower_bound=1,
+    "frames",
+    None,
+    "Frames of the clip (default: those of the run or the recipe, else 8).",
+    lower_bound=1,
     upper_bound=10_000,
-)  # fmt: skip
+)
 _CHAT_TEMPLATE = flags.DEFINE_string(
     "chat_template", None, "A chat template in place of the model's own: vicuna_v1, chatml, llama-3 ..."
 )

@@ -33,9 +33,12 @@ _PICTURE = flags.DEFINE_string(
 )
 _WORKERS = _shared.define_workers()
 _MAX_BAD_SHARE = flags.DEFINE_float(
-    "max_bad_share", None, "Fraction of bad records that is acceptable (default: the recipe's, or 0.01).",
-    lower_bound=0, upper_bound=1,
-)  # fmt: skip
+    "max_bad_share",
+    None,
+    "Fraction of bad records that is acceptable (default: the recipe's, or 0.01).",
+    lower_bound=0,
+    upper_bound=1,
+)
 
 
 def main(files: list[str]) -> None:

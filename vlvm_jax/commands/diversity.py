@@ -20,9 +20,11 @@ _OUT = flags.DEFINE_string("out", None, "PNG file to draw. The points are writte
 _SAMPLES = flags.DEFINE_integer("samples", 5000, "Most samples of each source, drawn by the seed.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the draw and the projection.", lower_bound=0)
 _EMBED = flags.DEFINE_enum(
-    "embed", "auto", ["auto", "sentence", "tfidf"],
+    "embed",
+    "auto",
+    ["auto", "sentence", "tfidf"],
     "How questions are embedded: by a sentence-transformers model, by TF-IDF, or by the first that is installed.",
-)  # fmt: skip
+)
 _MODEL = flags.DEFINE_string("model", "all-mpnet-base-v2", "The sentence-transformers model.")
 _PROJECT = flags.DEFINE_enum(
     "project", "tsne", ["tsne", "umap"], "The projection: t-SNE of scikit-learn, or UMAP of umap-learn."

@@ -38,10 +38,12 @@ _FPS = flags.DEFINE_float(
 _FORMAT = _shared.define_format()
 _WORKERS = _shared.define_workers("The bytes do not depend on it.")
 _MAX_BAD_SHARE = flags.DEFINE_float(
-    "max_bad_share", 0.01,
+    "max_bad_share",
+    0.01,
     "Fraction of the records that may be unusable. They are left out, counted by cause and listed in dropped.jsonl.",
-    lower_bound=0, upper_bound=1,
-)  # fmt: skip
+    lower_bound=0,
+    upper_bound=1,
+)
 _RUNNER = flags.DEFINE_string(
     "runner",
     None,

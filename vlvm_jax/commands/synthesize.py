@@ -54,9 +54,11 @@ for _name, _text in _LIMITS.items():
     flags.DEFINE_integer(_name, None, _text, lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "Use only the first so many texts.", lower_bound=1)
 _PER_PART = flags.DEFINE_integer(
-    "per_part", None, "Texts made at a time; with array_record those of a shard (default: by the format).",
+    "per_part",
+    None,
+    "Texts made at a time; with array_record those of a shard (default: by the format).",
     lower_bound=1,
-)  # fmt: skip
+)
 _NAME = flags.DEFINE_string("name", "pages", "Shards are called NAME-00000-of-00016.array_record.")
 _WORKERS = _shared.define_workers()
 # How texts are read, drawn and shown: flags of the same names as the settings of `TextPages`, which check them.

@@ -15,11 +15,20 @@ from vlvm_jax.errors import InputError, brief
 # Keys by which transformers finds code to run or to download: classes, pipelines, decoding loops, attention kernels.
 CODE_KEYS = frozenset(
     (
-        "auto_map", "custom_pipelines", "custom_generate", "attn_implementation", "_attn_implementation",
-        "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
-        "_experts_implementation_internal", "kernel_config", "use_kernels", "trust_remote_code",
+        "auto_map",
+        "custom_pipelines",
+        "custom_generate",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "experts_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "kernel_config",
+        "use_kernels",
+        "trust_remote_code",
     )
-)  # fmt: skip
+)
 
 
 def read_json(file: Path | epath.Path) -> dict[str, Any]:

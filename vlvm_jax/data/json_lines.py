@@ -139,9 +139,9 @@ def _is_list_of_objects(text: str) -> bool:
 
 def _is_lines_of_objects(text: str) -> bool:
     lines = [line for line in text.split("\n") if line.strip()]
-    return len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines) and isinstance(
-        loads(lines[0])[0], dict
-    )  # fmt: skip
+    return (
+        len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines) and isinstance(loads(lines[0])[0], dict)
+    )
 
 
 def _lines(data: bytes, path: str) -> Iterator[Entry]:

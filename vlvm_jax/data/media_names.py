@@ -109,9 +109,12 @@ def meant(path: str) -> str | None:
     """`Folders.meant`, cached. The first such path of a process is logged."""
     if path not in _meant and (file := _folders().meant(path)) is not None:
         logging.log_first_n(
-            logging.WARNING, "%s does not exist; %s is read instead (`data check` counts such names)", 1,
-            one_line(path), one_line(file),
-        )  # fmt: skip
+            logging.WARNING,
+            "%s does not exist; %s is read instead (`data check` counts such names)",
+            1,
+            one_line(path),
+            one_line(file),
+        )
         _meant[path] = file
     return _meant.get(path)
 

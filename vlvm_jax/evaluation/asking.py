@@ -35,9 +35,14 @@ def request(question: Question, control: Control | None, other: Question | None,
         assert other is not None
         guide = other.text
     return Request(
-        id=question.id, media=question.media, question=put.prompt or put.text, span=question.span, prefix=prefix,
-        options=() if put.prompt else put.options, scoring_text=guide,
-    )  # fmt: skip
+        id=question.id,
+        media=question.media,
+        question=put.prompt or put.text,
+        span=question.span,
+        prefix=prefix,
+        options=() if put.prompt else put.options,
+        scoring_text=guide,
+    )
 
 
 def ask(

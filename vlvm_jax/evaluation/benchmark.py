@@ -144,9 +144,16 @@ def _answered(
                 if model is None:
                     break
                 asking.ask(
-                    controls.controlled(model, control), options.decoding, questions, files[control],
-                    control=control, others=swapped, prefix=options.prefix, stop=stop, on_answer=on_answer,
-                )  # fmt: skip
+                    controls.controlled(model, control),
+                    options.decoding,
+                    questions,
+                    files[control],
+                    control=control,
+                    others=swapped,
+                    prefix=options.prefix,
+                    stop=stop,
+                    on_answer=on_answer,
+                )
         if model is not None and (cut := model.prompts.cut):
             length = model.prompts.spec.data.prompt_length
             say(
@@ -158,9 +165,13 @@ def _answered(
 
 def _load(options: Options, config: Config | None) -> Answering:
     return loading.load(
-        options.checkpoint, config=config, frames=options.frames, chat_template=options.chat_template,
-        dtype=options.dtype, rows=options.batch_size,
-    )  # fmt: skip
+        options.checkpoint,
+        config=config,
+        frames=options.frames,
+        chat_template=options.chat_template,
+        dtype=options.dtype,
+        rows=options.batch_size,
+    )
 
 
 def predictions_name(control: Control | None) -> str:

@@ -63,9 +63,15 @@ def evaluate(
 
                 with waits:
                     given[control] = heldout.ask(
-                        predict, segmented, asked, sample_spec(config, held_out, control), held_out, mesh,
-                        workers=config.data.workers, on_batch=on_batch,
-                    )  # fmt: skip
+                        predict,
+                        segmented,
+                        asked,
+                        sample_spec(config, held_out, control),
+                        held_out,
+                        mesh,
+                        workers=config.data.workers,
+                        on_batch=on_batch,
+                    )
         answers = given.pop(None)
         if trained_on:
             given["majority"] = heldout.majority_answers([a.record for a in answers], usable(trained_on, MAJORITY_OF))

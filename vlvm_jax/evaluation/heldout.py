@@ -81,9 +81,15 @@ def ask(
     learned_by, right_by = Counter[int](), Counter[int]()
     share, shares = processes.batch_share(mesh)
     dataset = make_dataset(
-        records, spec, rows=config.batch_size // shares, pack=config.pack, skip_log=SkipLog(records, 1.0), seed=None,
-        workers=workers, part=Part(reader=share, readers=shares),
-    )  # fmt: skip
+        records,
+        spec,
+        rows=config.batch_size // shares,
+        pack=config.pack,
+        skip_log=SkipLog(records, 1.0),
+        seed=None,
+        workers=workers,
+        part=Part(reader=share, readers=shares),
+    )
     iterator = iter(dataset)
     try:
         with jax.set_mesh(mesh):

@@ -20,13 +20,22 @@ from vlvm_jax.families.base import NAMED_TOWER_FOLDER
 
 # Sizes of the towers that published checkpoints name, from their own config.json files on the hub.
 _CLIP_L = {
-    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-    "num_attention_heads": 16, "patch_size": 14,
-}  # fmt: skip
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
 _SIGLIP_SO400M = {
-    "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-    "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
-}  # fmt: skip
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 384,
+}
 KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": {**_CLIP_L, "image_size": 224},
     "openai/clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},

@@ -35,7 +35,7 @@ class VLM(base.StockFamily):
         tokens = self.read_frame_tokens(config, where)
         return HFModel(
             directory, self.name, self.class_of(raw), vision, language, connector, tokens, self.has_newline, raw=raw
-        )  # fmt: skip
+        )
 
     @abc.abstractmethod
     def read_tower(self, config: Any, directory: Path, where: str) -> VisionConfig:

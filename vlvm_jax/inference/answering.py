@@ -265,9 +265,17 @@ class Answering:
         assert text.finish is not None
         prompt, visual = len(row.sample["token_ids"]), int(row.sample["media_mask"].sum())
         return Answer(
-            row.request.id, text.text, text.finish, prompt, visual, text.new_tokens, row.seconds_vision, prefill,
-            decode, picked,
-        )  # fmt: skip
+            row.request.id,
+            text.text,
+            text.finish,
+            prompt,
+            visual,
+            text.new_tokens,
+            row.seconds_vision,
+            prefill,
+            decode,
+            picked,
+        )
 
     def _limits(self, rows: Sequence[_Row], count: int, most_new: int) -> Limits:
         room = [self.prompts.longest - len(row.sample["token_ids"]) for row in rows]

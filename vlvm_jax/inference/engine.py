@@ -111,9 +111,11 @@ class Engine:
         slots = length + room
         shardings = self._shardings(rows, slots)
         prefill = self._compiled(
-            ("prefill", rows, batch.media.shape[1], length, room, sampling is not None), self._prefill,
-            out=shardings, static_argnames="slots",
-        )  # fmt: skip
+            ("prefill", rows, batch.media.shape[1], length, room, sampling is not None),
+            self._prefill,
+            out=shardings,
+            static_argnames="slots",
+        )
         with jax.set_mesh(self.mesh):
             batch, limits, sampling = jax.tree.map(self._put, (batch, limits, sampling))
             return prefill(self.params, features, batch, limits, sampling, slots=slots)

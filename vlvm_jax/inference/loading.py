@@ -153,9 +153,11 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         raise InputError(f"{where}: {checkpoint} has no folder `hf` with its tokenizer; import the checkpoint again")
     local = side_files.local(files)
     data = DataConfig(
-        tokenizer=str(local), processor=str(side_files.of_tower(local)), chat_template="checkpoint",
+        tokenizer=str(local),
+        processor=str(side_files.of_tower(local)),
+        chat_template="checkpoint",
         image_layout="anyres",
-    )  # fmt: skip
+    )
     return _Setup(model, data, AnswerConfig(), FRAMES)
 
 
@@ -176,9 +178,11 @@ def _with_files(data: DataConfig, files: epath.Path | None, where: str) -> DataC
             raise InputError(f"{where}: no folder `hf` with the model's tokenizer; config.data.{key} is {text!r}")
         local = side_files.local(files) if local is None else local
         places = {
-            "embedded": local, "decoder": local, "encoder": side_files.of_tower(local),
+            "embedded": local,
+            "decoder": local,
+            "encoder": side_files.of_tower(local),
             "clip": side_files.of_clip(local),
-        }  # fmt: skip
+        }
         for part, place in places.items():
             text = text.replace(f"{{{part}}}", str(place))
         values[key] = text

@@ -59,9 +59,14 @@ def draw(retention: Retention, labels: Sequence[str], title: str) -> bytes:
         if retention.weights is not None:
             side = math.isqrt(retention.weights.shape[1])
             axis.imshow(
-                retention.weights[number].reshape(side, side), extent=(0, width, height, 0), cmap="magma", alpha=0.45,
-                interpolation="nearest", vmin=0, vmax=retention.weights.max(),
-            )  # fmt: skip
+                retention.weights[number].reshape(side, side),
+                extent=(0, width, height, 0),
+                cmap="magma",
+                alpha=0.45,
+                interpolation="nearest",
+                vmin=0,
+                vmax=retention.weights.max(),
+            )
         for above, (name, patches) in enumerate(kept.items()):  # the first one's shows beside the one above it
             edges = outline(patches[number]) * (width, height)
             axis.add_collection(LineCollection(list(edges), colors=colours[name], linewidths=3.0 / (1 + above)))

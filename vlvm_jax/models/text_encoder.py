@@ -54,9 +54,7 @@ class TextTower(nnx.Module):
         self.config = config
         self.dtype = dtype
         width, init = config.hidden_size, nnx.initializers.normal
-        self.token_embedding = nnx.Embed(
-            config.vocab_size, width, dtype=dtype, embedding_init=init(0.02), rngs=rngs
-        )  # fmt: skip
+        self.token_embedding = nnx.Embed(config.vocab_size, width, dtype=dtype, embedding_init=init(0.02), rngs=rngs)
         self.position_embedding = nnx.Param(init(0.01)(rngs.params(), (config.max_position_embeddings, width)))
         self.layers = LayerStack(
             lambda rngs: TextLayer(config, dtype=dtype, rngs=rngs),

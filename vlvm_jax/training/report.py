@@ -58,9 +58,14 @@ def print_plan(plan: RunPlan) -> None:
         trains = "\n".join(f"{pattern} at {rate:g}" for pattern, rate in part.stage.trainable)
         mixed = "\n".join(f"{count:,} {kind}" for kind, count in part.records.kind_counts.items() if count)
         table.add_row(
-            part.stage.name, mixed, f"{part.num_steps:,}", str(part.stage.batch_size), trains, f"{trained:,}",
+            part.stage.name,
+            mixed,
+            f"{part.num_steps:,}",
+            str(part.stage.batch_size),
+            trains,
+            f"{trained:,}",
             f"{sum(sizes.values()) - trained:,}",
-        )  # fmt: skip
+        )
     show_table(table)
     frames = max(part.stage.frames_per_video for part in prepared)
     in_clip = adapter.num_video_tokens(frames)
@@ -109,9 +114,13 @@ def print_stages(summary: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in summary["stages"]:
         table.add_row(
-            stage["name"], f"{stage['steps']:,}", _number(stage["first_loss"]), _number(stage["last_loss"]),
-            f"{stage['seconds']:.0f}", str(stage["compilations"]),
-        )  # fmt: skip
+            stage["name"],
+            f"{stage['steps']:,}",
+            _number(stage["first_loss"]),
+            _number(stage["last_loss"]),
+            f"{stage['seconds']:.0f}",
+            str(stage["compilations"]),
+        )
     show_table(table)
 
 

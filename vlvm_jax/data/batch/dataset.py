@@ -91,7 +91,12 @@ def _batched(
 ) -> grain.IterDataset:
     spec = loader.spec
     return packing.batched(
-        samples, length=spec.length, frames=spec.frames, rows=rows, pack=pack, layout=loader.layout,
+        samples,
+        length=spec.length,
+        frames=spec.frames,
+        rows=rows,
+        pack=pack,
+        layout=loader.layout,
         prompt_length=spec.data.prompt_length if spec.data.prompt_tokenizer is not None else 0,
         drop_remainder=drop_remainder,
-    )  # fmt: skip
+    )

@@ -176,9 +176,11 @@ class _Worker:
         self._loading = SPAWN.RawArray("q", [_IDLE] * max(1, read.num_threads))
         with theirs:  # once it is closed here, the channel ends with the worker
             self._process = SPAWN.Process(
-                target=_work, args=(theirs, blocks, first, step, read, self._loading), daemon=True,
+                target=_work,
+                args=(theirs, blocks, first, step, read, self._loading),
+                daemon=True,
                 name=f"samples-{first % step}",
-            )  # fmt: skip
+            )
             with shielded():
                 self._process.start()
         # As this process ends: before multiprocessing waits for a child that ignores its SIGTERM.

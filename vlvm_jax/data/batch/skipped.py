@@ -78,8 +78,9 @@ class SkipLog:
         if not self.cut_prompts:
             logging.warning(
                 "%s: prompt over CLIP's length of %d tokens: truncated (others are counted)",
-                one_line(self.records[record].source), len(sample["prompt_ids"]),
-            )  # fmt: skip
+                one_line(self.records[record].source),
+                len(sample["prompt_ids"]),
+            )
         self.cut_prompts.add(record)
 
     def _check(self, note: dict[str, Any]) -> None:

@@ -358,9 +358,14 @@ def _write_search(options: ShapesOptions, path: Path, split: Split, index: int) 
     """A clip with one question; kinds, traits and answers take turns."""
     kind, turn = split.kinds[index % len(split.kinds)], index // len(split.kinds)
     search = searches.draw_clip(
-        np.random.default_rng([options.seed, split.number, index]), cast(searches.Kind, kind), *_turn(turn),
-        frames=options.search_frames, shown=options.search_shown, cells=options.search_cells, held_out=split.held_out,
-    )  # fmt: skip
+        np.random.default_rng([options.seed, split.number, index]),
+        cast(searches.Kind, kind),
+        *_turn(turn),
+        frames=options.search_frames,
+        shown=options.search_shown,
+        cells=options.search_cells,
+        held_out=split.held_out,
+    )
     name = f"media/{split.name}/{index:06d}.mp4"
     write_mp4(path / name, searches.render(search, options.search_size), options.fps)
     return _searched(split, index, {"video": name}, search, "/".join(search.combination))
@@ -415,9 +420,12 @@ def _sheet(options: ShapesOptions, path: Path, split: Split, index: int) -> dict
     chosen = searches.draw_sheet(rng, singles, options.sheet_images)
     shown = [chosen[i] for i in rng.permutation(len(chosen))]
     made = _searched(
-        split, index, {"image": [f"media/train_singles/{number:06d}.png" for number in shown]}, singles[chosen[0]],
+        split,
+        index,
+        {"image": [f"media/train_singles/{number:06d}.png" for number in shown]},
+        singles[chosen[0]],
         "/".join(("sheet", *map(str, shown))),
-    )  # fmt: skip
+    )
     asked, count = singles[chosen[0]].question, len(shown)
     captions = " ".join(singles[number].caption for number in shown)
     return {

@@ -11,9 +11,13 @@ from vlvm_jax.data.embedded.files import Split, conversation, write_mp4
 from vlvm_jax.data.embedded.stories import Story
 
 _EVENTS = {
-    "story": (3, 6), "long_story": (8, 12), "story_text": (1, 16), "long_text": (6, 16), "event": (1, 1),
+    "story": (3, 6),
+    "long_story": (8, 12),
+    "story_text": (1, 16),
+    "long_text": (6, 16),
+    "event": (1, 1),
     "words": (1, 1),
-}  # fmt: skip
+}
 _ASKED = 3  # questions about a story as text
 WRITERS = tuple(_EVENTS)
 

@@ -257,9 +257,7 @@ class TileRule(SquareRule):
     def cut(self, size: Size, alone: bool) -> Cut:
         if self.pads_several and not alone:
             return Cut(1, anyres.in_order(1, self.side**2, self.side**2, newline=True, taps=self.taps))
-        layout = anyres.tiled(
-            size, self.pinpoints, self.size, self.side, taps=self.taps, max_tiles=self.max_tiles
-        )  # fmt: skip
+        layout = anyres.tiled(size, self.pinpoints, self.size, self.side, taps=self.taps, max_tiles=self.max_tiles)
         return Cut(anyres.num_tiles(size, self.pinpoints, self.size), layout)
 
 

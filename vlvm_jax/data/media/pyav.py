@@ -35,9 +35,18 @@ _HAS_THREADS = _MAJOR >= 17
 _MAX_DEPTH = 16  # frames, of H.264 and HEVC
 
 __all__ = [
-    "ACCURATE_RND", "BICUBIC", "BITEXACT", "REPRODUCIBLE_X264", "ArgumentError", "discard", "fraction", "index_of",
-    "open_input", "reformat", "reorder_depth",
-]  # fmt: skip
+    "ACCURATE_RND",
+    "BICUBIC",
+    "BITEXACT",
+    "REPRODUCIBLE_X264",
+    "ArgumentError",
+    "discard",
+    "fraction",
+    "index_of",
+    "open_input",
+    "reformat",
+    "reorder_depth",
+]
 
 
 def open_input(file: BinaryIO | str, options: dict[str, str] | None = None) -> InputContainer:

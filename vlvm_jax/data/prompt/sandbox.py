@@ -190,8 +190,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._bounded(name, filter) for name, filter in self.filters.items()}
         self.filters["tojson"] = self._bounded("tojson", _tojson)
         self.globals |= {
-            "raise_exception": _raise, "strftime_now": _now, "dict": _dict, "namespace": _Namespace, "lipsum": _lipsum,
-        }  # fmt: skip
+            "raise_exception": _raise,
+            "strftime_now": _now,
+            "dict": _dict,
+            "namespace": _Namespace,
+            "lipsum": _lipsum,
+        }
 
     @property
     def budget(self) -> _Budget:

@@ -24,14 +24,54 @@ _PICTURES = (*(set(ENDINGS) - {".ts"}), *STILLS, ".tif", ".tiff", ".heic", ".ogv
 _SUFFIXES = (*_PICTURES, *SOUND)
 _PATH_KEYS = ("path", "url", "file", "file_name", "filename")  # of a name that is an object
 _THINGS = (
-    "video", "videos", "clip", "clips", "movie", "vid", "image", "images", "img", "imgs", "picture", "pictures",
-    "photo", "photos", "frame", "frames", "gif", "media", "medium", "visual", "visuals",
-    "audio", "audios", "sound", "speech",
-)  # fmt: skip
+    "video",
+    "videos",
+    "clip",
+    "clips",
+    "movie",
+    "vid",
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "picture",
+    "pictures",
+    "photo",
+    "photos",
+    "frame",
+    "frames",
+    "gif",
+    "media",
+    "medium",
+    "visual",
+    "visuals",
+    "audio",
+    "audios",
+    "sound",
+    "speech",
+)
 _TAILS = (
-    "", "path", "paths", "file", "files", "filename", "filenames", "filepath", "url", "urls", "uri", "id", "ids",
-    "uid", "name", "names", "link", "dir", "folder", "list",
-)  # fmt: skip
+    "",
+    "path",
+    "paths",
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "filepath",
+    "url",
+    "urls",
+    "uri",
+    "id",
+    "ids",
+    "uid",
+    "name",
+    "names",
+    "link",
+    "dir",
+    "folder",
+    "list",
+)
 _WORDS = {"movie", "sound", "speech", "medium", "visual", "visuals"}  # alone, as likely a text's topic
 _KNOWN = {thing + tail for thing in _THINGS for tail in _TAILS} - _WORDS | {"youtubeid", "ytid", "quid"}
 _KNOWN |= {ending.removeprefix(".") for ending in _SUFFIXES} - {"mov"}  # as likely a word or a number

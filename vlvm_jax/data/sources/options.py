@@ -26,9 +26,17 @@ LISTS = ("options", "candidates", "choices", "answer_choices")
 # Keys of the right option; under the second kind a number is never the option's text.
 ANSWERS = ("answer", "correct_answer", "ground_truth", "gt", "GT")
 NUMBERS = (
-    "answer_number", "answer_idx", "answer_index", "answer_id", "correct_choice", "correct_idx", "correct_index",
-    "correct_option", "label", "truth",
-)  # fmt: skip
+    "answer_number",
+    "answer_idx",
+    "answer_index",
+    "answer_id",
+    "correct_choice",
+    "correct_idx",
+    "correct_index",
+    "correct_option",
+    "label",
+    "truth",
+)
 # One key for each option: what stands before its number from 0 or 1, or before its letter from A.
 _NUMBERED = re.compile(r"(a|(?:option|choice|candidate)s?[ _-]?)([0-9]{1,2})", re.IGNORECASE)
 _BY_LETTER = re.compile(r"((?:option|choice|candidate)[ _-]?|)([a-z])", re.IGNORECASE)

@@ -218,11 +218,8 @@ def summarise(findings: Sequence[Finding], total: int, spec: "SampleSpec | None"
             f"{width}x{height}": count
             for (width, height), count in Counter((m.width, m.height) for m in media).most_common(20)
         },
-        "bad": [
-            {"record": f.index, "source": f.source, "cause": f.cause, "detail": f.detail}
-            for f in bad
-        ],
-    }  # fmt: skip
+        "bad": [{"record": f.index, "source": f.source, "cause": f.cause, "detail": f.detail} for f in bad],
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:

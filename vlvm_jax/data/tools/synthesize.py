@@ -38,8 +38,10 @@ Format = Literal["llava", "array_record", "triplets"]
 FORMATS: tuple[Format, ...] = ("llava", "array_record", "triplets")
 PLAN, CARD, DROPPED = "plan.json", "card.json", "dropped.jsonl"
 RESULTS: Mapping[Format, str] = {
-    "llava": "data.json", "array_record": shards.MANIFEST, "triplets": "triplets.jsonl",
-}  # fmt: skip
+    "llava": "data.json",
+    "array_record": shards.MANIFEST,
+    "triplets": "triplets.jsonl",
+}
 PER_PART: Mapping[Format, int] = {"llava": 16, "array_record": 128, "triplets": 256}  # texts
 
 
@@ -179,13 +181,18 @@ def _settings(job: Job, files: Sequence[TripletFile]) -> dict[str, Any]:
         "filters": job.limits.model_dump(),
         "tokenizer": tokenizer,
         "sources": [
-            {"path": file.path, "layout": file.layout, "sha256": file.sha256, "texts": len(file),
-             "left_out": dict(file.dropped)}
+            {
+                "path": file.path,
+                "layout": file.layout,
+                "sha256": file.sha256,
+                "texts": len(file),
+                "left_out": dict(file.dropped),
+            }
             for file in files
         ],
         "limit": job.limit,
         "per_part": job.per_part,
-    }  # fmt: skip
+    }
     return json.loads(json.dumps(settings))  # as it will be read back
 
 

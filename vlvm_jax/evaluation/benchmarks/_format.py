@@ -120,9 +120,16 @@ def of_record(record: Record, name: str, clips: ClipFiles) -> Question:
     in_front = turn.question.strip().endswith(text)
     missing = any(path in clips.missing for _, path in record.media)
     return Question(
-        name, record.source, record.media, text, turn.answer, type=turn.type or "all", span=record.span,
-        missing=missing, prompt="" if in_front else turn.question.strip(),
-    )  # fmt: skip
+        name,
+        record.source,
+        record.media,
+        text,
+        turn.answer,
+        type=turn.type or "all",
+        span=record.span,
+        missing=missing,
+        prompt="" if in_front else turn.question.strip(),
+    )
 
 
 def id_of(raw: Mapping[str, Any], key: str, where: str) -> str:

@@ -40,10 +40,14 @@ def _read(file: ListFile) -> Iterator[Draft]:
             raise InputError(f"{where}: no name of a clip under {' or '.join(map(repr, CLIP_KEYS))}")
         name = raw.get("question_id") or (f"{raw[clip]}_{raw['qid']}" if raw.get("qid") else str(index))
         question = about_clip(
-            raw | {"question_id": name}, where, file.clips, clip, text=text_of(raw, "question", where),
+            raw | {"question_id": name},
+            where,
+            file.clips,
+            clip,
+            text=text_of(raw, "question", where),
             answer=answer_of(raw, "answer", where) if choice is None else "",
             type=first_of(raw, ("question_type", *TYPE_KEYS), where) or "all",
-        )  # fmt: skip
+        )
         yield question, choice
 
 

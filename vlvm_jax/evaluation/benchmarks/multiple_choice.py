@@ -35,9 +35,15 @@ def _read(file: ListFile) -> Iterator[Draft]:
             raise InputError(f"{where}: no options under 'candidates', 'options' or 'choices', nor one key for each")
         carried = {key: raw[key] for key in ("task_name", "answer_number", "candidates") if key in raw}
         question = about_clip(
-            raw, where, file.clips, "video_name", text=text_of(raw, "question", where), answer="",
-            type=first_of(raw, ("task_name", *TYPE_KEYS), where) or "all", carried=carried,
-        )  # fmt: skip
+            raw,
+            where,
+            file.clips,
+            "video_name",
+            text=text_of(raw, "question", where),
+            answer="",
+            type=first_of(raw, ("task_name", *TYPE_KEYS), where) or "all",
+            carried=carried,
+        )
         yield question, choice
 
 

@@ -50,10 +50,14 @@ def _read(file: ListFile) -> Iterator[Draft]:
         told = {key: answered[key] for key in (*options.ANSWERS, *options.NUMBERS) if key in answered}
         choice, type = options.read({**raw, **told}, there), answered.get("type")
         question = about_clip(
-            raw, where, file.clips, "video_name", text=text_of(raw, "question", where),
+            raw,
+            where,
+            file.clips,
+            "video_name",
+            text=text_of(raw, "question", where),
             answer=answer_of(answered, "answer", there) if choice is None else "",
             type="all" if type is None or type == "" else str(type),
-        )  # fmt: skip
+        )
         yield question, choice
         asked.add(name)
     if unasked := [name for name in true if name not in asked]:

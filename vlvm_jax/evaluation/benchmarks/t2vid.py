@@ -31,10 +31,18 @@ def _read(file: ListFile) -> Iterator[Draft]:
         if not isinstance(letter, str) or len(letter) != 1 or letter not in known:
             raise InputError(f"{where}: 'GT' must be one letter from A to {known[-1]}, found {short(letter)}")
         question = about_clip(
-            raw, where, file.clips, "video", text=text, answer=offered[known.index(letter)] if offered else "",
-            type=str(raw.get("category") or "all"), options=offered, letter=letter, prompt=prompt,
+            raw,
+            where,
+            file.clips,
+            "video",
+            text=text,
+            answer=offered[known.index(letter)] if offered else "",
+            type=str(raw.get("category") or "all"),
+            options=offered,
+            letter=letter,
+            prompt=prompt,
             carried={key: raw[key] for key in ("question_id", "prompt", "GT", "category") if key in raw},
-        )  # fmt: skip
+        )
         yield question, None
 
 

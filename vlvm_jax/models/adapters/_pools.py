@@ -15,9 +15,16 @@ from jaxtyping import Array, Bool, Float, Int
 from vlvm_jax.errors import InputError
 
 Pool = Literal[
-    "concat", "spatial_1d_max_pool", "spatial_1d_avg_pool", "vertical_1d_max_pool", "spatial_2d_max_pool",
-    "spatial_2d_avg_pool", "adaptive_2d_pool", "spatial_temporal_pool", "temporal_global_pool",
-]  # fmt: skip
+    "concat",
+    "spatial_1d_max_pool",
+    "spatial_1d_avg_pool",
+    "vertical_1d_max_pool",
+    "spatial_2d_max_pool",
+    "spatial_2d_avg_pool",
+    "adaptive_2d_pool",
+    "spatial_temporal_pool",
+    "temporal_global_pool",
+]
 Window = tuple[int, int]  # start and stop along a side
 
 # Size of a window (rows, columns) and what is done within it.

@@ -103,10 +103,21 @@ class SoftSlots(Sampler):
     """
 
     def __init__(
-        self, width: int, num_slots: int, num_patches: int, *, hidden: int = 64, tau: float = 1.0,
-        key_net: str = "mlp", value_net: str = "identity", prior: str = "none", prior_sigma: float = 1.0,
-        zero_queries: bool = False, dtype=jnp.float32, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        width: int,
+        num_slots: int,
+        num_patches: int,
+        *,
+        hidden: int = 64,
+        tau: float = 1.0,
+        key_net: str = "mlp",
+        value_net: str = "identity",
+        prior: str = "none",
+        prior_sigma: float = 1.0,
+        zero_queries: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.num_slots, self.tau, self.key_net = num_slots, tau, key_net
         # With linear keys a bias shifts all tokens' logits alike, which softmax ignores: it would never learn.
         bias = key_net == "mlp"
@@ -152,9 +163,18 @@ class ScoredTopK(Sampler):
     """
 
     def __init__(
-        self, width: int, num_slots: int, *, score_net: str = "linear", hidden: int = 64, weight: str = "renorm",
-        merge_rest: bool = False, gumbel: bool = False, dtype=jnp.float32, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        width: int,
+        num_slots: int,
+        *,
+        score_net: str = "linear",
+        hidden: int = 64,
+        weight: str = "renorm",
+        merge_rest: bool = False,
+        gumbel: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.num_slots, self.weight, self.merge_rest, self.gumbel = num_slots, weight, merge_rest, gumbel
         # Only a gate sees a shift of all scores; `renorm` and the merged rest are softmaxes, which ignore it.
         bias = score_net == "mlp" or weight != "renorm"
@@ -194,9 +214,16 @@ class LocalWeightedPool(Sampler):
     """One token per window of s x s patches: softmax of a score inside the window. Zero score = average pooling."""
 
     def __init__(
-        self, width: int, num_slots: int, num_patches: int, *, score_net: str = "linear", hidden: int = 64,
-        dtype=jnp.float32, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        width: int,
+        num_slots: int,
+        num_patches: int,
+        *,
+        score_net: str = "linear",
+        hidden: int = 64,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.num_slots = num_slots
         self.windows = HashableArray(block_weights(num_slots, num_patches) > 0)
         self.score = Scorer(width, score_net, hidden, bias=score_net == "mlp", zero=True, dtype=dtype, rngs=rngs)

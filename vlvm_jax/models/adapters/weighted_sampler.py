@@ -20,9 +20,16 @@ from vlvm_jax.models.connector import Connector, is_tokenwise
 from vlvm_jax.models.vision import VisionFeatures
 
 Reading = Literal[
-    "soft_slots", "scored_topk", "encoder_attn", "local_weighted_pool",
-    "mean", "block_average", "stride", "random", "none",
-]  # fmt: skip
+    "soft_slots",
+    "scored_topk",
+    "encoder_attn",
+    "local_weighted_pool",
+    "mean",
+    "block_average",
+    "stride",
+    "random",
+    "none",
+]
 
 
 class Adapter(VideoAdapter):
@@ -172,23 +179,44 @@ def _make_sampler(options: Adapter.Options, width: int, num_patches: int, *, dty
     match options.reading:
         case "soft_slots":
             return samplers.SoftSlots(
-                width, slots, num_patches, hidden=options.hidden, tau=options.tau, key_net=options.key_net,
-                value_net=options.value_net, prior=options.prior, prior_sigma=options.prior_sigma,
-                zero_queries=options.zero_queries, dtype=dtype, rngs=rngs,
-            )  # fmt: skip
+                width,
+                slots,
+                num_patches,
+                hidden=options.hidden,
+                tau=options.tau,
+                key_net=options.key_net,
+                value_net=options.value_net,
+                prior=options.prior,
+                prior_sigma=options.prior_sigma,
+                zero_queries=options.zero_queries,
+                dtype=dtype,
+                rngs=rngs,
+            )
         case "scored_topk":
             return samplers.ScoredTopK(
-                width, slots, score_net=options.score_net, hidden=options.hidden, weight=options.weight,
-                merge_rest=bool(options.merge_rest), gumbel=options.gumbel, dtype=dtype, rngs=rngs,
-            )  # fmt: skip
+                width,
+                slots,
+                score_net=options.score_net,
+                hidden=options.hidden,
+                weight=options.weight,
+                merge_rest=bool(options.merge_rest),
+                gumbel=options.gumbel,
+                dtype=dtype,
+                rngs=rngs,
+            )
         case "encoder_attn":
             merge = slots > 1 if options.merge_rest is None else options.merge_rest
             return samplers.EncoderAttention(slots, merge_rest=merge)
         case "local_weighted_pool":
             return samplers.LocalWeightedPool(
-                width, slots, num_patches, score_net=options.score_net, hidden=options.hidden, dtype=dtype,
+                width,
+                slots,
+                num_patches,
+                score_net=options.score_net,
+                hidden=options.hidden,
+                dtype=dtype,
                 rngs=rngs,
-            )  # fmt: skip
+            )
         case "random":
             return samplers.RandomK(slots)
         case kind:

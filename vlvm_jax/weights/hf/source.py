@@ -203,6 +203,11 @@ _ANY_TOWER = VisionConfig(
     hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=8, patch_size=4
 )
 _ANY_DECODER = DecoderConfig(
-    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-    num_key_value_heads=1, head_dim=8,
-)  # fmt: skip
+    vocab_size=8,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+    head_dim=8,
+)
