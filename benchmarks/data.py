@@ -221,7 +221,7 @@ def measure_once(read: Callable, path: str) -> dict[str, float]:
 def emulator(clips: dict[str, Path]):
     """A bucket with the clips; its URI."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    import gcs  # pyright: ignore[reportMissingImports]
+    from support import gcs  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as folder, gcs.serve(Path(folder)) as bucket:
         os.environ.update(bucket.environment)

@@ -1,10 +1,13 @@
 """Eight CPU devices for every test, set before jax starts."""
 
+import multiprocessing
+import multiprocessing.spawn
 import os
 import shutil
 import tempfile
+from multiprocessing import resource_tracker
 
-import xla
+from support import xla
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -46,7 +49,7 @@ def pytest_unconfigure():
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """Root folder with the small embedded data set, made once for all tests."""
-    from recipes import DATA
+    from support.recipes import DATA
 
     from vlvm_jax.data.embedded import shapes
 
@@ -66,10 +69,26 @@ def embedded(data_root, monkeypatch):
 def bucket(tmp_path_factory):
     """An empty bucket (`gcs.Gcs`) of this module's own; code in this process reaches it too."""
     import fsspec
-    import gcs
+    from support import gcs
 
     with gcs.serve(tmp_path_factory.mktemp("bucket")) as served, pytest.MonkeyPatch.context() as patch:
         for name, value in served.environment.items():
             patch.setenv(name, value)
         yield served
     fsspec.get_filesystem_class("gs").clear_instance_cache()
+
+
+@pytest.fixture
+def starting(tmp_path):
+    """Workers start with these lines of a shell."""
+    resource_tracker.ensure_running()
+    executable = os.fsdecode(multiprocessing.spawn.get_executable())
+
+    def set_lines(lines: str) -> None:
+        script = tmp_path / "python"
+        script.write_text(f'#!/bin/sh\n{lines}\nexec "{executable}" "$@"\n')
+        script.chmod(0o755)
+        multiprocessing.set_executable(str(script))
+
+    yield set_lines
+    multiprocessing.set_executable(executable)

@@ -41,80 +41,81 @@ class Mutant:
 MUTANTS = (
     # --- data
     Mutant(
-        "positions-run-through-packed-samples", "data/batch/packing.py", "data/test_packing.py",
+        "positions-run-through-packed-samples", "data/batch/packing.py", "data/batch/test_packing.py",
         'row["token_ids_positions"],', 'np.arange(len(row["token_ids"]), dtype=np.int32),',
     ),
     Mutant(
-        "packed-samples-share-a-medium", "data/batch/packing.py", "data/test_packing.py",
+        "packed-samples-share-a-medium", "data/batch/packing.py", "data/batch/test_packing.py",
         "(segment[1:] != segment[:-1]) | (local[1:] != local[:-1])", "local[1:] != local[:-1]",
     ),
     Mutant(
         "slots-of-packed-tiles-not-moved", "data/batch/packing.py",
-        "data/test_packing.py data/test_pipeline_processor.py",
+        "data/batch/test_packing.py data/sample/test_processor_rows.py",
         "start[segments] = first * slots", "start[segments] = first",
     ),
     Mutant(
-        "last-sample-of-a-row-is-the-first", "data/batch/packing.py", "data/test_packing.py data/test_pipeline.py",
+        "last-sample-of-a-row-is-the-first", "data/batch/packing.py",
+        "data/batch/test_packing.py data/batch/test_dataset.py",
         '"last": row["number"][-1]', '"last": row["number"][0]',
     ),
     Mutant(
-        "slots-at-the-cap-become-midpoints", "data/media/frame_rules.py", "data/decoding/test_sampling.py",
+        "slots-at-the-cap-become-midpoints", "data/media/frame_rules.py", "data/media/test_frame_rules.py",
         "if slots > cap:", "if slots >= cap:",
     ),
     Mutant(
-        "a-frame-shown-just-now-is-not-shown", "data/media/cursor.py", "data/decoding/test_decode_frames.py",
+        "a-frame-shown-just-now-is-not-shown", "data/media/cursor.py", "data/media/test_decode_frames.py",
         "self._next.time <= target:", "self._next.time < target:",
     ),
     Mutant(
         "a-wanted-frame-that-was-skipped-is-not-missed", "data/media/cursor.py",
-        "data/decoding/test_decode_frames.py",
+        "data/media/test_decode_frames.py",
         "if any(self._current.time < time <= target for time in self._skipped):", "if target < 0:",
     ),
     Mutant(
-        "span-begins-a-frame-late", "data/media/decode.py", "data/test_video.py data/decoding/test_decode_frames.py",
+        "span-begins-a-frame-late", "data/media/decode.py", "data/media/test_clips.py data/media/test_decode_frames.py",
         "return max(0, first - 1), last", "return first, last",
     ),
     Mutant(
         "times-count-from-the-clip-not-the-span", "data/media/frames.py",
-        "data/test_video.py data/text/test_time_instruction.py",
+        "data/media/test_clips.py data/prompt/test_time_instruction.py",
         "max(0.0, time - start) for time in taken.times", "max(0.0, time) for time in taken.times",
     ),
     Mutant(
-        "decoded-cache-without-bound", "data/media/cache.py", "data/test_cache.py",
+        "decoded-cache-without-bound", "data/media/cache.py", "data/media/test_cache.py",
         "self.held += value.nbytes", "self.held = value.nbytes",
     ),
     Mutant(
-        "decoded-cache-ignores-span-and-seed", "data/sample/loader.py", "data/test_pipeline_frames.py",
+        "decoded-cache-ignores-span-and-seed", "data/sample/loader.py", "data/sample/test_sampled_frames.py",
         "self._cache.get((path, *chosen.values()), read)", "self._cache.get((path,), read)",
     ),
     Mutant(
-        "every-clip-is-shuffled-alike", "data/sample/loader.py", "data/test_pipeline_eval.py",
+        "every-clip-is-shuffled-alike", "data/sample/loader.py", "data/sample/test_evaluation_samples.py",
         "np.random.default_rng([index, 1]).permutation", "np.random.default_rng([1]).permutation",
     ),
     Mutant(
         "segments-drawn-alike-for-all-records", "data/sample/loader.py",
-        "data/test_pipeline_frames.py data/test_pipeline.py",
+        "data/sample/test_sampled_frames.py data/batch/test_dataset.py",
         "None if spec.seed is None else (spec.seed, index)", "None if spec.seed is None else (spec.seed,)",
     ),
     Mutant(
-        "media-in-file-order-not-text-order", "data/sample/assemble.py", "data/test_media.py",
+        "media-in-file-order-not-text-order", "data/sample/assemble.py", "data/sample/test_media.py",
         "media = [media[i] for i in tokens.order]", "media = list(media)",
     ),
     Mutant(
         "placeholders-expanded-in-text-order", "data/prompt/conversation.py",
-        "data/text/test_conversation.py data/text/test_hf_template.py",
+        "data/prompt/test_conversation.py data/prompt/test_checkpoint_template.py",
         "expansion = expansions[marker.medium]", "expansion = expansions[len(ends) - 1]",
     ),
     Mutant(
-        "the-token-before-an-answer-is-learned", "data/prompt/conversation.py", "data/text/test_conversation.py",
+        "the-token-before-an-answer-is-learned", "data/prompt/conversation.py", "data/prompt/test_conversation.py",
         "any(start < b and a < stop for a, b in answers)", "any(start < b and a <= stop for a, b in answers)",
     ),
     Mutant(
-        "a-span-has-no-end", "data/record.py", "data/sources/test_records.py",
+        "a-span-has-no-end", "data/record.py", "data/test_record.py",
         'return (bounds["start"], bounds["end"]) if given', 'return (bounds["start"], math.inf) if given',
     ),
     Mutant(
-        "placeholders-by-kind-swapped", "data/record.py", "data/sources/test_records.py",
+        "placeholders-by-kind-swapped", "data/record.py", "data/test_record.py",
         'queues["image" if placeholder == "<image>" else "video"]', "queues[MEDIA_KINDS[len(shown) % 2]]",
     ),
     Mutant(
@@ -126,24 +127,24 @@ MUTANTS = (
         "once = max(len(part.chosen) / weight", "once = min(len(part.chosen) / weight",
     ),
     Mutant(
-        "another-number-of-readers-repeats-a-sample", "data/batch/stream.py", "data/test_stream.py",
+        "another-number-of-readers-repeats-a-sample", "data/batch/stream.py", "data/batch/test_stream.py",
         "for position in self.ahead if position > start", "for position in self.ahead if position >= start + 2",
     ),
     Mutant(
         "a-batch-is-counted-without-its-last-sample", "data/batch/stream.py",
-        "data/test_stream.py data/test_pipeline.py",
+        "data/batch/test_stream.py data/batch/test_dataset.py",
         'int(batch["last"].max()) + 1', 'int(batch["last"].max())',
     ),
     Mutant(
-        "a-state-within-a-block-begins-the-block", "data/batch/loading.py", "data/test_loading.py",
+        "a-state-within-a-block-begins-the-block", "data/batch/loading.py", "data/batch/test_loading.py",
         "self._receive(number)[skip:]", "self._receive(number)",
     ),
     Mutant(
-        "the-allowed-share-of-bad-samples-is-too-many", "data/batch/skipped.py", "data/test_pipeline.py",
+        "the-allowed-share-of-bad-samples-is-too-many", "data/batch/skipped.py", "data/batch/test_dataset.py",
         "if bad > self.limit:", "if bad >= self.limit:",
     ),
     Mutant(
-        "bad-samples-of-other-stages-count", "data/batch/skipped.py", "data/test_pipeline.py",
+        "bad-samples-of-other-stages-count", "data/batch/skipped.py", "data/batch/test_dataset.py",
         'if entry["stage"] == self.stage:', "if entry:",
     ),
     # --- models
@@ -184,28 +185,29 @@ MUTANTS = (
     ),
     Mutant(
         "frame-index-along-the-row", "models/adapters/base.py",
-        "models/test_weighted_sampler.py models/test_spatiotemporal.py",
+        "models/adapters/test_weighted_sampler.py models/adapters/test_spatiotemporal.py",
         "return steps - jax.lax.cummax(jnp.where(starts, steps, 0), axis=1)",
         "return jnp.broadcast_to(steps, starts.shape)",
     ),
     Mutant(
-        "newline-after-the-first-frame", "models/adapters/frames.py", "models/test_frames.py",
+        "newline-after-the-first-frame", "models/adapters/frames.py", "models/adapters/test_frames.py",
         "following = jnp.pad(layout.media[:, 1:], ((0, 0), (0, 1)))",
         "following = jnp.pad(layout.media[:, :-1], ((0, 0), (1, 0)))",
     ),
     Mutant(
         "prior-with-rows-and-columns-swapped", "models/adapters/_samplers.py",
-        "models/test_samplers.py models/test_sampler_grids.py",
+        "models/adapters/test_samplers.py models/adapters/test_sampler_grids.py",
         "np.meshgrid(np.arange(side), np.arange(side), indexing=\"ij\")",
         "np.meshgrid(np.arange(side), np.arange(side), indexing=\"xy\")",
     ),
     Mutant(
-        "the-merged-rest-holds-what-was-kept", "models/adapters/_samplers.py", "models/test_samplers.py",
+        "the-merged-rest-holds-what-was-kept", "models/adapters/_samplers.py", "models/adapters/test_samplers.py",
         "rest = probability * (1 - jax.nn.one_hot(kept, num_patches, dtype=jnp.float32).sum(-2))",
         "rest = probability * 1.0",
     ),
     Mutant(
-        "space-tokens-divided-by-the-row", "models/adapters/spatiotemporal.py", "models/test_spatiotemporal.py",
+        "space-tokens-divided-by-the-row", "models/adapters/spatiotemporal.py",
+        "models/adapters/test_spatiotemporal.py",
         "share = frames / jnp.maximum(frames.sum(-1, keepdims=True), 1)", "share = frames / frames.shape[-1]",
     ),
     Mutant(
@@ -213,19 +215,20 @@ MUTANTS = (
         "width).transpose(0, 1, 3, 2, 4, 5)", "width).transpose(0, 1, 3, 4, 2, 5)",
     ),
     Mutant(
-        "adaptive-windows-do-not-overlap", "models/adapters/_pools.py", "models/test_pools.py",
+        "adaptive-windows-do-not-overlap", "models/adapters/_pools.py", "models/adapters/test_pools.py",
         "(side * i // count, -(-side * (i + 1) // count))", "(side * i // count, side * (i + 1) // count)",
     ),
     Mutant(
-        "boxes-off-their-centre", "models/adapters/_regions.py", "models/test_regions.py",
+        "boxes-off-their-centre", "models/adapters/_regions.py", "models/adapters/test_regions.py",
         "x - self.width // 2, 0,", "x - (self.width - 1) // 2, 0,",
     ),
     Mutant(
-        "picked-frames-count-from-the-row", "models/adapters/_frame_paths.py", "models/test_slow_fast.py",
+        "picked-frames-count-from-the-row", "models/adapters/_frame_paths.py", "models/adapters/test_slow_fast.py",
         "picks.index - clip.first[:, None], -1)", "picks.index, -1)",
     ),
     Mutant(
-        "frames-of-both-paths-are-taken-twice", "models/adapters/prompt_guided.py", "models/test_prompt_guided.py",
+        "frames-of-both-paths-are-taken-twice", "models/adapters/prompt_guided.py",
+        "models/adapters/test_prompt_guided.py",
         "return layout.is_video & ~taken", "return layout.is_video",
     ),
     Mutant(
@@ -343,20 +346,21 @@ MUTANTS = (
     ),
     # --- weights
     Mutant(
-        "patches-with-rows-and-columns-swapped", "weights/export/export.py", "weights/test_export_values.py",
+        "patches-with-rows-and-columns-swapped", "weights/export/export.py", "weights/export/test_export_values.py",
         "part.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)",
         "part.reshape(patch, patch, 3, -1).transpose(3, 2, 1, 0)",
     ),
     Mutant(
-        "new-tokens-copy-the-last-one", "weights/export/export.py", "weights/test_export_values.py",
+        "new-tokens-copy-the-last-one", "weights/export/export.py", "weights/export/test_export_values.py",
         "first = np.take(value, [0], axis=axis)", "first = np.take(value, [-1], axis=axis)",
     ),
     Mutant(
-        "merged-lora-without-its-scale", "weights/export/lora.py", "models/test_lora.py weights/test_lora_export.py",
+        "merged-lora-without-its-scale", "weights/export/lora.py",
+        "models/test_lora.py weights/export/test_lora_export.py",
         "kernel + scale * jnp.matmul(a, b,", "kernel + jnp.matmul(a, b,",
     ),
     Mutant(
-        "peft-without-rslora", "weights/export/lora.py", "models/test_lora.py weights/test_lora_export.py",
+        "peft-without-rslora", "weights/export/lora.py", "models/test_lora.py weights/export/test_lora_export.py",
         '"use_rslora": config.rslora,', '"use_rslora": False,',
     ),
     Mutant(
@@ -364,7 +368,7 @@ MUTANTS = (
         "if fault is None and vision.grid % 2:", "if fault is None and vision.grid < 2:",
     ),
     Mutant(
-        "an-unknown-tensor-is-dropped", "weights/tables.py", "weights/test_tables.py",
+        "an-unknown-tensor-is-dropped", "weights/tables.py", "families/test_tables.py",
         "(^|\\.)(position_ids|rotary_emb\\.inv_freq)$", "(position_ids|inv_freq)",
     ),
     Mutant(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 from vlvm_jax import cli
 from vlvm_jax.errors import InputError
@@ -64,6 +64,7 @@ INTERRUPT = """
 import os, signal, sys
 from vlvm_jax import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without
 sys.exit(cli.run(lambda: os.kill(os.getpid(), signal.SIGINT), "", ["command"]))
 """
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from recipes import ROOT, environment
+from support.recipes import ROOT, environment
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints as tiny
 from etils import epath
-from one_stage import get_config as one_stage
-from recipes import ROOT, environment, errors_in
+from support import tiny_checkpoints as tiny
+from support.one_stage import get_config as one_stage
+from support.recipes import ROOT, environment, errors_in
 
 from vlvm_jax import manifest, storage
 from vlvm_jax.config import Config, build

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-import question_files
-from question_files import open_lists, run
+from support import question_files
+from support.question_files import open_lists, run
 
 
 @pytest.fixture(scope="module")

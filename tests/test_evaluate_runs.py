@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-import question_files
-from question_files import command, open_lists, read, run
-from recipes import ROOT, environment, train
+from support import question_files
+from support.question_files import command, open_lists, read, run
+from support.recipes import ROOT, environment, train
 
 from vlvm_jax.evaluation import question_lists, results
 

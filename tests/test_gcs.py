@@ -9,13 +9,13 @@ from pathlib import Path
 
 import aiohttp
 import fsspec
-import gcs
 import numpy as np
 import pytest
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
-from recipes import DATA as SIZES
-from recipes import small
+from support import gcs
+from support.recipes import DATA as SIZES
+from support.recipes import small
 
 from vlvm_jax import gcs as ours
 from vlvm_jax import storage

@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
-import xla
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
-from recipes import ROOT, errors_in
+from support import tiny_checkpoints as tiny
+from support import xla
+from support.recipes import ROOT, errors_in
 
 from vlvm_jax import cli, console, generate
 

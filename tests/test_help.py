@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 import vlvm_jax
 from vlvm_jax import cli

@@ -3,7 +3,7 @@
 import jupytext
 import nbformat
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # For a run that only shows that everything works: the share of the training.

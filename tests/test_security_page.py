@@ -4,7 +4,7 @@ import functools
 import re
 
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| **")]

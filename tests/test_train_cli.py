@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from recipes import small, train
+from support.recipes import small, train
 
 from configs import ftfv, red_villm
 from vlvm_jax import cli
@@ -41,7 +41,7 @@ def train_without_data(tmp_path):
     """vicuna-7b has no embedded data for `train` to shrink; neither a network nor a cache gives its weights."""
     import subprocess
 
-    from recipes import ROOT, environment
+    from support.recipes import ROOT, environment
 
     nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     return subprocess.run(

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from recipes import DATA, ROOT, environment
+from support.recipes import DATA, ROOT, environment
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 from etils import epath
-from recipes import DATA
+from support.recipes import DATA
 
 from tests.adding_a_method import recipe
 from vlvm_jax.config import Config, build

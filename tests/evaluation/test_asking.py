@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from answers import answer_to
+from support.answers import answer_to
 
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError, Interrupted

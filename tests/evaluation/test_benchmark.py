@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from answers import answer_to
+from support.answers import answer_to
 
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.errors import InputError, Interrupted

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import ROOT
+from support.recipes import ROOT
 
 import vlvm_jax
 from vlvm_jax.errors import InputError

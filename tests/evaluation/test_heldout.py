@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recipes import small
+from support.recipes import small
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.data.record import Record, Turn

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import ROOT
+from support.recipes import ROOT
 
 from vlvm_jax import storage
 from vlvm_jax.data.sources import options

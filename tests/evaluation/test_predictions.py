@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation.predictions import Predictions

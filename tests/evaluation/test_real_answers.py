@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-import question_files
-from question_files import open_lists, read, write
+from support import question_files
+from support.question_files import open_lists, read, write
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import benchmark, controls, question_lists

@@ -4,7 +4,7 @@ import json
 
 import commands
 import pytest
-import tiny_checkpoints as tiny
+from support import tiny_checkpoints as tiny
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from recipes import ROOT
+from support.recipes import ROOT
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "14"))
 fuzzed = settings(

@@ -1,7 +1,7 @@
 """Command lines that cannot be: one line on stderr, exit code 2, nothing done before it."""
 
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 RECIPE = f"--config={ROOT}/configs/ftfv.py:tiny"
 ASK = ("--checkpoint=model", "--video=clip.mp4", "--prompt=a")

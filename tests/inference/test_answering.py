@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
+from support import tiny_checkpoints as tiny
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.data.faults import BadSampleError

@@ -6,9 +6,9 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 from etils import epath
-from one_stage import get_config as one_stage
+from support import tiny_checkpoints as tiny
+from support.one_stage import get_config as one_stage
 
 from configs import own
 from vlvm_jax.config import Config, MeshConfig, build

@@ -5,10 +5,10 @@ That prompts and pixels are transformers' own is tested in tests/data; here both
 
 import jax
 import pytest
-import tiny_checkpoints as tiny
 import torch
 import transformers
-from torch_inputs import inputs_of
+from support import tiny_checkpoints as tiny
+from support.torch_inputs import inputs_of
 
 from vlvm_jax.inference.answering import Answering, Decoding, Request
 from vlvm_jax.inference.loading import load

@@ -5,8 +5,8 @@ import io
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
 from PIL import Image
+from support import tiny_checkpoints as tiny
 
 from configs.free_video_llm import get_config
 from vlvm_jax.config import Config, MeshConfig, build

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
-from hf_checkpoints import FAMILIES, processor
 from PIL import Image
+from support import tiny_checkpoints as tiny
+from support.hf_checkpoints import FAMILIES, processor
 
 from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError

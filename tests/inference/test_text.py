@@ -1,9 +1,9 @@
 """Text as tokens come: pieces join to the whole, whatever the pieces; stop strings within and across tokens."""
 
-import hf_checkpoints
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from support import hf_checkpoints
 
 from vlvm_jax.inference.text import AnswerText
 

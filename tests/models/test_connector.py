@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hf import fill
-from recipes import small
+from support.hf import fill
+from support.recipes import small
 from transformers import Idefics3Config
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 

@@ -1,11 +1,11 @@
 """Decoder against transformers' Llama, Mistral and Qwen2; KV cache, packing, and the stack of layers."""
 
-import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import hf
 
 from vlvm_jax.config import DecoderConfig, RopeScaling
 from vlvm_jax.models.decoder import Decoder, apply_rotary, init_cache, rotary_embedding, rotary_frequencies

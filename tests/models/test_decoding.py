@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf import fill
-from recipes import small
+from support.hf import fill
+from support.recipes import small
 
 from vlvm_jax.models import decoding
 from vlvm_jax.models.batch import Batch

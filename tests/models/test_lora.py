@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from recipes import small
+from support.recipes import small
 
 from configs import ftfv
 from vlvm_jax.config import Config, LoraConfig, MeshConfig, ModelConfig, build

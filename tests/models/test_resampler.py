@@ -1,11 +1,11 @@
 """The resampler connector: its formula, its positions, and what they let it tell apart."""
 
-import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import hf
 
 from vlvm_jax.config import ConnectorConfig, VisionConfig, build
 from vlvm_jax.errors import InputError

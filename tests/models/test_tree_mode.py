@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
-from recipes import ROOT
+from support.recipes import ROOT
 
 SCRIPT = """
 import jax, jax.numpy as jnp
 import flax
-from recipes import small
+from support.recipes import small
 from vlvm_jax.models.params import Model
 from vlvm_jax.models.video_llm import Batch
 assert flax.config.nnx_graph_mode is False  # the environment variable took effect

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import hf
 
 from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.models.adapters.base import VisualTokens

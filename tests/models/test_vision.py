@@ -1,11 +1,11 @@
 """Vision towers against transformers' CLIP and SigLIP."""
 
-import hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import hf
 
 from vlvm_jax.config import VisionConfig
 from vlvm_jax.models.vision import VisionTower, fractional_positions

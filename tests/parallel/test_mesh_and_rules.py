@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
-from recipes import small
+from support.recipes import small
 
 from configs import ftfv
 from vlvm_jax.config import AdapterConfig, Config, MeshConfig, build

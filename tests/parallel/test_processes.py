@@ -6,7 +6,7 @@ import sys
 
 import jax
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.errors import InputError

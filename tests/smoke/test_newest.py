@@ -13,8 +13,8 @@ import cases
 import jax
 import numpy as np
 import pytest
-from recipes import ROOT, environment
 from safetensors.numpy import load_file
+from support.recipes import ROOT, environment
 
 from vlvm_jax.inference.answering import Decoding
 from vlvm_jax.inference.loading import load

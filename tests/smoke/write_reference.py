@@ -14,10 +14,10 @@ from pathlib import Path
 import cases
 import jax
 import numpy as np
-import tiny_checkpoints as tiny
 import torch
 import transformers
-from torch_inputs import inputs_of
+from support import tiny_checkpoints as tiny
+from support.torch_inputs import inputs_of
 
 from vlvm_jax.inference.loading import load
 

@@ -1,13 +1,13 @@
 """The contrastive stage: the loss is transformers', over the global batch, and moves what it should."""
 
-import guided
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from recipes import small
-from steps import begin
+from support import guided
+from support.recipes import small
+from support.steps import begin
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from vlvm_jax.config import MeshConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
-from stored import clip
+from support.stored import clip
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs import red_villm

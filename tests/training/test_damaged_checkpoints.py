@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-import stage_states
 from etils import epath
+from support import stage_states
 
 from vlvm_jax import manifest, storage
 from vlvm_jax.errors import InputError

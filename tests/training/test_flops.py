@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from recipes import small
+from support.recipes import small
 
 from vlvm_jax.models import attention
 from vlvm_jax.training import abstract

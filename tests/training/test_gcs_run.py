@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 
-import gcs
 import pytest
-from recipes import ROOT, environment
+from support import gcs
+from support.recipes import ROOT, environment
 
 from vlvm_jax import storage
 
@@ -23,7 +23,7 @@ KINDS = (*gcs.KINDS * 3, *gcs.QUICK * 9)  # a stall costs seconds
 
 def start(workdir, env: dict[str, str], workers: int = 1) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "vlvm_jax.train", "--config=tests/one_stage.py", f"--workdir={workdir}",
+        sys.executable, "-m", "vlvm_jax.train", "--config=tests/support/one_stage.py", f"--workdir={workdir}",
         f"--config.data.workers={workers}", "--config.tensorboard=True", "--config.checkpoint.save_every=4",
         f"--config.stages[0].steps={STEPS}",
     ]  # fmt: skip

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
-import xla
-from recipes import ROOT
+from support import xla
+from support.recipes import ROOT
 
 from vlvm_jax import manifest
 
-STEPS, ROWS = 40, 4  # of tests/one_stage.py
+STEPS, ROWS = 40, 4  # of tests/support/one_stage.py
 STAGE = "instruct"
 
 
@@ -39,7 +39,7 @@ class Processes:
             sys.executable,
             "-m",
             "vlvm_jax.train",
-            "--config=tests/one_stage.py",
+            "--config=tests/support/one_stage.py",
             f"--workdir={workdir}",
             *extra,
         ]

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import small
+from support.recipes import small
 
 from vlvm_jax.training.optimizer import make_optimizer, schedule
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import small
+from support.recipes import small
 
 from vlvm_jax.config import StageConfig
 from vlvm_jax.errors import InputError

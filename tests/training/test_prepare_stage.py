@@ -1,7 +1,7 @@
 """How many steps a stage takes, and that the tiny recipes' rows are long enough for every record."""
 
 import pytest
-import recipes
+from support import recipes
 
 from configs import ftfv, red_villm
 from vlvm_jax.config import Config, StageConfig, build

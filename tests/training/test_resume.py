@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from recipes import ROOT, command, environment, train
+from support.recipes import ROOT, command, environment, train
 
 pytestmark = pytest.mark.slow
 

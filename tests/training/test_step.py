@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recipes import small
-from steps import begin
+from support.recipes import small
+from support.steps import begin
 
 from vlvm_jax.config import AdapterConfig, MeshConfig
 from vlvm_jax.models.batch import Batch, to_device

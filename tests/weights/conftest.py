@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    families = pytest.importorskip("families")
+    families = pytest.importorskip("support.families")
     return families.Checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import xla
 from etils import epath
-from families import Checkpoints, edit_config, read_tensors
-from recipes import ROOT
 from safetensors.numpy import save_file
+from support import xla
+from support.families import Checkpoints, edit_config, read_tensors
+from support.recipes import ROOT
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.weights.export import write

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 import torch
 import transformers
 from etils import epath
-from exports import load_strictly
-from recipes import DATA
-from training.stage_states import Position
+from support import families
+from support.exports import load_strictly
+from support.recipes import DATA
+from support.stage_states import Position
 
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json
 from vlvm_jax.data.embedded.shapes import vocab_size

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xla
-from recipes import ROOT
+from support import xla
+from support.recipes import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import builtins
 import json
 
 import pytest
-import tiny_checkpoints as tiny
 from etils import epath
+from support import tiny_checkpoints as tiny
 
 from vlvm_jax.data.files import CODE_KEYS
 from vlvm_jax.data.prompt.tokenizer_files import checkpoint_tokenizer

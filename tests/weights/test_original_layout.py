@@ -2,15 +2,15 @@
 
 import shutil
 
-import families
 import numpy as np
 import pytest
 import torch
 import transformers
 from etils import epath
-from exports import load_strictly, round_trip
-from families import SPECS, read_tensors
 from safetensors.numpy import save_file
+from support import families
+from support.exports import load_strictly, round_trip
+from support.families import SPECS, read_tensors
 
 from vlvm_jax.weights.export import write
 from vlvm_jax.weights.export.export import Options

@@ -6,17 +6,16 @@ import json
 import math
 import shutil
 
-import families
 import jax.numpy as jnp
 import numpy as np
-import originals
 import pytest
-import tiny_checkpoints as tiny
 import torch
 import transformers
 from etils import epath
 from flax import nnx
 from PIL import Image
+from support import families, originals
+from support import tiny_checkpoints as tiny
 
 from configs import own
 from vlvm_jax import samples

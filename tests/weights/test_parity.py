@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
-from families import DECODERS, IMAGE, SPECS, TOWERS, VIDEO, VLMS
 from flax import nnx
+from support import families
+from support.families import DECODERS, IMAGE, SPECS, TOWERS, VIDEO, VLMS
 
 from vlvm_jax.config import ModelConfig
 from vlvm_jax.data.images import anyres

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 import torch
 import transformers
 from etils import epath
-from exports import assert_same_state, assert_same_tensors, load_strictly, round_trip
-from families import LLAVA_FAMILIES, SPECS, read_tensors
 from safetensors.numpy import save_file
+from support import families
+from support.exports import assert_same_state, assert_same_tensors, load_strictly, round_trip
+from support.families import LLAVA_FAMILIES, SPECS, read_tensors
 
 from vlvm_jax.config import MeshConfig
 from vlvm_jax.parallel import rules

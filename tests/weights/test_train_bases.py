@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from data.hf_checkpoints import TOKENIZERS, checkpoint, image_processor
 from etils import epath
-from families import bare, clip, llama, randomized
+from support.families import bare, clip, llama, randomized
+from support.hf_checkpoints import TOKENIZERS, checkpoint, image_processor
 
 from configs import ftfv
 from vlvm_jax.config import Config, build, to_json

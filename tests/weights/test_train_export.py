@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from data.hf_checkpoints import checkpoint
-from hf import randomize
-from recipes import ROOT, environment
+from support.hf import randomize
+from support.hf_checkpoints import checkpoint
+from support.recipes import ROOT, environment
 
 from vlvm_jax.data.sample.processor import load_processor
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.images import read_image
 from tokenizers import Tokenizer
 
-from tests.support.images import read_image
 from vlvm_jax.data.embedded import scenes, shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.media.frames import read_clip

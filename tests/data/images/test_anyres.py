@@ -5,10 +5,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from hf_checkpoints import PINPOINTS, WIDE_PINPOINTS, model_config, pil, processor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.hf_checkpoints import PINPOINTS, WIDE_PINPOINTS, model_config, pil, processor
 from transformers import LlavaNextModel, LlavaOnevisionModel
 from transformers.image_processing_utils import select_best_resolution
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hf_checkpoints import FAMILIES, checkpoint, image_processor, pil
 from PIL import Image
+from support.hf_checkpoints import FAMILIES, checkpoint, image_processor, pil
 
 import vlvm_jax
 from vlvm_jax.data.images.image_rules import PixelProcessor

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from data.media_files import moving
 from PIL import ExifTags, Image, ImageOps
+from support.images import read_image
+from support.media_files import moving
 
-from tests.support.images import read_image
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.images import stills
 from vlvm_jax.data.images.image_rules import PROCESSORS, PixelProcessor

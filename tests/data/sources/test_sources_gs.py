@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gcs
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 import yaml
-from stored import clip, jpeg, shades, write_shards
+from support import gcs
+from support.stored import clip, jpeg, shades, write_shards
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
-from stored import clip, jpeg, shades, write_shards
+from support.stored import clip, jpeg, shades, write_shards
 
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.faults import BadSampleError

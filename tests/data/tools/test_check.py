@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import user_folder
 from PIL import Image
-from recipes import small
 from rich.console import Console
+from support import user_folder
+from support.recipes import small
 
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions

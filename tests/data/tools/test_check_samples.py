@@ -5,12 +5,12 @@ import io
 
 import numpy as np
 import pytest
-import tiny_checkpoints as tiny
-import user_folder
 from PIL import Image
-from recipes import small
+from support import tiny_checkpoints as tiny
+from support import user_folder
+from support.recipes import small
+from support.specs import make_spec
 
-from tests.support.specs import make_spec
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.sample.loader import SampleLoader

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-import user_folder
-from recipes import DATA, ROOT, environment
+from support import user_folder
+from support.recipes import DATA, ROOT, environment
 
 
 def data(tmp_path, *arguments: str):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from recipes import ROOT, environment
+from support.recipes import ROOT, environment
 
 from vlvm_jax.data.tools import diversity, prepare
 from vlvm_jax.errors import InputError

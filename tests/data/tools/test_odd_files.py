@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from data.odd_media import ODD
 from PIL import Image
+from support.odd_media import ODD
 
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import frames

@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 
-import gcs
 import pytest
-import user_folder
-from recipes import ROOT, environment
+from support import gcs, user_folder
+from support.recipes import ROOT, environment
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry

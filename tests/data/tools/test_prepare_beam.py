@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-import user_folder
+from support import user_folder
 from test_prepare import contents, marks, run
 
 from vlvm_jax.data.sources import shards

@@ -11,10 +11,10 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
-import user_folder
 from av.video.reformatter import ColorRange, Colorspace
-from data.media_files import STEP, decode_all, grey, moving, write_clip
 from PIL import Image
+from support import user_folder
+from support.media_files import STEP, decode_all, grey, moving, write_clip
 
 from vlvm_jax.data.embedded.files import write_mp4
 from vlvm_jax.data.faults import BadSampleError

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 
-import long_texts
 import numpy as np
 import pytest
-from recipes import ROOT, environment
+from support import long_texts
+from support.recipes import ROOT, environment
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import transformers
-import user_folder
-from data.hf_checkpoints import checkpoint
-from recipes import ROOT, environment
-from weights.families import randomized
+from support import user_folder
+from support.families import randomized
+from support.hf_checkpoints import checkpoint
+from support.recipes import ROOT, environment
 
 from configs import own
 from vlvm_jax.config import Config, build
