@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from vlvm_jax.data.prompt.markers import in_words
+from vlvm_jax.data.numerals import in_words
 
 _NUMBERS = {in_words(number): str(number) for number in range(100)}
 _NUMBER = re.compile(rf"\b(?:{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})\b")

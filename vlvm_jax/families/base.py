@@ -10,7 +10,7 @@ The shortest example is `siglip.py`; of a VLM, `llava.py`.
 import abc
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from vlvm_jax.data.images.image_rules import Settings, SquareRule, read_files
 from vlvm_jax.errors import InputError
 
 Transform = Literal["same", "transpose", "patches"]
+Pieces = tuple[str | int, ...]  # text, and numbers of visual tokens
 Part = Literal["tower", "decoder", "head", "connector", "newline"]
 NAMED_TOWER_FOLDER = "mm_vision_tower"  # an import keeps files there of a tower that its checkpoint only names
 
@@ -225,6 +226,7 @@ class StockFamily(Family):
       batched_images: whether `pixel_values` has an axis for the samples before that of their images.
       only_tiles: whether the class cuts every image into tiles and takes nothing else.
       writes_clips: whether the checkpoint's chat template knows clips.
+      clips_are_images: whether the processor writes the frames of a clip out as images.
       stamps_frames: whether the processor writes the time of each frame into the prompt.
       note: what a user of an export has to know, for its card.
     """
@@ -239,12 +241,45 @@ class StockFamily(Family):
     batched_images: ClassVar[bool] = False
     only_tiles: ClassVar[bool] = False
     writes_clips: ClassVar[bool] = False
+    clips_are_images: ClassVar[bool] = False
     stamps_frames: ClassVar[bool] = False
     note: ClassVar[str | None] = None
 
     def image_rule(self, settings: Settings) -> SquareRule:
         """How images and frames become squares of the tower's size."""
         return SquareRule(settings)
+
+    def joined_patches(self, config: Any) -> int:
+        """The side of the squares of patches that become one token; `config` is transformers' of the model."""
+        del config
+        return 1
+
+    def image_pieces(self, tokenizer: Any, grid: tuple[int, int], count: int) -> Pieces:
+        """What the processor writes for an image in the prompt.
+
+        Args:
+          tokenizer: transformers' own.
+          grid: rows and columns of the tiles before the whole image; (0, 0) for the whole image alone.
+          count: visual tokens of each square.
+        """
+        del tokenizer, grid
+        return (count,)
+
+    def clip_pieces(self, tokenizer: Any, times: Sequence[float], duration: float | None, count: int) -> Pieces:
+        """What the processor writes for a clip in the prompt, if it writes frames out as images.
+
+        Args:
+          times: of the frames, in seconds.
+          duration: of the clip, in seconds, if it is known.
+          count: visual tokens of each frame.
+        """
+        del duration
+        return self.image_pieces(tokenizer, (0, 0), count) * len(times)
+
+    @property
+    def clip_template(self) -> str | None:
+        """The chat template with which transformers replaces the checkpoint's own where there are clips."""
+        return None
 
     def clip_tokens(self, config: Any, side: int, own: int) -> tuple[int, int]:
         """Visual tokens per frame, and at a clip's end, in the transformers class.

@@ -10,7 +10,7 @@ from vlvm_jax.data.images.image_rules import Settings, SplitRule, SquareRule
 from vlvm_jax.errors import InputError
 from vlvm_jax.families._tower import tower, tower_fields
 from vlvm_jax.families._vlm import VLM, Media
-from vlvm_jax.families.base import Exported, Layout, pixel_statistics
+from vlvm_jax.families.base import Exported, Layout, Pieces, pixel_statistics
 
 
 class Family(VLM):
@@ -34,6 +34,7 @@ class Family(VLM):
     }
     pixel_shuffle = True
     batched_images = True
+    clips_are_images = True
     tower_type: ClassVar[str] = "idefics3_vision"
 
     def read_tower(self, config: Any, directory: Path, where: str) -> VisionConfig:
@@ -52,6 +53,20 @@ class Family(VLM):
 
     def image_rule(self, settings: Settings) -> SquareRule:
         return SplitRule(settings, "Idefics3ImageProcessor")
+
+    def joined_patches(self, config: Any) -> int:
+        return config.scale_factor
+
+    def image_pieces(self, tokenizer: Any, grid: tuple[int, int], count: int) -> Pieces:
+        around = getattr(tokenizer, "fake_image_token", None) or "<fake_token_around_image>"
+        whole = getattr(tokenizer, "global_image_token", None) or "<global-img>"
+        rows, columns = grid
+        pieces: list[str | int] = []
+        for row in range(1, rows + 1):
+            for column in range(1, columns + 1):
+                pieces += [f"{around}<row_{row}_col_{column}>", count]
+            pieces.append("\n")
+        return (*pieces, ("\n" if rows else "") + around + whole, count, around)
 
     def inexact(
         self, vision: VisionConfig, connector: ConnectorConfig, frames: FrameTokens, media: Media

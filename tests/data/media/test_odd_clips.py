@@ -18,11 +18,11 @@ from vlvm_jax.data.media import video_file
 from vlvm_jax.data.media.frame_rules import uniform_indices
 from vlvm_jax.data.media.frames import decode_clip
 from vlvm_jax.data.media.video_file import open_video
-from vlvm_jax.data.prompt.markers import PromptTokens, stamped_frames
 from vlvm_jax.data.tools import check
 from vlvm_jax.data.tools.check import Checker
 from vlvm_jax.data.tools.prepare import open_records
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import smolvlm
 from vlvm_jax.storage import StorageError
 
 CASES = Path(__file__).parent.parent / "cases"
@@ -250,7 +250,7 @@ def test_a_pause_that_the_header_does_not_count(tmp_path, name, pauses):
 
 def test_smolvlm_is_told_how_long_a_clip_is():
     clip = take(CASES / "gif_variable_delay/two.gif")
-    assert " 0:00:05 " in stamped_frames(PromptTokens(), clip.times, clip.duration, 1)[0]
+    assert " 0:00:05 " in smolvlm.Family().clip_pieces(None, clip.times, clip.duration, 1)[0]
 
 
 SINGLE = {

@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerFast
 
 from vlvm_jax.data.prompt.checkpoint_template import HFTemplate
 from vlvm_jax.data.prompt.conversation import tokenize
-from vlvm_jax.data.prompt.markers import clip_template
 from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import smolvlm
 
 LLAMA, BYTES = TOKENIZERS["llama_like"](), TOKENIZERS["byte_level"]()
 TURNS = [Turn("<image>\nhow many ?", "two"), Turn("why ?", "so")]
@@ -124,7 +124,7 @@ def test_the_order_of_media_is_that_of_the_text():
 
 
 def test_another_template_for_clips():
-    made = template(UTTERANCES, video_token="<video>", video_template=clip_template())
+    made = template(UTTERANCES, video_token="<video>", video_template=smolvlm.Family().clip_template)
     prompt = made.conversation([Turn("<image>\nwhat ?", "so")], ["video"])
     assert prompt.text == ("<|im_start|>User: <video>what ?<end_of_utterance>\nAssistant: so<end_of_utterance>\n")
     assert "<image>what" in made.conversation([Turn("<image>\nwhat ?", "so")], ["image"]).text

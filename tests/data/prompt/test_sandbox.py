@@ -8,9 +8,9 @@ from support.hf_checkpoints import CHATML, INST, TOKENIZERS, USER_COLON, UTTERAN
 
 from vlvm_jax.data.prompt import sandbox
 from vlvm_jax.data.prompt.checkpoint_template import HFTemplate
-from vlvm_jax.data.prompt.markers import clip_template
 from vlvm_jax.data.record import Turn
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import smolvlm
 
 TOKENIZER = TOKENIZERS["byte_level"]()
 TEXTS = [{"role": "system", "content": " Be [kind]. "}, {"role": "user", "content": "why <é>?\n"}]
@@ -49,7 +49,7 @@ FEATURES = """\
 
 @pytest.mark.parametrize("add", [True, False])
 @pytest.mark.parametrize("messages", [TEXTS, PARTS, TEXTS + PARTS, TEXTS * 500])
-@pytest.mark.parametrize("template", [CHATML, INST, USER_COLON, UTTERANCES, clip_template(), FEATURES])
+@pytest.mark.parametrize("template", [CHATML, INST, USER_COLON, UTTERANCES, smolvlm.Family().clip_template, FEATURES])
 def test_it_renders_as_transformers_does(template, messages, add):
     def rendered(render):
         try:

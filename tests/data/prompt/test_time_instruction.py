@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import frames
-from vlvm_jax.data.prompt import markers
+from vlvm_jax.data.prompt import time_instruction
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sample.processor import load_processor
@@ -50,7 +50,7 @@ def world(tmp_path_factory):
 def sentence(path):
     clip = frames.decode_clip(path, FRAMES, lambda pixels: pixels)
     assert clip.duration == pytest.approx(2.5) and len(clip.times) == FRAMES
-    return markers.time_instruction(clip.times, clip.duration)
+    return time_instruction.write(clip.times, clip.duration)
 
 
 def test_it_follows_every_clip_on_a_line_of_its_own(world):
@@ -130,3 +130,23 @@ def test_smolvlm_has_its_own(tmp_path):
     assert str(caught.value) == (
         "config.data.time_instruction: smolvlm writes every frame's time already; leave it off"
     )
+
+
+@pytest.mark.parametrize(
+    ("times", "duration", "expected"),
+    [
+        (
+            (0.0, 1.02, 61.238),
+            63.5,
+            "This video is 63.50 seconds long and 3 frames of it are shown, at 0.00s,1.02s,61.24s. "
+            "Answer what is asked about it.",
+        ),
+        (
+            (0.5,),
+            None,
+            "This video is 0.50 seconds long and 1 frame of it is shown, at 0.50s. Answer what is asked about it.",
+        ),
+    ],
+)
+def test_the_sentence(times, duration, expected):
+    assert time_instruction.write(times, duration) == expected

@@ -23,7 +23,7 @@ from vlvm_jax.errors import InputError, brief
 Picture = Image.Image | np.ndarray  # an array is [H, W, 3] uint8
 Frames = UInt8[np.ndarray, "n S S 3"]
 
-REQUIRED = "the package transformers, from 5.4 on"
+REQUIRED = "the package transformers, from 5.23 on"
 PROCESSORS = (
     "CLIPImageProcessor",
     "SiglipImageProcessor",

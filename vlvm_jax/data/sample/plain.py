@@ -12,7 +12,7 @@ from vlvm_jax.data.images.anyres import Layout, Size
 from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as frames_lib
 from vlvm_jax.data.media.frames import Clip
-from vlvm_jax.data.prompt import conversation, markers, templates
+from vlvm_jax.data.prompt import conversation, templates, time_instruction
 from vlvm_jax.data.prompt.conversation import Expansion, Prompt, Template, Tokens
 from vlvm_jax.data.sample.assemble import Medium
 
@@ -151,7 +151,7 @@ class PlainProcessor:
     def clip_plan(
         self, num_frames: int, times: Sequence[float] | None = None, duration: float | None = None
     ) -> tuple[Expansion, Layout | None]:
-        note = markers.time_instruction(times or (), duration) if self.time_instruction else ""
+        note = time_instruction.write(times or (), duration) if self.time_instruction else ""
         return Expansion((self.video_tokens[num_frames],), note=note), None
 
     def tokenize(self, prompt: Prompt, expansions: Sequence[int | Expansion], *, loss_on: str = "answer") -> Tokens:

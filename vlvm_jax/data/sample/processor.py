@@ -14,18 +14,18 @@ from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.data.images.anyres import Layout, Size
-from vlvm_jax.data.images.image_rules import Frames, Picture, Settings, SplitRule, SquareRule
+from vlvm_jax.data.images.image_rules import Frames, Picture, Settings, SquareRule
 from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
 from vlvm_jax.data.media.frames import Clip
-from vlvm_jax.data.prompt import conversation, markers, templates
+from vlvm_jax.data.prompt import conversation, templates, time_instruction
 from vlvm_jax.data.prompt.checkpoint_template import HFTemplate
 from vlvm_jax.data.prompt.conversation import Expansion, Message, Prompt, Template, Tokens
 from vlvm_jax.data.prompt.tokenizer_files import chat_template, checkpoint_tokenizer
 from vlvm_jax.data.record import MediaKind, Turn
 from vlvm_jax.data.sample.assemble import Medium, Sample, assemble
 from vlvm_jax.errors import InputError
-from vlvm_jax.families.base import StockFamily
+from vlvm_jax.families.base import Pieces, StockFamily
 
 _UNKNOWN_RATE = 24  # frames per second that transformers assumes of frames given without their times
 
@@ -52,7 +52,7 @@ def load_processor(
       image_tokens: visual tokens of an image that is not cut, or of each tile of Idefics3 and SmolVLM; default: as many
         as the checkpoint's own class has.
       video_tokens: `video_tokens[n]` of a clip of n frames; default: as many as the checkpoint's own class has.
-      time_instruction: a sentence with its times follows every clip, see `markers.time_instruction`.
+      time_instruction: a sentence with its times follows every clip, see `prompt.time_instruction`.
       frame_fit: how frames, and images that are not cut, become squares: `auto` as the checkpoint says, else by
         `squares.to_square`.
 
@@ -139,8 +139,7 @@ class Processor:
     @property
     def own_tokens(self) -> int:
         """Visual tokens of one square in the checkpoint's own class."""
-        scale = self.settings.config.scale_factor if isinstance(self.rule, SplitRule) else 1
-        return (self.side // scale) ** 2
+        return (self.side // self.family.joined_patches(self.settings.config)) ** 2
 
     @property
     def image_tokens(self) -> int:
@@ -170,7 +169,7 @@ class Processor:
         newline = self._video_tokens[0]
         per_frame = self._video_tokens[min(1, len(self._video_tokens) - 1)] - newline
         expected = tuple(count * per_frame + newline for count in range(len(self._video_tokens)))
-        if expected != self._video_tokens or newline > int(not isinstance(self.rule, SplitRule)):
+        if expected != self._video_tokens or newline > int(not self.family.clips_are_images):
             which = "image_layout anyres" if self.taps else self.family.name
             raise InputError(
                 f"config.model.adapter: clips take {self._video_tokens} tokens for 0, 1, 2, ... frames; {which} needs "
@@ -251,12 +250,10 @@ class Processor:
             cut = self.rule.cut(size, alone) if self.image_layout == "anyres" else None
         except ValueError as error:
             raise BadSampleError("narrow", str(error)) from None
-        if isinstance(self.rule, SplitRule):
-            rows, columns = cut.grid if cut else (0, 0)
-            return self._expansion(markers.split_image(self._prompt_tokens, rows, columns, self.image_tokens)), None
-        if cut is None or cut.layout is None:
-            return self._expansion((self.image_tokens,)), None
-        return self._expansion((len(cut.layout),)), cut.layout
+        if cut is not None and cut.layout is not None:
+            return self._expansion((len(cut.layout),)), cut.layout
+        grid = (0, 0) if cut is None else cut.grid
+        return self._expansion(self.family.image_pieces(self.tokenizer, grid, self.image_tokens)), None
 
     def clip_plan(
         self, num_frames: int, times: Sequence[float] | None = None, duration: float | None = None
@@ -265,11 +262,9 @@ class Processor:
         kind: MediaKind = "video"
         if times is None:
             times = [number / _UNKNOWN_RATE for number in range(num_frames)]
-        if isinstance(self.rule, SplitRule):
+        if self.family.clips_are_images:
             per_frame, _ = self._tokens_per_frame()
-            if self.family.stamps_frames:
-                return self._expansion(markers.stamped_frames(self._prompt_tokens, times, duration, per_frame)), None
-            pieces = markers.split_image(self._prompt_tokens, 0, 0, per_frame) * num_frames
+            pieces = self.family.clip_pieces(self.tokenizer, times, duration, per_frame)
             return self._expansion(pieces, note=self._note(times, duration)), None
         expansion = self._expansion((self.video_tokens(num_frames),), kind, note=self._note(times, duration))
         if not self.taps:
@@ -278,9 +273,9 @@ class Processor:
         return expansion, anyres.in_order(num_frames, per_frame, self.side**2, newline=bool(newline), taps=self.taps)
 
     def _note(self, times: Sequence[float], duration: float | None) -> str:
-        return markers.time_instruction(times, duration) if self.time_instruction else ""
+        return time_instruction.write(times, duration) if self.time_instruction else ""
 
-    def _expansion(self, pieces: markers.Pieces, kind: MediaKind = "image", note: str = "") -> Expansion:
+    def _expansion(self, pieces: Pieces, kind: MediaKind = "image", note: str = "") -> Expansion:
         if self.settings.around is not None:
             before, after = self.settings.around
             pieces = (before, *pieces, after)
@@ -321,12 +316,6 @@ class Processor:
         return {"image": self._named(tokenizer, "image"), "video": self._named(tokenizer, of_clips)}
 
     @functools.cached_property
-    def _prompt_tokens(self) -> markers.PromptTokens:
-        usual = markers.PromptTokens()
-        around = getattr(self.tokenizer, "fake_image_token", None) or usual.around
-        return markers.PromptTokens(around, getattr(self.tokenizer, "global_image_token", None) or usual.whole)
-
-    @functools.cached_property
     def template(self) -> Template:
         """The chat template.
 
@@ -348,7 +337,7 @@ class Processor:
             where=where,
             image_token=self._named(self.tokenizer, "image"),
             video_token=self._named(self.tokenizer, "video") if self.family.writes_clips else None,
-            video_template=markers.clip_template() if self.family.stamps_frames else None,
+            video_template=self.family.clip_template,
         )
 
     @functools.cached_property

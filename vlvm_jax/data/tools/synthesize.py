@@ -14,7 +14,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from tokenizers import Tokenizer
@@ -35,7 +35,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.workers import made
 
 Format = Literal["llava", "array_record", "triplets"]
-FORMATS: tuple[Format, ...] = ("llava", "array_record", "triplets")
+FORMATS: tuple[Format, ...] = get_args(Format)
 PLAN, CARD, DROPPED = "plan.json", "card.json", "dropped.jsonl"
 RESULTS: Mapping[Format, str] = {
     "llava": "data.json",
