@@ -75,6 +75,13 @@ def test_a_frozen_tower_has_no_backward_pass():
     assert stage.name == "align"
 
 
+def test_what_a_step_needs_depends_on_the_learned_tokens():
+    flops, stage = of_stage("base")  # the head is trained
+    product = 2 * stage.batch_size * stage.length * CONFIG.model.decoder.hidden_size * CONFIG.model.decoder.vocab_size
+    assert flops.head == 3 * product and of_stage("align")[0].head == 2 * product
+    assert flops.needed(1.0) == flops.model and flops.needed(0.25) == flops.model - 0.75 * 3 * product
+
+
 def test_a_frozen_head_s_gradient_does_not_count_however_it_is_cut():
     whole, _ = of_stage("align")
     cut, _ = of_stage("align", loss_chunks=4)

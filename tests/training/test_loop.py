@@ -27,7 +27,7 @@ class Device:
     def train(self, state, frozen, batch):
         self.dispatched += 1
         self.most = max(self.most, self.dispatched - self.done)
-        names = ("loss", "samples", "tokens")
+        names = ("loss", "samples", "tokens", "learned_tokens")
         return state, {name: Value(self, self.dispatched) for name in names}
 
 

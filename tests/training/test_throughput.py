@@ -12,6 +12,7 @@ from etils import epath
 from vlvm_jax.errors import InputError
 from vlvm_jax.parallel.topology import CHIPS, peak_flops
 from vlvm_jax.training import throughput
+from vlvm_jax.training.flops import StepFlops
 from vlvm_jax.training.profiling import STEPS, Profiler, parse
 from vlvm_jax.training.throughput import Throughput, Timeline, brief
 
@@ -25,11 +26,11 @@ def clock(monkeypatch):
 
 
 def test_rates_are_of_the_steps_since_the_last_reading(clock):
-    rates = Throughput(flops=None)
-    assert rates.read(1, 4, 100) == {}  # compilation
+    rates = Throughput(flops=None, positions=1)
+    assert rates.read(1, 4, 100, 0) == {}  # compilation
     clock[0] += 10
     rates.waited += 1
-    found = rates.read(20, 80, 4000)
+    found = rates.read(20, 80, 4000, 0)
     assert found["step_seconds"] == 0.5
     assert found["samples_per_second"] == 8
     assert found["tokens_per_second_per_chip"] == 400 / jax.device_count()
@@ -37,22 +38,24 @@ def test_rates_are_of_the_steps_since_the_last_reading(clock):
     assert "mfu" not in found
     assert rates.productive == 9
     clock[0] += 1
-    assert rates.read(1, 1, 1)["data_wait"] == 0
+    assert rates.read(1, 1, 1, 1)["data_wait"] == 0
     clock[0] += 50  # a save
     rates.resume()
     clock[0] += 2
-    assert rates.read(1, 1, 1)["step_seconds"] == 2
+    assert rates.read(1, 1, 1, 1)["step_seconds"] == 2
     assert rates.productive == 9 + 1 + 2
     assert "data wait 10%" in brief(found)
     assert brief({}) == ""
 
 
-def test_mfu_is_of_the_chips_published_peak(clock, monkeypatch):
+def test_mfu_is_of_the_chips_published_peak_and_of_learned_tokens(clock, monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops", lambda kind: 2e12)
-    rates = Throughput(flops=jax.device_count() * 1e12)
-    rates.read(1, 0, 0)
+    tera = jax.device_count() * 1e12
+    flops = StepFlops(tower=0, adapter=0, decoder=tera / 2, backward=tera, recomputed=9 * tera, head=tera)
+    rates = Throughput(flops, positions=100)
+    rates.read(1, 0, 0, 0)
     clock[0] += 4
-    found = rates.read(4, 0, 0)
+    found = rates.read(4, 0, 0, 4 * 50)  # half of the positions: half of the head
     assert math.isclose(found["mfu"], 0.5) and math.isclose(found["tflops_per_chip"], 1)
     assert "MFU 50.0%" in brief(found)
 

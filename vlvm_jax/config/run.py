@@ -24,6 +24,9 @@ class StageConfig(Settings):
     `schedule` is what follows a linear warm-up; `log_warmup_cosine` is DeepSpeed's, whose warm-up rises with the
     logarithm of the step (`training.optimizer`).
 
+    The head runs over learned positions only, in up to `loss_passes` passes over each device's rows; with `loss_chunks`
+    over one piece of the vocabulary at a time, which takes less memory and one matrix product more.
+
     `objective` is what is learned: the next token of the text, or what the adapter itself has to learn before the
     decoder has a part in it (`LearnsByItself.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
     """
@@ -48,6 +51,7 @@ class StageConfig(Settings):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip_norm: PositiveFloat | None = 1.0
+    loss_passes: PositiveInt = 8
     loss_chunks: PositiveInt = 1
     loss_on: Literal["answer", "all_text"] = "answer"
     objective: Literal["text", "adapter"] = "text"

@@ -18,6 +18,7 @@ MESH_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": "context",
     "frames": ("data", "fsdp", "context"),  # of all rows, one after the other
+    "positions": ("data", "fsdp", "context"),  # of a batch's rows, device by device
     "embed": ("fsdp", "context"),
     "heads": "tensor",
     "mlp": "tensor",
@@ -145,6 +146,12 @@ def divided(axis: str, size: int, mesh) -> str | tuple[str, ...] | None:
         names = names[:-1]
     split = tuple(name for name in names if _width(mesh, (name,)) > 1)
     return (split[0] if len(split) == 1 else split) or None
+
+
+def parts(axis: str, size: int, mesh) -> int:
+    """Into how many parts a logical axis of this size is split."""
+    names = divided(axis, size, mesh) or ()
+    return _width(mesh, (names,) if isinstance(names, str) else names)
 
 
 def width(axis: str, mesh) -> int:

@@ -30,6 +30,7 @@ class StepFlops:
       tower, adapter, decoder: the forward pass by part; the head belongs to the decoder.
       backward: gradients.
       recomputed: what rematerialisation runs again.
+      head: those of the forward and backward pass that belong to the head, over every position.
     """
 
     tower: float
@@ -37,11 +38,16 @@ class StepFlops:
     decoder: float
     backward: float
     recomputed: float
+    head: float = 0.0
 
     @property
     def model(self) -> float:
-        """What a step needs: the numerator of MFU. Recomputation does not count."""
+        """What a step needs if every token is learned. Recomputation does not count."""
         return self.tower + self.adapter + self.decoder + self.backward
+
+    def needed(self, learned: float) -> float:
+        """What a step needs of which this share of the positions is learned: the numerator of MFU."""
+        return self.model - self.head * (1 - learned)
 
     @property
     def hardware(self) -> float:
@@ -106,11 +112,20 @@ def step_flops(
     """
     plain = config.model_copy(update={"vision_remat": "none", "decoder_remat": "none"})
     forward = forward_flops(plain, batch, stage.objective)
-    without, with_remat = (count(*make_train(settings), batch) for settings in (plain, config))
-    # The head's loss is recomputed chunk by chunk whatever the remat policy; it is in both counts.
-    chunks = stage.loss_chunks > 1 and stage.objective == "text"
-    head = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size * chunks
-    return dataclasses.replace(forward, backward=without - forward.model - head, recomputed=with_remat - without + head)
+    train, state, frozen = make_train(plain)
+    without, with_remat = count(train, state, frozen, batch), count(*make_train(config), batch)
+    if stage.objective != "text":
+        return dataclasses.replace(forward, backward=without - forward.model, recomputed=with_remat - without)
+    product = 2.0 * math.prod(batch.token_ids.shape) * config.decoder.hidden_size * config.decoder.vocab_size
+    # With chunks, the head runs twice whatever the remat policy; it is in both counts.
+    again = product if stage.loss_chunks > 1 else 0.0
+    head = "embed_tokens/embedding" if config.decoder.tie_word_embeddings else "lm_head/kernel"
+    return dataclasses.replace(
+        forward,
+        backward=without - forward.model - again,
+        recomputed=with_remat - without + again,
+        head=product * (3 if f"decoder/{head}" in state.params else 2),
+    )
 
 
 def forward_flops(config: ModelConfig, batch: Batch, objective: str = "text") -> StepFlops:

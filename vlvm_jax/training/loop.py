@@ -23,6 +23,7 @@ from vlvm_jax.models.batch import to_device
 from vlvm_jax.models.params import Params
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.checkpoint import StageCheckpoints
+from vlvm_jax.training.flops import StepFlops
 from vlvm_jax.training.step import StepFunctions, TrainState
 from vlvm_jax.training.throughput import Throughput, Watch, brief
 
@@ -34,7 +35,7 @@ class StageRun:
     """What the loop works with and leaves behind.
 
     Attributes:
-      flops: model FLOPs of a step, or None (see `throughput.Throughput`).
+      flops: of a step, or None (see `throughput.Throughput`).
       config: as JSON, saved in every checkpoint.
       load_first: waits until the first batch is there, which stays the next one, also for a checkpoint.
       seconds: spent so far in this process, compilation included.
@@ -49,7 +50,7 @@ class StageRun:
     checkpoints: StageCheckpoints
     save_every: int
     config: Mapping[str, Any]
-    flops: float | None = None
+    flops: StepFlops | None = None
     seconds: float = 0.0
     load_first: Callable[[], None] = lambda: None
 
@@ -122,7 +123,7 @@ class _Log:
         self.meter = Meter(run.stage.name, run.num_steps, done=first)
         self.waits = Waiting()
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._throughput = Throughput(run.flops)
+        self._throughput = Throughput(run.flops, run.stage.batch_size * run.stage.length)
         self._told = first, 0.0  # step and productive seconds that the timeline knows of
 
     @contextlib.contextmanager
@@ -155,8 +156,8 @@ class _Log:
 
     def _read(self, entries: list[tuple[int, dict[str, jax.Array]]]) -> None:
         values = jax.device_get([metrics for _, metrics in entries])
-        samples, tokens = (sum(float(v[key]) for v in values) for key in ("samples", "tokens"))
-        rates = self._throughput.read(len(entries), samples, tokens)
+        read = ("samples", "tokens", "learned_tokens")
+        rates = self._throughput.read(len(entries), *(sum(float(v[key]) for v in values) for key in read))
         for number, ((step, _), metrics) in enumerate(zip(entries, values, strict=True)):
             last = rates if number == len(entries) - 1 else {}
             self.watch.metrics.write(

@@ -34,6 +34,7 @@ from vlvm_jax.training import plan as plan_lib
 from vlvm_jax.training import profiling, report
 from vlvm_jax.training.abstract import count_step
 from vlvm_jax.training.checkpoint import StageCheckpoints
+from vlvm_jax.training.flops import StepFlops
 from vlvm_jax.training.loop import StageRun, run_stage
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.partition import Partition
@@ -298,12 +299,12 @@ def start_stage(
     )
 
 
-def model_flops(config: Config, stage: StageConfig) -> float | None:
+def model_flops(config: Config, stage: StageConfig) -> StepFlops | None:
     """Of one step; None on devices whose peak nobody publishes, where counting would tell nothing."""
     if peak_flops(jax.devices()[0].device_kind) is None:
         return None
     plain = config.model.model_copy(update={"vision_remat": "none", "decoder_remat": "none"})
-    return count_step(config.model_copy(update={"model": plain}), stage).model
+    return count_step(config.model_copy(update={"model": plain}), stage)
 
 
 def divide(whole: Params, partition: Partition, functions: StepFunctions, stage: StageConfig) -> tuple[Params, Params]:

@@ -88,7 +88,7 @@ def make_step(
             loss, count, right = adapter_losses(bound, batch)
             return loss, (count, right)
         hidden, _ = bound(batch, rng=key)
-        loss, count, right = token_losses(bound, hidden, batch, stage.loss_chunks)
+        loss, count, right = token_losses(bound, hidden, batch, passes=stage.loss_passes, chunks=stage.loss_chunks)
         return loss, (count, right)
 
     def train(state: TrainState, frozen: Params, batch: Batch):

@@ -1,8 +1,8 @@
 """How fast a stage goes, and how much of the time it takes is training.
 
-FLOPs are the model's (`flops.StepFlops.model`): matrix products of tower, adapter and decoder, forward and backward,
-attention in full; what rematerialisation runs again does not count. MFU holds them against the chip's published dense
-bf16 peak.
+FLOPs are the model's (`flops.StepFlops.needed`): matrix products of tower, adapter and decoder, forward and backward,
+attention in full, the head over learned tokens; what rematerialisation runs again does not count. MFU holds them
+against the chip's published dense bf16 peak.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 from vlvm_jax import jsonl
 from vlvm_jax.parallel.topology import peak_flops
 from vlvm_jax.storage import Logs
+from vlvm_jax.training.flops import StepFlops
 from vlvm_jax.training.metrics import MetricsWriter
 from vlvm_jax.training.profiling import Profiler
 
@@ -24,18 +25,24 @@ class Throughput:
     """Rates over the steps between two readings. The first reading holds the compilation and gives none.
 
     Attributes:
-      flops: model FLOPs of a step over the whole batch; None where there is no peak to hold them against.
+      flops: of a step over the whole batch; None where there is no peak to hold them against.
+      positions: of a whole batch.
       waited: seconds that the loop has waited for data since the last reading.
       productive: seconds spent in steps so far, data waits taken off.
     """
 
-    flops: float | None
+    flops: StepFlops | None
+    positions: int
     waited: float = 0.0
     productive: float = 0.0
     _last: float | None = None
 
-    def read(self, steps: int, samples: float, tokens: float) -> dict[str, float]:
-        """Rates of the `steps` since the last reading, by their names in `metrics.jsonl`; {} at the first one."""
+    def read(self, steps: int, samples: float, tokens: float, learned: float) -> dict[str, float]:
+        """Rates of the `steps` since the last reading, by their names in `metrics.jsonl`; {} at the first one.
+
+        Args:
+          samples, tokens, learned: of all these steps.
+        """
         now = time.monotonic()
         last, waited = self._last, self.waited
         self._last, self.waited = now, 0.0
@@ -51,7 +58,8 @@ class Throughput:
         }
         peak = peak_flops(jax.devices()[0].device_kind)
         if self.flops is not None and peak is not None:
-            rates["tflops_per_chip"] = self.flops * steps / seconds / chips / 1e12
+            flops = self.flops.needed(learned / steps / self.positions)
+            rates["tflops_per_chip"] = flops * steps / seconds / chips / 1e12
             rates["mfu"] = rates["tflops_per_chip"] * 1e12 / peak
         if stats := jax.local_devices()[0].memory_stats():
             rates["device_memory_gib"] = stats["peak_bytes_in_use"] / 2**30
