@@ -40,7 +40,7 @@ def test_every_preset_builds(preset):
     assert config.name.startswith(f"free-video-llm-{preset}")
 
 
-# Spec, section 3.7 and 7. IG-VLM's tokens depend on the frames' shape: tests/data/images/test_grid.py.
+# docs/free_video_llm.md. IG-VLM's tokens depend on the frames' shape: tests/data/images/test_grid.py.
 @pytest.mark.parametrize(
     ("arg", "expected"),
     [

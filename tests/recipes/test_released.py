@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlvm_jax.errors import InputError
-from vlvm_jax.recipes._released import CROPPED_POOLS, POOLS, parse_setting
+from vlvm_jax.models.adapters._pools import POOLS
+from vlvm_jax.recipes._released import CROPPED_POOLS, parse_setting
 
 MAX = "spatial_1d_max_pool"
 

@@ -5,7 +5,7 @@ open-ended answers.
 
 Free text: `exact`, `normalised`, `contains`, `yes_no` (see `MATCHES`). Multiple choice: `strict` is this library's;
 `slowfast_released` and `t2vid_released` do what the code released with SlowFast-LLaVA and with T2Vid does, slips
-included (specs free_video_llm.md section 8 and t2vid.md section 8), as far as they go without a model that judges.
+included (docs/free_video_llm.md, docs/t2vid.md), as far as they go without a model that judges.
 """
 
 import dataclasses

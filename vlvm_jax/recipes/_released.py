@@ -12,17 +12,6 @@ from typing import Any
 
 from vlvm_jax.errors import InputError
 
-POOLS = (
-    "concat",
-    "spatial_1d_max_pool",
-    "spatial_1d_avg_pool",
-    "vertical_1d_max_pool",
-    "spatial_2d_max_pool",
-    "spatial_2d_avg_pool",
-    "adaptive_2d_pool",
-    "spatial_temporal_pool",
-    "temporal_global_pool",
-)
 CROPPED_POOLS = ("spatial_1d_max_pool", "spatial_1d_avg_pool", "vertical_1d_max_pool")  # 288 tokens of 576
 
 _POOL = r"(?P<{}>[a-z0-9_]+?)"
@@ -76,6 +65,8 @@ def parse_setting(text: str, num_frames: int = 50) -> dict[str, dict[str, Any]]:
 
 
 def _check_pool(pool: str, alpha: float, text: str) -> None:
+    from vlvm_jax.models.adapters._pools import POOLS
+
     if pool not in POOLS:
         raise InputError(f"setting {text!r}: no pool {pool!r}; there are {', '.join(POOLS)}")
     if alpha < 1 and pool not in CROPPED_POOLS:

@@ -1,4 +1,4 @@
-"""Pools over a frame's grid: the spec's worked numbers, torch's own pools, and a reference written from the words."""
+"""Pools over a frame's grid: worked numbers, torch's own pools, and a reference written from the words."""
 
 import jax.numpy as jnp
 import numpy as np

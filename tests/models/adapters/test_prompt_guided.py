@@ -1,4 +1,4 @@
-"""Free Video-LLM: the spec's worked numbers, a numpy reference from its formulas, and that questions move no shape."""
+"""Free Video-LLM: worked numbers, a numpy reference from its formulas, and that questions move no shape."""
 
 import math
 
@@ -75,7 +75,7 @@ def cosines(text, vectors):
 
 
 def reference(tokens, text, of_frames, of_patches, *, prompt, uniform, alphas, layout, side, grid, select="prompt"):
-    """One clip of [T, N, C] tokens, from the formulas of the spec's sections 3.4 to 3.6; even sides.
+    """One clip of [T, N, C] tokens, from the formulas of the released code; even sides.
 
     Returns tokens, prompt frames and boxes.
     """
@@ -163,7 +163,7 @@ def test_tokens_equal_the_reference(case, counts, seed):
 
 
 def test_without_a_question_to_use_it_is_slow_fast_bit_for_bit():
-    """Prompt 0, uniform 10, no crop, fast 50 at 4 x 4 (spec, section 5, item 7)."""
+    """Prompt 0, uniform 10, no crop, fast 50 at 4 x 4."""
     guided_one = guided.adapter(
         "prompt_guided", prompt_path=OFF, uniform_path=path(10, 1.0), fast_path={"num_frames": 50, "grid": (4, 4)}
     )

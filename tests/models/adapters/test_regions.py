@@ -1,4 +1,4 @@
-"""Boxes: the spec's worked numbers, and a reference in numpy written from its formulas."""
+"""Boxes: worked numbers, and a reference in numpy written from its formulas."""
 
 import math
 
@@ -90,7 +90,7 @@ def test_released_crop_is_no_rectangle_of_the_image():
 
 
 def reference(scores, rows, columns, alpha):
-    """Left and top from the formulas of the spec, for one frame."""
+    """Left and top from the formulas of the released code, for one frame."""
     count = max(1, int(rows * columns * alpha))
     top = sorted(range(len(scores)), key=lambda p: (-scores[p], p))[:count]
     height, width = max(1, round(rows * math.sqrt(alpha))), max(1, round(columns * math.sqrt(alpha)))

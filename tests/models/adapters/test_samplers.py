@@ -1,4 +1,4 @@
-"""Samplers against the formulas of the specification (section 6), in numpy."""
+"""Samplers against the formulas of docs/ftfv.md, in numpy."""
 
 import jax
 import jax.numpy as jnp

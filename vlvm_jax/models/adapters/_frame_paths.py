@@ -1,6 +1,6 @@
 """What adapters share that build a clip's tokens from several paths: which frames, pooled how, in which order.
 
-The rules are those of SlowFast-LLaVA's and Free Video-LLM's code (spec, sections 3.4 to 3.6). A row holds one clip at
+The rules are those of SlowFast-LLaVA's and Free Video-LLM's code (docs/free_video_llm.md). A row holds one clip at
 most, and images beside it, which pass as an image model has them: all patches through the connector.
 """
 

@@ -1,12 +1,12 @@
 """Pools over the square grid of a frame's tokens, as SlowFast-LLaVA and Free Video-LLM name them.
 
-Which there are and what they do to a grid of even sides: the public code of both (spec, section 3.7). On odd sides, of
-which that code has none, the last window is narrower: ours.
+Which there are, and what they do to a grid of even sides, is as in the public code of both (docs/free_video_llm.md).
+That code has no odd sides. There, our last window is narrower.
 """
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,7 @@ Pool = Literal[
     "spatial_temporal_pool",
     "temporal_global_pool",
 ]
+POOLS: tuple[Pool, ...] = get_args(Pool)
 Window = tuple[int, int]  # start and stop along a side
 
 # Size of a window (rows, columns) and what is done within it.

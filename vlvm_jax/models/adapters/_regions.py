@@ -1,4 +1,4 @@
-"""Crops of pooled frames: a box of fixed size around the places that score best (spec, section 3.5)."""
+"""Crops of pooled frames: a box of fixed size around the places that score best (docs/free_video_llm.md)."""
 
 import dataclasses
 import math
