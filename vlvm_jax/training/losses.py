@@ -51,7 +51,7 @@ def _pieces(
     """
     width, vocab = head.shape
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty or not rules.divided("vocab", vocab, mesh) else rules.width("vocab", mesh)
+    shards = 1 if mesh.empty else rules.parts("vocab", vocab, mesh)
     spare = -vocab % (shards * chunks)
     tokens = jnp.where(jnp.arange(vocab + spare) < vocab, jnp.arange(vocab + spare), -1)
     columns = jnp.pad(head, ((0, 0), (0, spare))).reshape(width, shards, chunks, -1)
