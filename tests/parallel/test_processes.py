@@ -75,3 +75,35 @@ def test_an_environment_that_makes_no_sense(tmp_path, variables, message):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.strip().count("\n") == 0
+
+
+FAIL_TOGETHER = """
+import threading, time
+from vlvm_jax.errors import InputError
+from vlvm_jax.parallel import processes
+
+class Client:
+    failed = None
+    def key_value_set(self, key, value):
+        if self.failed is None:
+            self.failed = value
+            time.sleep(1)  # the others fail meanwhile
+        elif key == processes._FAILED:
+            raise processes.jax.errors.JaxRuntimeError("exists")
+    def key_value_try_get(self, key):
+        return self.failed
+    def key_value_dir_get(self, key):
+        return []
+
+processes.distributed.global_state.process_id = 1
+client = Client()
+fail = lambda: processes._fail(client, InputError("the disk is full"))
+for _ in range(3):
+    threading.Thread(target=fail).start()
+processes._watch(client, threading.Event())
+"""
+
+
+def test_of_threads_that_fail_together_one_says_why():
+    ended = subprocess.run([sys.executable, "-c", FAIL_TOGETHER], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (2, "error: the disk is full\n")

@@ -20,6 +20,7 @@ from vlvm_jax.parallel.mesh import process_rows
 
 _FAILED, _LEFT = "vlvm_jax/failed", "vlvm_jax/left"  # keys: the exit code of the first to fail; who has left since
 _LOOK, _PATIENCE = 0.5, 5.0  # seconds between looks for a failure; for which process 0 waits for the others to leave
+_ending = threading.Lock()  # of the thread that ends this process, never released: the others must not cut it short
 
 
 @contextlib.contextmanager
@@ -48,7 +49,6 @@ def connected() -> Iterator[None]:
             raise
         raise SystemExit(Interrupted.exit_code) from None
     except BaseException as error:
-        ended.set()  # or the watch would end this process before it has said why
         _fail(distributed.global_state.client, error)
     ended.set()
     jax.distributed.shutdown()
@@ -88,6 +88,7 @@ def _watch(client, ended: threading.Event) -> None:
     while not ended.wait(_LOOK):
         code = _failure(client)
         if code is not None and not ended.is_set():
+            _ending.acquire()
             _leave(client, code)
 
 
@@ -100,6 +101,11 @@ def _failure(client) -> int | None:
 
 
 def _fail(client, error: BaseException) -> None:
+    """Says what happened, unless another process failed before, and ends this one.
+
+    Items of a checkpoint are written by threads that fail together: the first of them speaks.
+    """
+    _ending.acquire()
     code = getattr(error, "exit_code", 1)
     try:
         client.key_value_set(_FAILED, str(code))
