@@ -51,7 +51,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from configs import free_video_llm
 from vlvm_jax.config import Config, build
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.prompt.answers import PREFIXES, TEMPLATES
 from vlvm_jax.inference.answering import Answering, Request
 from vlvm_jax.inference.loading import load
@@ -121,7 +121,7 @@ def write_llava(folder: Path, scale: Scale) -> None:
 
 def write_clip_model(folder: Path, scale: Scale) -> None:
     """A CLIP that compares frames with questions. Its text tower has the image tower's depth and 3/4 of its width."""
-    words = shapes.prompt_tokenizer()
+    words = embedded_words.prompt_tokenizer()
     text = transformers.CLIPTextConfig(
         vocab_size=words.get_vocab_size(), hidden_size=scale.tower * 3 // 4, intermediate_size=scale.tower * 3,
         num_hidden_layers=max(scale.tower_layers // 2, 1), num_attention_heads=max(scale.tower * 3 // 256, 1),

@@ -26,7 +26,7 @@ import numpy as np
 from vlvm_jax.config import DataConfig, MixtureEntry
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.pages import draw
 from vlvm_jax.data.pages.draw import PageOptions
 from vlvm_jax.data.sample.spec import SampleSpec
@@ -116,7 +116,7 @@ def main() -> None:
         file = Path(folder) / "texts.jsonl"
         asked = [{"context": text, "question": "what ?", "answer": "it"} for text in texts]
         file.write_text("\n".join(map(json.dumps, asked)))
-        shapes.tokenizer().save(str(Path(folder) / "tokenizer.json"))
+        embedded_words.tokenizer().save(str(Path(folder) / "tokenizer.json"))
         for workers in args.workers:
             rate = pipeline(str(file), folder, args.pages, workers, args.frames, args.size)
             measured[f"workers_{workers}"] = rate

@@ -130,6 +130,7 @@ def main() -> None:
         from vlvm_jax.config import command_line
         from vlvm_jax.evaluation import benchmark
         from vlvm_jax.evaluation.results import Rules
+        from vlvm_jax.parallel import compilation_cache
         from vlvm_jax.stop import StopSignal
         from vlvm_jax.weights.sources import set_aside_damaged
 
@@ -154,6 +155,7 @@ def main() -> None:
         rules=Rules(cast(Any, _MATCH.value), cast(Any, _PARSER.value), cast(Any, _DENOMINATOR.value)),
     )
     memory.give_back_large()
+    compilation_cache.keep()
     if _FALLBACK.value:
         set_aside_damaged(checkpoint, "--checkpoint")
     with StopSignal() as stop:

@@ -109,10 +109,12 @@ def _run(config, media, asked, decoding: "Decoding") -> None:
     with Waiting("starting"):
         from vlvm_jax.inference.answering import Request
         from vlvm_jax.inference.loading import load
+        from vlvm_jax.parallel import compilation_cache
         from vlvm_jax.weights.sources import set_aside_damaged
 
     if _FALLBACK.value and _CHECKPOINT.value is not None:
         set_aside_damaged(_CHECKPOINT.value, "--checkpoint")
+    compilation_cache.keep()
     answering = load(
         _CHECKPOINT.value,
         config=config,

@@ -40,6 +40,11 @@ class StorageError(Interrupted):
         failing.set()
 
 
+def user_cache() -> Path:
+    """The folder in which this user keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlvm_jax"
+
+
 def is_remote(path: str) -> bool:
     """Whether a path is a `gs://` URI."""
     return path.startswith(REMOTE)

@@ -41,7 +41,7 @@ def main() -> None:
         from vlvm_jax import storage
         from vlvm_jax.config import command_line
         from vlvm_jax.evaluation import final
-        from vlvm_jax.parallel import processes
+        from vlvm_jax.parallel import compilation_cache, processes
         from vlvm_jax.stop import StopSignal
         from vlvm_jax.training import stages
 
@@ -52,6 +52,7 @@ def main() -> None:
     storage.check_output(named, "--workdir")
     workdir = epath.Path(named)
     with processes.connected(), StopSignal() as stop:
+        compilation_cache.keep()
         stages.run(config, workdir, stop, final.evaluate, _PROFILE.value)
 
 

@@ -205,7 +205,7 @@ def test_llava(tmp_path, media):
 
 
 def test_the_embedded_held_out_lists(embedded):
-    from vlvm_jax.data.embedded import shapes
+    from vlvm_jax.data.embedded import words as embedded_words
 
     (folder,) = embedded.glob("shapes-*")
     found = question_lists.read(str(folder / "heldout_videos.json"), str(folder))
@@ -213,7 +213,7 @@ def test_the_embedded_held_out_lists(embedded):
     assert len(found.questions) >= 8
     assert not any(question.missing for question in found.questions)
     assert {question.type for question in found.questions} > {"color"}
-    assert shapes.SPECIAL_TOKENS[-1] not in " ".join(question.text for question in found.questions)
+    assert embedded_words.SPECIAL_TOKENS[-1] not in " ".join(question.text for question in found.questions)
 
 
 @pytest.mark.parametrize(

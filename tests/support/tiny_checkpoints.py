@@ -8,7 +8,7 @@ from PIL import Image
 
 from support import hf, hf_checkpoints
 from support.media_files import moving, write_clip
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 
 LONGEST = 512
 
@@ -49,7 +49,7 @@ def picture(path, height: int = 50, width: int = 70):
 
 def clip_model(folder, size: int = 32):
     """A whole CLIP with random weights and a tokenizer that puts an end token after a text, as CLIP's does."""
-    words = shapes.prompt_tokenizer()
+    words = embedded_words.prompt_tokenizer()
     layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = transformers.CLIPTextConfig(
         **layers, vocab_size=words.get_vocab_size(), max_position_embeddings=12, bos_token_id=2,

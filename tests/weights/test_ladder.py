@@ -18,7 +18,7 @@ from support.recipes import DATA
 from support.stage_states import Position
 
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json
-from vlvm_jax.data.embedded.shapes import vocab_size
+from vlvm_jax.data.embedded.words import ROOM
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
@@ -182,7 +182,7 @@ def test_every_reason_before_the_chosen_rung_is_given():
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory, checkpoints):
     """Directories with a vocabulary for the embedded data's words, and room for the placeholders."""
-    size = vocab_size() + 6
+    size = ROOM + 6
 
     def make(family: str, vision, **changes):
         model = families.vlm(family, vision, families.llama(vocab_size=size), **changes)

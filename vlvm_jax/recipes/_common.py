@@ -213,7 +213,7 @@ def tiny_run(
 
 def tiny_model(adapter: dict) -> dict:
     """600 thousand parameters for 48 x 48 frames of the embedded data, one patch per grid cell: `PATCHES`."""
-    from vlvm_jax.data.embedded.shapes import vocab_size
+    from vlvm_jax.data.embedded.words import ROOM
 
     return {
         "vision": {
@@ -230,7 +230,7 @@ def tiny_model(adapter: dict) -> dict:
         },
         "adapter": adapter,
         "decoder": {
-            "vocab_size": vocab_size(),
+            "vocab_size": ROOM,
             "hidden_size": 96,
             "intermediate_size": 240,
             "num_hidden_layers": 3,

@@ -198,7 +198,7 @@ def stage(options: Any, name: str, data: list, steps: int, trained: list[str], *
 
 def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
     """The tiny recipes' model with larger frames and a CLIP beside it."""
-    from vlvm_jax.data.embedded.shapes import vocab_size
+    from vlvm_jax.data.embedded.words import ROOM
 
     layers = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 2}
     adapter = {
@@ -210,7 +210,7 @@ def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
             "text": {
                 **layers,
                 "num_hidden_layers": 2,
-                "vocab_size": vocab_size(),
+                "vocab_size": ROOM,
                 "max_position_embeddings": WORDS,
                 "eos_token_id": 3,
             },

@@ -21,6 +21,7 @@ from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.batch.tuning import Loading
 from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.errors import InputError
@@ -66,7 +67,7 @@ def make_record(folder, index):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
     spec = make_spec(
         length=40,
         frames=9,

@@ -14,7 +14,7 @@ from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.media.shard_record import StoredMedium
 from vlvm_jax.data.sample.loader import SampleLoader, check_lengths
 from vlvm_jax.data.sources.mixture import read_mixture
@@ -26,7 +26,7 @@ SAID = [{"from": "human", "value": "how many ?"}, {"from": "gpt", "value": "two"
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
     return make_spec(
         length=40, frames=4, frames_per_video=4, image_size=8, image_tokens=3, video_tokens=(0, 2, 5, 7, 11),
         tokenizer=str(folder), chat_template="bare",

@@ -18,7 +18,7 @@ from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
 from vlvm_jax.data.batch.stream import Batches, Part
 from vlvm_jax.data.batch.tuning import Loading
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.record import Record, Turn
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def parsed_flags():
 def world(tmp_path_factory):
     """Records of text alone, of several lengths; some are too long for a row, some name an image that is not there."""
     folder = tmp_path_factory.mktemp("world")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
 
     def record(index):
         cause = BAD.get(index)

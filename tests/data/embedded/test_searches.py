@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.embedded import scenes, searches, shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.media.frame_rules import uniform_indices
 from vlvm_jax.data.media.frames import open_image, read_clip
@@ -274,7 +275,7 @@ def test_pairs_are_an_image_and_a_text_that_fits_it(made):
 
 def test_every_text_is_made_of_known_words(made):
     tokenizer = Tokenizer.from_file(str(made / "tokenizer.json"))
-    assert tokenizer.to_str() == shapes.tokenizer().to_str()
+    assert tokenizer.to_str() == embedded_words.tokenizer().to_str()
     unknown = tokenizer.token_to_id("<unk>")
     for file in made.glob("*_s*.json"):
         for record in json.loads(file.read_text()):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlvm_jax.data.embedded import scenes, shapes, stories
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.media.frames import decode_frames
 
 OPTIONS = shapes.ShapesOptions(
@@ -48,7 +49,7 @@ def test_stories_and_their_questions(rng, lengths, held_out):
     kinds = [question.type for question in asked]
     assert len(set(kinds)) == len(kinds) and {"first", "column"} <= set(kinds) <= set(stories.TYPES)
     assert ("after" in kinds) == (len(story.events) > 1)
-    known = set(scenes.vocabulary())
+    known = set(embedded_words.VOCABULARY)
     for question in asked:
         assert question.answer == answer_by_reading(story.text, question.question)
         assert set(f"{question.question} {question.answer} {story.text}".split()) <= known

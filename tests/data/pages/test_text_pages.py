@@ -12,7 +12,7 @@ from support.specs import make_spec
 from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.batch.dataset import make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.faults import BadSampleError
 from vlvm_jax.data.media import containers
 from vlvm_jax.data.media import frames as video
@@ -37,7 +37,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
     return make_spec(
         length=60, frames=8, frames_per_video=8, image_size=448, image_tokens=3, video_tokens=tuple(range(0, 27, 3)),
         tokenizer=str(folder), chat_template="bare",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.prompt.conversation import Marker, Prompt, encode, load_tokenizer, tokenize
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.record import Turn
@@ -50,7 +50,7 @@ def llama_like() -> Tokenizer:
     return made
 
 
-BYTE_LEVEL, LLAMA_LIKE, WORDS = byte_level(), llama_like(), shapes.tokenizer()
+BYTE_LEVEL, LLAMA_LIKE, WORDS = byte_level(), llama_like(), embedded_words.tokenizer()
 
 
 def words(ids):

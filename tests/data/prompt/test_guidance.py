@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.prompt.guidance import ScoringTokenizer, scored_text
 from vlvm_jax.errors import InputError
 
@@ -77,7 +77,7 @@ def test_threads_get_the_same_ids(clip):
 def test_what_is_no_clip_tokenizer(clip, tmp_path):
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor vocab\.json"):
         ScoringTokenizer(str(tmp_path), 77)
-    shapes.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(InputError, match=r"prompt_tokenizer: .* pads with '<\|endoftext\|>', which is not in"):
         ScoringTokenizer(str(tmp_path), 77)
     plain = Tokenizer(models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))

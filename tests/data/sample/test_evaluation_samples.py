@@ -6,6 +6,7 @@ from PIL import Image
 from support.specs import changed, make_spec
 
 from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader
 from vlvm_jax.data.sample.turns import split_turns
@@ -17,7 +18,7 @@ FRAMES = 8
 def world(tmp_path_factory):
     """A clip whose frame i has brightness 25 * i, twice, and an image."""
     folder = tmp_path_factory.mktemp("world")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
     shades = np.arange(FRAMES, dtype=np.uint8) * 25
     shapes.write_mp4(folder / "c.mp4", np.broadcast_to(shades[:, None, None, None], (FRAMES, 16, 16, 3)), 8)
     Image.fromarray(np.full((16, 16, 3), 77, np.uint8)).save(folder / "i.png")

@@ -12,7 +12,7 @@ from tokenizers import processors
 from vlvm_jax.config import DataConfig, build
 from vlvm_jax.data.batch.dataset import empty_batch, make_dataset
 from vlvm_jax.data.batch.skipped import SkipLog
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.images import anyres, grid
 from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.media import frames as video
@@ -35,8 +35,8 @@ def parsed_flags():
 def folder(tmp_path_factory):
     """A clip of 20 grey frames, one of 3, an image, a tokenizer, and one that ends texts as CLIP's does."""
     folder = tmp_path_factory.mktemp("world")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
-    clip = shapes.tokenizer()
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
+    clip = embedded_words.tokenizer()
     start, end = clip.token_to_id("<s>"), clip.token_to_id("</s>")
     clip.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", start), ("</s>", end)]
@@ -70,7 +70,7 @@ def guided(spec, folder, **changes):
 
 
 def words(ids):
-    tokenizer = shapes.tokenizer()
+    tokenizer = embedded_words.tokenizer()
     return [tokenizer.id_to_token(int(token)) for token in ids]
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from support.media_files import STEP, grey, write_clip
 from support.specs import changed, make_spec
 
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.record import Record, Turn
 from vlvm_jax.data.sample.loader import SampleLoader
 
@@ -15,7 +15,7 @@ from vlvm_jax.data.sample.loader import SampleLoader
 def world(tmp_path_factory):
     """Records with the same clip of 20 frames, one frame a second, as a file and as a folder, and how to load them."""
     folder = tmp_path_factory.mktemp("world")
-    shapes.tokenizer().save(str(folder / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(folder / "tokenizer.json"))
     write_clip(folder / "clip.mp4", grey(20, (16, 16)), fps=1, gop=5)
     (folder / "frames").mkdir()
     for number, pixels in enumerate(grey(20, (16, 16))):

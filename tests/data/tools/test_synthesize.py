@@ -13,7 +13,7 @@ from support.recipes import ROOT, environment
 
 from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
-from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.media import frames
 from vlvm_jax.data.pages import draw, filters
 from vlvm_jax.data.sources import shards
@@ -94,7 +94,7 @@ def test_texts_that_are_kept_are_drawn_on_the_fly(tmp_path):
 
 
 def test_what_is_dropped_is_counted_and_listed(tmp_path):
-    shapes.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    embedded_words.tokenizer().save(str(tmp_path / "tokenizer.json"))
     lines = [
         {"context": "word " * 10, "question": "what ?", "answer": "it"},
         {"context": "word " * 1000, "question": "what ?", "answer": "it"},

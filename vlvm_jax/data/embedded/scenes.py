@@ -6,7 +6,6 @@ A scene is drawn from a random generator, rendered to frames, and asked about. N
 
 import dataclasses
 import hashlib
-import itertools
 
 import numpy as np
 
@@ -20,7 +19,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
-NUMBERS = ("one", "two", "three")
+NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 STATIC_TYPES = ("color", "shape", "count", "position")
 TEMPORAL_TYPES = ("direction", "order", "speed", "before_after")
@@ -291,17 +290,3 @@ def _moment(scene: Scene, time: float) -> str:
 
 
 CAPTION_PROMPTS = {"image": "what is there ?", "video": "what happens ?"}
-CHAT_WORDS = ("USER:", "ASSISTANT:")
-
-
-def vocabulary() -> list[str]:
-    """Every word that a question, a caption or an answer can hold, sorted."""
-    words = {*CHAT_WORDS, *COLORS, *SHAPES, *DIRECTIONS, *ROWS, *COLUMNS, *NUMBERS, "faster", "slower"}
-    sentences = list(CAPTION_PROMPTS.values())
-    rng = np.random.default_rng(0)
-    for kind, _ in itertools.product(("image", *VIDEO_KINDS), range(40)):
-        scene = _draw(rng, kind)
-        sentences += [caption(scene), *(f"{q.question} {q.answer}" for q in questions(scene, rng))]
-    for sentence in sentences:
-        words.update(sentence.split())
-    return sorted(words)

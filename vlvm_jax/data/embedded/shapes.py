@@ -23,19 +23,28 @@ import pydantic
 from etils import epath
 from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vlvm_jax import storage
 from vlvm_jax.config import Settings
-from vlvm_jax.data.embedded import files, scenes, searches, stories, story_files
+from vlvm_jax.data.embedded import (
+    arrangement_files,
+    arrangements,
+    clips,
+    files,
+    scenes,
+    searches,
+    stories,
+    story_files,
+    words,
+)
 from vlvm_jax.data.embedded.files import Split, conversation, write_mp4
 from vlvm_jax.workers import pool
 
 _INFO = "dataset.json"  # the last file that is written
-SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 _BUILDING = ".building-"  # in the name of a folder that is not complete, before the host and the process
 _ABANDONED = 24 * 3600  # seconds without a change after which nobody is making it any more
 _PARTS = {"conversations": "", "caption": "_captions", "pair": "_pairs"}  # of a record, and the files they go to
+_OF_ARRANGEMENTS = ("arrangements", "sets", "signs", "timeless_texts", "clips")  # ends of names of options
 _SINGLES = 6  # number of the split of which sheets are made
 _SINGLES_A_SHEET = 8  # singles there have to be for each image of a sheet, so that none need be in it twice
 
@@ -52,6 +61,10 @@ class ShapesOptions(Settings):
     What `embedded.stories` draws: `*_stories` clips of three to six events, `heldout_long_stories` of eight to twelve;
     `train_story_texts`, stories of any length as text with questions; `train_long_texts`, texts of six to sixteen
     events with one question each; `train_events`, single events as images and as words.
+
+    What `embedded.arrangements` draws, images of `size` pixels: `*_arrangements` of up to six things, `*_sets` of two
+    or three images, `*_signs` with words to read, and `train_timeless_texts`, stories as text; `*_clips`, what
+    `embedded.clips` draws.
     """
 
     train_images: NonNegativeInt = 12000
@@ -79,6 +92,15 @@ class ShapesOptions(Settings):
     train_story_texts: NonNegativeInt = 0
     train_long_texts: NonNegativeInt = 0
     train_events: NonNegativeInt = 0
+    train_arrangements: NonNegativeInt = 0
+    heldout_arrangements: NonNegativeInt = 0
+    train_sets: NonNegativeInt = 0
+    heldout_sets: NonNegativeInt = 0
+    train_signs: NonNegativeInt = 0
+    heldout_signs: NonNegativeInt = 0
+    train_timeless_texts: NonNegativeInt = 0
+    train_clips: NonNegativeInt = 0
+    heldout_clips: NonNegativeInt = 0
 
     @pydantic.model_validator(mode="after")
     def _check(self):
@@ -108,20 +130,29 @@ class ShapesOptions(Settings):
         return any(split.count for split in _story_splits(self))
 
     @property
+    def has_arrangements(self) -> bool:
+        return any(split.count for split in _arrangement_splits(self))
+
+    @property
     def made_of(self) -> dict[str, Any]:
-        """The options that decide the content: those of searches and of stories only where there are some."""
+        """The options that decide the content: those of searches, stories and arrangements where there are some."""
         names = set(type(self).model_fields)
-        of_stories = {name for name in names if "stor" in name or name in ("train_long_texts", "train_events")}
-        of_searches = {name for name in names if "search" in name or "single" in name or "sheet" in name}
-        left_out = (set() if self.has_searches else of_searches) | (set() if self.has_stories else of_stories)
+        left_out = set()
+        if not self.has_stories:
+            left_out |= {name for name in names if "stor" in name or name in ("train_long_texts", "train_events")}
+        if not self.has_searches:
+            left_out |= {name for name in names if "search" in name or "single" in name or "sheet" in name}
+        if not self.has_arrangements:
+            left_out |= {name for name in names if name.endswith(_OF_ARRANGEMENTS)}
         return self.model_dump(mode="json", exclude=left_out)
 
     @property
     def hash(self) -> str:
         """Of the options and of the code that draws, asks and writes: a change of either is another data set."""
-        modules = [scenes, files]
+        modules = [scenes, files, words]
         modules += [searches] if self.has_searches else []
         modules += [stories, story_files] if self.has_stories else []
+        modules += [arrangements, arrangement_files, clips, stories] if self.has_arrangements else []
         code = "".join(Path(str(path)).read_text() for path in (*(m.__file__ for m in modules), __file__))
         text = json.dumps({"code": code, **self.made_of}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -129,11 +160,7 @@ class ShapesOptions(Settings):
 
 def default_root() -> epath.Path:
     """`$VLVM_JAX_DATA`, which may be in a bucket, or the user's cache folder."""
-    return epath.Path(os.environ.get("VLVM_JAX_DATA", _cache()))
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlvm_jax"
+    return epath.Path(os.environ.get("VLVM_JAX_DATA", storage.user_cache()))
 
 
 def folder(options: ShapesOptions, root: epath.PathLike | None = None) -> epath.Path:
@@ -155,7 +182,8 @@ def splits(options: ShapesOptions) -> list[Split]:
         Split(2, "heldout_images", ("image",), options.heldout_images, held_out=True),
         Split(3, "heldout_videos", options.kinds, options.heldout_videos, held_out=True),
     ]
-    return [split for split in (*of_scenes, *_search_splits(options), *_story_splits(options)) if split.count]
+    others = (*_search_splits(options), *_story_splits(options), *_arrangement_splits(options))
+    return [split for split in (*of_scenes, *others) if split.count]
 
 
 def _search_splits(options: ShapesOptions) -> list[Split]:
@@ -177,6 +205,20 @@ def _story_splits(options: ShapesOptions) -> list[Split]:
         Split(13, "train_long_texts", ("long_text",), options.train_long_texts, held_out=False),
         Split(14, "train_events", ("event",), options.train_events, held_out=False),
         Split(15, "train_event_words", ("words",), options.train_events, held_out=False),
+    ]
+
+
+def _arrangement_splits(options: ShapesOptions) -> list[Split]:
+    return [
+        Split(16, "train_arrangements", ("arrangement",), options.train_arrangements, held_out=False),
+        Split(17, "heldout_arrangements", ("arrangement",), options.heldout_arrangements, held_out=True),
+        Split(18, "train_sets", ("set",), options.train_sets, held_out=False),
+        Split(19, "heldout_sets", ("set",), options.heldout_sets, held_out=True),
+        Split(20, "train_signs", ("sign",), options.train_signs, held_out=False),
+        Split(21, "heldout_signs", ("sign",), options.heldout_signs, held_out=True),
+        Split(22, "train_timeless_texts", ("timeless_text",), options.train_timeless_texts, held_out=False),
+        Split(23, "train_clips", ("clip",), options.train_clips, held_out=False),
+        Split(24, "heldout_clips", ("clip",), options.heldout_clips, held_out=True),
     ]
 
 
@@ -205,7 +247,7 @@ def ensure(
     if exists(options, root):
         return target
     if storage.is_remote(str(target)):
-        made = ensure(options, _cache(), workers=workers, progress=progress)
+        made = ensure(options, storage.user_cache(), workers=workers, progress=progress)
         storage.upload(Path(made), str(target), last=_INFO)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -304,9 +346,9 @@ def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[
             text = json.dumps(kept)
             digest.update(text.encode())
             (path / f"{name}{suffix}.json").write_text(text)
-    tokenizer().save(str(path / "tokenizer.json"))
+    words.tokenizer().save(str(path / "tokenizer.json"))
     if options.has_searches:
-        prompt_tokenizer().save(str(path / "prompt_tokenizer.json"))
+        words.prompt_tokenizer().save(str(path / "prompt_tokenizer.json"))
     info = {
         "options": options.made_of,
         "records": {name: len(made) for name, made in records.items()},
@@ -327,6 +369,9 @@ def _write_chunk(task: tuple) -> list[dict]:
     options, path, split, start, stop = task
     writers = {"single": _write_single, "sheet": _sheet, **dict.fromkeys(searches.KINDS, _write_search)}
     write = writers.get(split.kinds[0], _write_one)
+    if write_arrangement := arrangement_files.WRITERS.get(split.kinds[0]):
+        write = functools.partial(write_arrangement, size=options.size, fps=options.fps, seed=options.seed)
+        return [write(Path(path), split, index) for index in range(start, stop)]
     if split.kinds[0] in story_files.WRITERS:
         write = functools.partial(story_files.write, size=options.size, fps=options.fps, seed=options.seed)
         return [write(Path(path), split, index) for index in range(start, stop)]
@@ -434,26 +479,3 @@ def _sheet(options: ShapesOptions, path: Path, split: Split, index: int) -> dict
         "types": [f"sheet_{singles[chosen[0]].trait}"],
         "caption": conversation([(scenes.CAPTION_PROMPTS["image"], captions)], count),
     }
-
-
-def tokenizer() -> Tokenizer:
-    """One token per word of the scenes' vocabulary."""
-    words = [*SPECIAL_TOKENS, *scenes.vocabulary()]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    made.add_special_tokens(list(SPECIAL_TOKENS))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return made
-
-
-def prompt_tokenizer() -> Tokenizer:
-    """The same for a text tower like CLIP's, which reads a text's feature where it ends."""
-    made = tokenizer()
-    around = [(token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>")]
-    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=around)
-    made.enable_padding(pad_id=SPECIAL_TOKENS.index("<pad>"), pad_token="<pad>")
-    return made
-
-
-def vocab_size() -> int:
-    """Rounded up to a multiple of 64, so that any mesh divides it."""
-    return -(-(len(SPECIAL_TOKENS) + len(scenes.vocabulary())) // 64) * 64

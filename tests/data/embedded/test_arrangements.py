@@ -1,0 +1,254 @@
+"""Images of things: every answer is read off the pixels' own description, none is given away, none is likelier."""
+
+import collections
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlvm_jax.data.embedded import arrangements, scenes, shapes, stories
+from vlvm_jax.data.embedded import words as embedded_words
+from vlvm_jax.data.embedded.arrangements import NUMBERS, SIZES, Arrangement, Thing
+from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES
+
+SIDE = 64
+MANY = 3000
+rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def seen_in(image: np.ndarray) -> dict[tuple[int, int], tuple[str, str]]:
+    """Size and colour by cell: of the pixels near one of the colours, those of each cell."""
+    found = {}
+    for row, column in itertools.product(range(3), repeat=2):
+        top, left = round(row * SIDE / 3), round(column * SIDE / 3)
+        cell = image[top : top + SIDE // 3, left : left + SIDE // 3].reshape(-1, 3).astype(int)
+        counts = {name: int((np.abs(cell - rgb).max(axis=1) < 30).sum()) for name, rgb in COLORS.items()}
+        color, pixels = max(counts.items(), key=lambda item: item[1])
+        if pixels > 30:  # a large thing reaches into the next cell a little
+            found[row, column] = ("large" if pixels > 95 else "small", color)
+    return found
+
+
+@given(rng=rngs, held_out=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_image_shows_what_its_caption_says(rng, held_out):
+    drawn = arrangements.draw_arrangement(rng, held_out=held_out)
+    words = drawn.caption.split()
+    cells = {divmod(number, 3): tuple(words[3 * number : 3 * number + 2]) for number in range(9)}
+    said = {cell: what for cell, what in cells.items() if what != ("empty", "empty")}
+    seen = seen_in(arrangements.render(drawn, SIDE))
+    assert seen.keys() == said.keys() and len(words) == 27
+    assert {cell: color for cell, (_, color) in seen.items()} == {cell: color for cell, (_, color) in said.items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_large_things_are_larger(shape):
+    pixels = {}
+    for size in SIZES:
+        thing = Thing(size, "yellow", shape, (1, 1), (0.0, 0.0))
+        image = arrangements.render(Arrangement((thing,), 3), SIDE).astype(int)
+        pixels[size] = (np.abs(image - COLORS["yellow"]).max(axis=-1) < 30).sum()
+    assert pixels["large"] > 2.2 * pixels["small"]
+
+
+def answer(things: tuple[Thing, ...], question: str) -> str:
+    """What a question asks, worked out again from the things."""
+    words = question.removesuffix(" ?").split()
+    if words == ["how", "many"]:
+        return NUMBERS[len(things)]
+    if words[:2] == ["how", "many"]:
+        return NUMBERS[sum(words[2] in (thing.color, thing.shape) for thing in things)]
+    if words[0] in ROWS and words[1] in COLUMNS:
+        cell = ROWS.index(words[0]), COLUMNS.index(words[1])
+        return next((getattr(thing, words[2]) for thing in things if thing.cell == cell), "empty")
+    if "above" in words or "of" in words or "than" in words:
+        one, two = (named(things, name) for name in (words[:2], words[-2:]))
+        true = {
+            "above": one.cell[0] < two.cell[0],
+            "left": one.cell[1] < two.cell[1],
+            "larger": (one.size, two.size) == ("large", "small"),
+        }[words[2]]
+        return "yes" if true else "no"
+    *name, trait = words
+    thing = named(things, name)
+    return {"row": ROWS[thing.cell[0]], "column": COLUMNS[thing.cell[1]]}.get(trait) or getattr(thing, trait)
+
+
+def named(things, words: list[str]) -> Thing:
+    """The one thing that words name; an error if they name none or several."""
+    if words[0] in ("top", "bottom", "left", "right"):
+        alike, axis = matching(things, words[1:]), words[0] in ("left", "right")
+        places = sorted({thing.cell[axis] for thing in alike})
+        place = places[0 if words[0] in ("top", "left") else -1]
+        assert len(places) > 1
+        alike = [thing for thing in alike if thing.cell[axis] == place]
+    else:
+        alike = matching(things, words)
+    (thing,) = alike
+    return thing
+
+
+def matching(things, words: list[str]) -> list[Thing]:
+    return [thing for thing in things if set(words) <= {thing.size, thing.color, thing.shape}]
+
+
+@given(rng=rngs, held_out=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_every_question_names_one_thing_and_has_its_answer(rng, held_out):
+    drawn = arrangements.draw_arrangement(rng, held_out=held_out)
+    assert drawn.held_out is held_out and drawn.things[0].held_out is held_out
+    assert len({thing.cell for thing in drawn.things}) == len(drawn.things) <= arrangements.MOST
+    asked = arrangements.questions(drawn, rng, 5)
+    types = [question.type for question in asked]
+    assert 1 <= len(asked) <= 5 and len(set(types)) == len(types) and set(types) <= set(arrangements.TYPES)
+    assert not {"count", "count_of"} <= set(types)
+    for question in asked:
+        assert question.answer == answer(drawn.things, question.question)
+        assert set(f"{question.question} {question.answer} {drawn.caption}".split()) <= set(embedded_words.VOCABULARY)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_no_answer_is_likelier_than_another(held_out):
+    """Of each type, and of each of its questions that is often asked."""
+    rng = np.random.default_rng(1)
+    answers = collections.defaultdict(collections.Counter)
+    for _ in range(MANY):
+        for q in arrangements.questions(arrangements.draw_arrangement(rng, held_out=held_out), rng, 5):
+            words = q.question.split()
+            form = " ".join(w for w in words if w not in (*COLORS, *SHAPES, *SIZES, *ROWS, *COLUMNS) or w == words[-2])
+            answers[q.type, form][q.answer] += 1
+    assert {kind for kind, _ in answers} == set(arrangements.TYPES)
+    for form, counted in answers.items():
+        if (total := counted.total()) < 200:
+            continue
+        share = max(counted.values()) / total
+        assert share < 1 / len(counted) + 3.5 * np.sqrt(0.25 / total), (form, counted)
+
+
+def test_held_out_things_are_a_quarter_and_even_out():
+    every = [
+        Thing("large", color, shape, cell, (0.0, 0.0))
+        for color, shape, cell in itertools.product(COLORS, SHAPES, itertools.product(range(3), repeat=2))
+    ]
+    held_out = [thing for thing in every if thing.held_out]
+    assert (len(held_out), len(every)) == (36, 144)
+    for cell in itertools.product(range(3), repeat=2):
+        here = [thing for thing in held_out if thing.cell == cell]
+        assert {thing.color for thing in here} == set(COLORS) and {thing.shape for thing in here} == set(SHAPES)
+    for name in {thing.name for thing in every}:
+        rows = collections.Counter(thing.cell[0] for thing in held_out if thing.name == name)
+        columns = collections.Counter(thing.cell[1] for thing in held_out if thing.name == name)
+        assert len(set(rows.values())) <= 1 and len(set(columns.values())) <= 1 and len(rows) in (0, 3)
+
+
+# --- several images ----------------------------------------------------------------------------------------------
+
+
+def set_answer(images: tuple[Arrangement, ...], question: str) -> str:
+    words = question.removesuffix(" ?").split()
+    if words == ["what", "differs"]:
+        return difference(images)
+    word = words[-1] if words[0] == "how" else words[0]
+    having = sum(any(word in (thing.color, thing.shape) for thing in image.things) for image in images)
+    if words[0] == "how":
+        return NUMBERS[having]
+    return "yes" if having == len(images) else "no"
+
+
+def difference(images: tuple[Arrangement, ...]) -> str:
+    """In what the images that are not alike differ, whichever comes first."""
+    kinds = {frozenset((t.size, t.color, t.shape, t.cell) for t in image.things) for image in images}
+    if len(kinds) == 1:
+        return "nothing"
+    one, two = kinds
+    if len(one) != len(two):
+        return "count"
+    ((old,), (new,)) = one - two, two - one
+    (trait,) = [name for name, a, b in zip(("size", "color", "shape", "place"), old, new, strict=True) if a != b]
+    return trait
+
+
+@given(rng=rngs, kind=st.sampled_from(arrangements.SET_TYPES), held_out=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_a_sets_images_does_not_matter(rng, kind, held_out):
+    drawn = arrangements.draw_set(rng, kind, held_out=held_out)
+    assert 2 <= len(drawn.images) <= 3
+    assert any(image.held_out for image in drawn.images) is held_out
+    for images in itertools.permutations(drawn.images):
+        assert set_answer(images, drawn.question.question) == drawn.question.answer
+    assert set(f"{drawn.question.question} {drawn.question.answer}".split()) <= set(embedded_words.VOCABULARY)
+
+
+@pytest.mark.parametrize("kind", arrangements.SET_TYPES)
+def test_a_sets_answers_are_equally_frequent_for_each_number_of_images(kind):
+    rng = np.random.default_rng(2)
+    counted = collections.defaultdict(collections.Counter)
+    places = collections.Counter()
+    for _ in range(MANY):
+        drawn = arrangements.draw_set(rng, kind, held_out=False)
+        counted[len(drawn.images)][drawn.question.answer] += 1
+        if kind == "differs" and len(drawn.images) == 3 and drawn.question.answer != "nothing":
+            alike = [drawn.images.count(image) for image in drawn.images]
+            places[alike.index(1)] += 1
+    for counts in (*counted.values(), places):
+        mean = counts.total() / max(len(counts), 1)
+        assert all(abs(count - mean) < 4 * mean**0.5 for count in counts.values()), counts
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    none = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
+    count = dict.fromkeys(
+        ["train_arrangements", "train_sets", "train_signs", "heldout_signs", "train_timeless_texts"], 30
+    )
+    options = shapes.ShapesOptions(size=SIDE, **none, **count)
+    return shapes.ensure(options, tmp_path_factory.mktemp("data"))
+
+
+def records(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_records_have_their_images(made):
+    for record in records(made, "train_arrangements") + records(made, "train_signs"):
+        assert np.asarray(Image.open(made / record["image"])).shape == (SIDE, SIDE, 3)
+    for record in records(made, "train_sets"):
+        assert all((made / name).exists() for name in record["image"])
+        assert record["conversations"][0]["value"].count("<image>\n") == len(record["image"])
+    kinds = [record["types"][0] for record in records(made, "train_sets")]
+    assert collections.Counter(kinds) == dict.fromkeys(arrangements.SET_TYPES, 10)
+    assert len(records(made, "train_arrangements_captions")) == 30
+
+
+def test_signs_of_two_words_or_more_are_split(made):
+    for name, held_out in (("train_signs", False), ("heldout_signs", True)):
+        texts = [record["conversations"][1]["value"] for record in records(made, name)]
+        assert all(len(text.split()) <= 3 and set(text.split()) <= set(embedded_words.VOCABULARY) for text in texts)
+        longer = [text for text in texts if " " in text]
+        assert longer and all(stories.in_held_out_share(text) is held_out for text in longer)
+
+
+def test_texts_ask_nothing_about_what_came_when(made):
+    for record in records(made, "train_timeless_texts"):
+        assert set(record["types"]) <= {"told", "column", "count"} and "image" not in record
+        said = " ".join(turn["value"] for turn in record["conversations"])
+        assert not set(said.split()) & {"first", "before", "after", "last"}
+
+
+def test_what_is_asked_of_images_never_speaks_of_time():
+    timely = {"first", "second", "third", "last", "before", "after", "moves", "blinks", "times", "direction", "speed"}
+    timely |= {"faster", "slower", "happens"}
+    rng = np.random.default_rng(3)
+    for number in range(500):
+        drawn = arrangements.draw_arrangement(rng, held_out=False)
+        asked = [q.question for q in arrangements.questions(drawn, rng, 5)]
+        asked.append(arrangements.draw_set(rng, arrangements.SET_TYPES[number % 3], held_out=False).question.question)
+        assert not timely & set(" ".join(asked).split())
+    assert scenes.CAPTION_PROMPTS["image"] == "what is there ?"

@@ -1,0 +1,122 @@
+"""Records of `embedded.arrangements` and `embedded.clips`, and of words on pages, with their files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlvm_jax.data.embedded import arrangements, clips, scenes, stories
+from vlvm_jax.data.embedded.files import Split, conversation, write_mp4
+from vlvm_jax.data.embedded.words import VOCABULARY
+from vlvm_jax.data.pages import draw
+
+_ASKED = 5  # questions about an arrangement, at most
+_OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
+_WORDS = 3  # of a sign, at most
+_READ = "what does it say ?"
+# Pages as the tiny T2Vid recipe draws them.
+SIGN = {"font_size": 13, "margin": 1, "chunk_size": _WORDS, "chunk_tokenizer": "whitespace", "layout_engine": "basic"}
+
+
+def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
+    """An image of things, with a conversation and a caption."""
+    del fps
+    rng = _rng(split, index, seed)
+    drawn = arrangements.draw_arrangement(rng, held_out=split.held_out)
+    name = _save(path, split, f"{index:06d}", arrangements.render(drawn, size))
+    asked = arrangements.questions(drawn, rng, _ASKED)
+    return {
+        "id": f"{split.name}/{index:06d}",
+        "image": name,
+        "conversations": conversation([(q.question, q.answer) for q in asked]),
+        "types": [q.type for q in asked],
+        "caption": conversation([(scenes.CAPTION_PROMPTS["image"], drawn.caption)]),
+    }
+
+
+def write_set(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
+    """Two or three images with a question about all of them; types take turns."""
+    del fps
+    rng = _rng(split, index, seed)
+    kind = arrangements.SET_TYPES[index % len(arrangements.SET_TYPES)]
+    drawn = arrangements.draw_set(rng, kind, held_out=split.held_out)
+    images = [
+        _save(path, split, f"{index:06d}_{number}", arrangements.render(image, size))
+        for number, image in enumerate(drawn.images)
+    ]
+    return {
+        "id": f"{split.name}/{index:06d}",
+        "image": images,
+        "conversations": conversation([(drawn.question.question, drawn.question.answer)], len(images)),
+        "types": [kind],
+    }
+
+
+def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
+    """A page of one to three words, to be read. No two pages of training and test have the same two words or more."""
+    del fps
+    rng = _rng(split, index, seed)
+    while True:
+        count = int(rng.integers(1, _WORDS + 1))
+        words = [VOCABULARY[i] for i in rng.integers(len(VOCABULARY), size=count)]
+        if count == 1 or stories.in_held_out_share(" ".join(words)) == split.held_out:
+            break
+    text = " ".join(words)
+    options = draw.PageOptions.model_validate({**SIGN, "page_size": size})
+    (page,) = draw.lay_out(text, options)
+    name = _save(path, split, f"{index:06d}", np.asarray(draw.draw(page, options).convert("RGB")))
+    return {
+        "id": f"{split.name}/{index:06d}",
+        "image": name,
+        "conversations": conversation([(_READ, text)]),
+        "types": ["reading"],
+    }
+
+
+def write_timeless_text(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
+    """A story as text, to be told back and asked about, but never about what came when: an image model reads too."""
+    del path, size, fps
+    rng = _rng(split, index, seed)
+    story = stories.draw_story(rng, 1, 4 if index % 2 else stories.MOST, held_out=split.held_out)
+    asked = stories.questions(story, rng, _OF_TEXTS)
+    asked.insert(int(rng.integers(len(asked) + 1)), scenes.Question("told", _READ, story.text))
+    first, *later = [(q.question, q.answer) for q in asked]
+    said = conversation([(f"{story.text}\n{first[0]}", first[1]), *later], media=0)
+    return {"id": f"{split.name}/{index:06d}", "conversations": said, "types": [q.type for q in asked]}
+
+
+def write_clip(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
+    """A clip with a conversation and a caption; kinds take turns."""
+    rng = _rng(split, index, seed)
+    drawn = clips.draw_clip(rng, clips.KINDS[index % len(clips.KINDS)], held_out=split.held_out)
+    name = f"media/{split.name}/{index:06d}.mp4"
+    write_mp4(path / name, clips.render(drawn, size), fps)
+    asked = clips.questions(drawn, rng)
+    return {
+        "id": f"{split.name}/{index:06d}",
+        "video": name,
+        "combination": "/".join(drawn.combination),
+        "conversations": conversation([(q.question, q.answer) for q in asked]),
+        "types": [q.type for q in asked],
+        "caption": conversation([(scenes.CAPTION_PROMPTS["video"], clips.caption(drawn))]),
+    }
+
+
+def _rng(split: Split, index: int, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, split.number, index])
+
+
+def _save(path: Path, split: Split, stem: str, pixels: np.ndarray) -> str:
+    name = f"media/{split.name}/{stem}.png"
+    Image.fromarray(pixels).save(path / name, compress_level=1)
+    return name
+
+
+WRITERS = {
+    "arrangement": write_arrangement,
+    "set": write_set,
+    "sign": write_sign,
+    "timeless_text": write_timeless_text,
+    "clip": write_clip,
+}

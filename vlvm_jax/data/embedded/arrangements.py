@@ -1,0 +1,303 @@
+"""Images of the embedded data set: up to six things on a grid, in one image or in several together, and questions.
+
+Things share shapes and colours, so a question has to bind a trait to the right thing: the left circle, the thing at the
+top right, whatever is larger. Several images together are compared, and their order never matters: nothing of time can
+be learned from them. All words are those of `scenes`. Nothing here touches files.
+
+Of the 144 things in their cells, 36 are held out: training never shows them, and every held-out image shows at least
+one. For each cell each shape and each colour is held out once, and each thing in every row and column equally often, so
+no answer is likelier than another on either side.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from vlvm_jax.data.embedded import scenes
+from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES, Question
+
+NUMBERS = ("none", *scenes.NUMBERS)
+SIZES = {"large": 0.15, "small": 0.085}  # radius, a share of the image
+DIFFERENCES = ("color", "shape", "size", "place", "count", "nothing")
+TYPES = ("color", "shape", "count", "count_of", "position", "relation", "size", "place")
+SET_TYPES = ("differs", "images_with", "in_all")
+MOST = 6  # things of an image
+MOST_IMAGES = 3  # of a set
+_SOME = 3  # things of an image of a set, at most
+_CELLS = [(row, column) for row in range(3) for column in range(3)]
+_EMPTY_SHARE = 1 / (len(SHAPES) + 1)  # of questions about a place: no answer is likelier than another
+
+
+_Item = TypeVar("_Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    size: str
+    color: str
+    shape: str
+    cell: tuple[int, int]
+    jitter: tuple[float, float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    @property
+    def held_out(self) -> bool:
+        kind = (list(COLORS).index(self.color) + SHAPES.index(self.shape)) % len(SHAPES)
+        return kind == sum(self.cell) % 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """What an image shows, and a seed for its background."""
+
+    things: tuple[Thing, ...]
+    background: int
+
+    @property
+    def held_out(self) -> bool:
+        return any(thing.held_out for thing in self.things)
+
+    @property
+    def caption(self) -> str:
+        """What is in each of the nine cells, in reading order and the same number of words."""
+        in_cell = {thing.cell: f"{thing.size} {thing.name}" for thing in self.things}
+        return " ".join(in_cell.get(cell, "empty empty empty") for cell in _CELLS)
+
+
+def draw_arrangement(rng: np.random.Generator, *, held_out: bool, most: int = MOST) -> Arrangement:
+    """One to `most` things; with `held_out` the first of them is held out, without it none is."""
+    count = int(rng.integers(1, most + 1))
+    cells = [_CELLS[i] for i in rng.permutation(len(_CELLS))[:count]]
+    things = tuple(_draw_thing(rng, cell, held_out, first=not number) for number, cell in enumerate(cells))
+    return Arrangement(things, int(rng.integers(2**31)))
+
+
+def _draw_thing(rng: np.random.Generator, cell: tuple[int, int], held_out: bool, *, first: bool = False) -> Thing:
+    jitter = (round(float(rng.uniform(-0.1, 0.1)), 3), round(float(rng.uniform(-0.1, 0.1)), 3))
+    while True:
+        thing = Thing(_one(rng, SIZES), _one(rng, COLORS), _one(rng, SHAPES), cell, jitter)
+        if thing.held_out == held_out or (held_out and not first):
+            return thing
+
+
+def _one(rng: np.random.Generator, items: Collection[_Item]) -> _Item:
+    return list(items)[int(rng.integers(len(items)))]
+
+
+def render(arrangement: Arrangement, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]."""
+    image = scenes.textured(np.random.default_rng(arrangement.background), size)
+    for thing in arrangement.things:
+        row, column = ((cell + 0.5 + off) / 3 * size for cell, off in zip(thing.cell, thing.jitter, strict=True))
+        scenes.paint(image, thing.shape, COLORS[thing.color], row, column, SIZES[thing.size] * size)
+    return image.round().astype(np.uint8)
+
+
+# --- questions about one image -----------------------------------------------------------------------------------
+
+
+def questions(arrangement: Arrangement, rng: np.random.Generator, most: int) -> list[Question]:
+    """A conversation of up to `most` questions of different types, in random order.
+
+    Either all things are counted or some, never both: one number would bound the other.
+    """
+    types = [TYPES[i] for i in rng.permutation(len(TYPES))]
+    types.remove("count" if rng.integers(2) else "count_of")
+    made = (_ASK[kind](arrangement.things, rng) for kind in types)
+    return [question for question in made if question is not None][:most]
+
+
+def _count(things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    return Question("count", "how many ?", NUMBERS[len(things)])
+
+
+def _count_of(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    answer = _drawn_count(things, rng)
+    if answer is None or rng.random() > _kept_counts()[answer[1]]:
+        return None
+    return Question("count_of", f"how many {answer[0]} ?", NUMBERS[answer[1]])
+
+
+def _drawn_count(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, int] | None:
+    """A colour or shape of which there are as many as was drawn first, and how many; None if none has that many."""
+    wanted = int(rng.integers(4))
+    counts = Counter(word for thing in things for word in (thing.color, thing.shape))
+    words = [word for word in (*COLORS, *SHAPES) if counts[word] == wanted]
+    return (_one(rng, words), wanted) if words else None
+
+
+@functools.cache
+def _kept_counts() -> dict[int, float]:
+    """By number, the share of questions to keep so that all numbers are answers equally often."""
+    rng = np.random.default_rng(0)
+    drawn = (_drawn_count(draw_arrangement(rng, held_out=False).things, rng) for _ in range(4000))
+    numbers = Counter(found[1] for found in drawn if found)
+    return {number: min(numbers.values()) / count for number, count in numbers.items()}
+
+
+def _color(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    named = _pick(rng, _named(things, "shape"))
+    return named and Question("color", f"{named[0]} color ?", named[1].color)
+
+
+def _shape(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    named = _pick(rng, _named(things, "color"))
+    return named and Question("shape", f"{named[0]} shape ?", named[1].shape)
+
+
+def _named(things: Sequence[Thing], trait: str) -> Iterator[tuple[str, Thing]]:
+    """Things that a trait names, alone or with what tells them from others that have it: size, or side."""
+    for word in (*COLORS, *SHAPES):
+        alike = [thing for thing in things if getattr(thing, trait) == word]
+        if len(alike) == 1:
+            yield word, alike[0]
+            continue
+        for size in SIZES:
+            sized = [thing for thing in alike if thing.size == size]
+            if len(sized) == 1:
+                yield f"{size} {word}", sized[0]
+        for axis, (low, high) in enumerate((("top", "bottom"), ("left", "right"))):
+            along = sorted(alike, key=lambda thing: thing.cell[axis])
+            if len(along) > 1 and along[0].cell[axis] < along[1].cell[axis]:
+                yield f"{low} {word}", along[0]
+            if len(along) > 1 and along[-1].cell[axis] > along[-2].cell[axis]:
+                yield f"{high} {word}", along[-1]
+
+
+def _pick(rng: np.random.Generator, named: Iterator[tuple[str, Thing]]) -> tuple[str, Thing] | None:
+    """One of the names; a held-out thing's if there is one."""
+    names = list(named)
+    names = [name for name in names if name[1].held_out] or names
+    return _one(rng, names) if names else None
+
+
+def _unique(things: Sequence[Thing]) -> list[Thing]:
+    """Things that colour and shape name, the held-out ones first."""
+    names = Counter(thing.name for thing in things)
+    return sorted((thing for thing in things if names[thing.name] == 1), key=lambda thing: not thing.held_out)
+
+
+def _position(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    if not (unique := _unique(things)):
+        return None
+    row, column = unique[0].cell
+    if rng.integers(2):
+        return Question("position", f"{unique[0].name} row ?", ROWS[row])
+    return Question("position", f"{unique[0].name} column ?", COLUMNS[column])
+
+
+def _pair(
+    things: Sequence[Thing], rng: np.random.Generator, differ: Callable[[Thing], object]
+) -> tuple[Thing, Thing] | None:
+    """Two things that differ in something, in random order."""
+    unique = _unique(things)
+    pairs = [(one, two) for one in unique[:1] for two in unique[1:] if differ(one) != differ(two)]
+    if not pairs:
+        return None
+    pair = _one(rng, pairs)
+    return pair if rng.integers(2) else pair[::-1]
+
+
+def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    axis = int(rng.integers(2))
+    if not (pair := _pair(things, rng, lambda thing: thing.cell[axis])):
+        return None
+    one, two = pair
+    words = ("above", "left of")[axis]
+    return Question("relation", f"{one.name} {words} {two.name} ?", _yes(one.cell[axis] < two.cell[axis]))
+
+
+def _size(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    pair = _pair(things, rng, lambda thing: thing.size)
+    if pair and rng.integers(2):
+        return Question("size", f"{pair[0].name} larger than {pair[1].name} ?", _yes(pair[0].size == "large"))
+    if not (unique := _unique(things)):
+        return None
+    return Question("size", f"{unique[0].name} size ?", unique[0].size)
+
+
+def _place(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    trait = "color" if rng.integers(2) else "shape"
+    if rng.random() < _EMPTY_SHARE:
+        taken = {thing.cell for thing in things}
+        cells = [cell for cell in _CELLS if cell not in taken]
+        cell, answer = _one(rng, cells), "empty"
+    else:
+        cell, answer = things[0].cell, getattr(things[0], trait)
+    return Question("place", f"{ROWS[cell[0]]} {COLUMNS[cell[1]]} {trait} ?", answer)
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+_ASK: dict[str, Callable[[Sequence[Thing], np.random.Generator], Question | None]] = {
+    "color": _color,
+    "shape": _shape,
+    "count": _count,
+    "count_of": _count_of,
+    "position": _position,
+    "relation": _relation,
+    "size": _size,
+    "place": _place,
+}
+
+
+# --- several images together -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images in an order that does not matter, and a question about all of them."""
+
+    images: tuple[Arrangement, ...]
+    question: Question
+
+
+def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool) -> ImageSet:
+    """Two or three images and a question of a type of `SET_TYPES`; answers are drawn first, each equally often."""
+    count = int(rng.integers(2, MOST_IMAGES + 1))
+    if kind == "differs":
+        answer = _one(rng, DIFFERENCES)
+        first = draw_arrangement(rng, held_out=held_out, most=_SOME)
+        images = [first] * (count - 1) + [_changed(first, answer, rng, held_out)]
+        question = Question(kind, "what differs ?", answer)
+    else:
+        word = _one(rng, (*COLORS, *SHAPES))
+        having = int(rng.integers(count + 1)) if kind == "images_with" else count - int(rng.integers(2))
+        images = [_having(rng, word, number < having, held_out) for number in range(count)]
+        if kind == "images_with":
+            question = Question(kind, f"how many with {word} ?", NUMBERS[having])
+        else:
+            question = Question(kind, f"{word} in all ?", _yes(having == count))
+    return ImageSet(tuple(images[i] for i in rng.permutation(count)), question)
+
+
+def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -> Arrangement:
+    while True:
+        drawn = draw_arrangement(rng, held_out=held_out, most=_SOME)
+        if any(word in (thing.color, thing.shape) for thing in drawn.things) == having:
+            return drawn
+
+
+def _changed(first: Arrangement, answer: str, rng: np.random.Generator, held_out: bool) -> Arrangement:
+    """The same image with one difference."""
+    *rest, last = first.things
+    free = [cell for cell in _CELLS if cell not in [thing.cell for thing in first.things]]
+    if answer == "nothing":
+        return first
+    if answer == "count":
+        return dataclasses.replace(first, things=(*first.things, _draw_thing(rng, _one(rng, free), held_out)))
+    while True:
+        drawn = _draw_thing(rng, _one(rng, free), held_out)
+        trait = "cell" if answer == "place" else answer
+        new = dataclasses.replace(last, **{trait: getattr(drawn, trait)})
+        if new != last and (held_out or not new.held_out):
+            return dataclasses.replace(first, things=(*rest, new))

@@ -1,0 +1,261 @@
+"""Clips of the embedded data set: two to five things, one of which moves, blinks or changes colour, or three that come
+one after another, and what is asked of them.
+
+A question about an event does not name the thing it happens to, so whoever answers has to find it. Nothing that a
+single frame shows gives an answer about time away: things that come show for equally long, a moving thing has every
+place as often before as after, and one that blinks is there most of the time however often it does. All words are those
+of `words`. Nothing here touches files.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlvm_jax.data.embedded import scenes
+from vlvm_jax.data.embedded.arrangements import NUMBERS, SIZES, Thing
+from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, DIRECTIONS, ROWS, SHAPES, Question
+
+KINDS = ("move", "appear", "change", "blink")
+STATIC_TYPES = ("color", "shape", "count", "position")
+TEMPORAL_TYPES = ("direction", "speed", "before_after", "order", "repetition", "which")
+FRAMES = 16
+COME = 3  # things that come one after another
+MOST_BLINKS = 4
+MOST_QUESTIONS = 6
+_PLACES = ("first", "second", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """A thing goes `cells` cells in `direction`, speeding up or slowing down all the way."""
+
+    direction: str
+    cells: int
+    faster: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Things, the event, and a seed for the background. What happens, happens to the first thing, or the first three.
+
+    Attributes:
+      spans: first frame in which each of the coming things shows, and the first in which it does not.
+      hidden: frames in which the blinking thing does not show.
+      new_color, change: the colour that the first thing takes, and the frame in which it does.
+    """
+
+    kind: str
+    things: tuple[Thing, ...]
+    background: int
+    motion: Motion | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    hidden: tuple[int, ...] = ()
+    blinks: int = 0
+    new_color: str = ""
+    change: int = 0
+
+    @property
+    def combination(self) -> tuple[str, ...]:
+        """What a split may not share with another: the event with all its attributes, and where it starts.
+
+        All of them, so that leaving some combinations out of training leaves no answer likelier than another there.
+        """
+        first = self.things[0]
+        event = (first.name, f"{ROWS[first.cell[0]]}-{COLUMNS[first.cell[1]]}")
+        if self.motion is not None:
+            event += (self.motion.direction, str(self.motion.cells), "faster" if self.motion.faster else "slower")
+        elif self.kind == "appear":
+            event += tuple(thing.name for thing in self.things[1:COME])
+        return (self.kind, *event, self.new_color, str(self.blinks))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the combination belongs to the held-out splits; the same for every seed."""
+        return hashlib.sha256("/".join(self.combination).encode()).digest()[0] / 256 < scenes.HELD_OUT_SHARE
+
+
+def draw_clip(rng: np.random.Generator, kind: str, *, held_out: bool) -> Clip:
+    """A random clip of one of `KINDS` from the asked side of the split."""
+    while True:
+        clip = _draw(rng, kind)
+        if clip.held_out == held_out:
+            return clip
+
+
+def _draw(rng: np.random.Generator, kind: str) -> Clip:
+    count = int(rng.integers(COME, COME + 2) if kind == "appear" else rng.integers(2, 6))
+    names = [(color, shape) for color in COLORS for shape in SHAPES]
+    names = [names[i] for i in rng.permutation(len(names))[:count]]
+    if kind == "change":  # it is asked by its shape, which no other has
+        names = [names[0], *(name for name in names[1:] if name[1] != names[0][1])]
+    cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
+    motion, made = None, {}
+    if kind == "move":
+        motion, cells = _draw_motion(rng, cells)
+    elif kind == "appear":
+        made["spans"] = _draw_spans(rng)
+    elif kind == "blink":
+        made["blinks"] = int(rng.integers(1, MOST_BLINKS + 1))
+        made["hidden"] = _draw_hidden(rng, made["blinks"])
+    else:
+        made["new_color"] = str(rng.choice([color for color in COLORS if color != names[0][0]]))
+        made["change"] = int(rng.integers(FRAMES // 3, FRAMES - FRAMES // 3))
+    things = tuple(
+        Thing(str(rng.choice(list(SIZES))), color, shape, cell, (_jitter(rng), _jitter(rng)))
+        for (color, shape), cell in zip(names, cells, strict=False)
+    )
+    return Clip(kind, things, int(rng.integers(2**31)), motion, **made)
+
+
+def _draw_motion(rng: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[Motion, list[tuple[int, int]]]:
+    """A motion, and the cells with its first one before those that it does not touch."""
+    direction = str(rng.choice(list(DIRECTIONS)))
+    row_step, column_step = DIRECTIONS[direction]
+    length = int(rng.choice((1, 1, 2)))  # so that every row and column starts and ends as often
+    along = int(rng.integers(0, 3 - length))
+    along = along if row_step + column_step > 0 else 2 - along
+    across = int(rng.integers(0, 3))
+    start = (across, along) if row_step == 0 else (along, across)
+    path = {(start[0] + row_step * step, start[1] + column_step * step) for step in range(length + 1)}
+    return Motion(direction, length, bool(rng.integers(2))), [start, *(cell for cell in cells if cell not in path)]
+
+
+def _draw_spans(rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
+    """When three things come and go: none before the other has gone, all for equally long."""
+    length = int(rng.integers(3, 5))
+    spare = FRAMES - COME * length
+    starts = np.sort(rng.integers(0, spare + 1, COME)) + length * np.arange(COME)
+    return tuple((int(start), int(start) + length) for start in starts)
+
+
+def _draw_hidden(rng: np.random.Generator, blinks: int) -> tuple[int, ...]:
+    """Single frames, apart by two at least, and neither the first nor the last one."""
+    starts = np.sort(rng.permutation(FRAMES - 2 - 2 * (blinks - 1))[:blinks]) + 2 * np.arange(blinks) + 1
+    return tuple(int(start) for start in starts)
+
+
+def _jitter(rng: np.random.Generator) -> float:
+    return round(float(rng.uniform(-0.1, 0.1)), 3)
+
+
+# --- rendering ---------------------------------------------------------------------------------------------------
+
+
+def render(clip: Clip, size: int) -> np.ndarray:
+    """uint8 [FRAMES, size, size, 3]."""
+    background = scenes.textured(np.random.default_rng(clip.background), size)
+    frames = np.repeat(background[None], FRAMES, axis=0)
+    for index in range(FRAMES):
+        for number, thing in enumerate(clip.things):
+            if shows(clip, number, index):
+                row, column = position(clip, number, index)
+                color = clip.new_color if clip.new_color and not number and index >= clip.change else thing.color
+                radius = SIZES[thing.size] * size
+                scenes.paint(frames[index], thing.shape, COLORS[color], row * size, column * size, radius)
+    return frames.round().astype(np.uint8)
+
+
+def shows(clip: Clip, number: int, frame: int) -> bool:
+    """Whether a thing is there in a frame."""
+    if number < len(clip.spans):
+        start, stop = clip.spans[number]
+        return start <= frame < stop
+    return not (number == 0 and frame in clip.hidden)
+
+
+def position(clip: Clip, number: int, frame: int) -> tuple[float, float]:
+    """Row and column of a thing's centre in a frame, as shares of its height and width."""
+    thing = clip.things[number]
+    row, column = ((cell + 0.5 + off) / 3 for cell, off in zip(thing.cell, thing.jitter, strict=True))
+    if number == 0 and clip.motion is not None:
+        time = frame / (FRAMES - 1)
+        progress = time**2.5 if clip.motion.faster else 1 - (1 - time) ** 2.5
+        row_step, column_step = DIRECTIONS[clip.motion.direction]
+        row += row_step * progress * clip.motion.cells / 3
+        column += column_step * progress * clip.motion.cells / 3
+    return row, column
+
+
+# --- questions ---------------------------------------------------------------------------------------------------
+
+
+def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    """A conversation about a clip, in random order. Within a type, answers are balanced over clips.
+
+    No answer gives another away: what the event happens to is asked by name only where it is asked nothing else about,
+    and of a still thing either its colour or its shape.
+    """
+    event = _event_questions(clip, rng)
+    asked = []
+    if clip.kind != "appear" and rng.integers(2):
+        event.append(Question("count", "how many ?", NUMBERS[len(clip.things)]))
+    still = clip.things[COME if clip.kind == "appear" else 1 :]
+    for name, thing in _known_by(still, clip.things, "shape" if rng.integers(2) else "color"):
+        trait = "color" if name == thing.shape else "shape"
+        asked.append(Question(trait, f"{name} {trait} ?", getattr(thing, trait)))
+        axis = int(rng.integers(2))
+        place = (ROWS, COLUMNS)[axis][thing.cell[axis]]
+        asked.append(Question("position", f"{name} {('row', 'column')[axis]} ?", place))
+    keep = rng.permutation(len(asked))[: MOST_QUESTIONS - len(event)]
+    asked = [*event, *(asked[i] for i in keep)]
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def _known_by(still: Sequence[Thing], things: Sequence[Thing], trait: str) -> list[tuple[str, Thing]]:
+    """Still things that their shape, or their colour, tells from all others."""
+    traits = [getattr(thing, trait) for thing in things]
+    return [(getattr(t, trait), t) for t in still if traits.count(getattr(t, trait)) == 1]
+
+
+def _event_questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    first = clip.things[0]
+    if clip.motion is not None:
+        motion = clip.motion
+        asked = [Question("speed", "speed ?", "faster" if motion.faster else "slower")]
+        if rng.integers(2):
+            asked.append(Question("which", "what moves ?", first.name))
+        if rng.random() < 0.6:
+            return [*asked, Question("direction", "direction ?", motion.direction)]
+        axis = int(DIRECTIONS[motion.direction][0] == 0)
+        step = sum(DIRECTIONS[motion.direction]) * motion.cells
+        when = "after" if rng.integers(2) else "before"
+        place = (ROWS, COLUMNS)[axis][first.cell[axis] + (step if when == "after" else 0)]
+        return [*asked, Question("before_after", f"{('row', 'column')[axis]} {when} ?", place)]
+    if clip.kind == "blink":
+        asked = [Question("repetition", "how many times ?", NUMBERS[clip.blinks])]
+        return [*asked, Question("which", "what blinks ?", first.name)] if rng.integers(2) else asked
+    if clip.kind == "change":
+        return [
+            Question("before_after", f"{first.shape} color before ?", first.color),
+            Question("before_after", f"{first.shape} color after ?", clip.new_color),
+        ]
+    come = clip.things[:COME]
+    if rng.integers(2):
+        place = int(rng.integers(COME))
+        return [Question("order", f"what {_PLACES[place]} ?", come[place].name)]
+    early, late = sorted(rng.permutation(COME)[:2].tolist())
+    pair = [come[early].name, come[late].name]
+    mention = pair if rng.integers(2) else pair[::-1]
+    return [Question("order", f"{mention[0]} or {mention[1]} first ?", pair[0])]
+
+
+def caption(clip: Clip) -> str:
+    """What the event is in each eighth of the clip: where the moving thing is, whether the blinking one is there all
+    the time, which thing has come, what colour the changing one has. Two words each."""
+    return " ".join(_moment(clip, eighth) for eighth in range(8))
+
+
+def _moment(clip: Clip, eighth: int) -> str:
+    frames = range(eighth * FRAMES // 8, (eighth + 1) * FRAMES // 8)
+    first = clip.things[0]
+    if clip.motion is not None:
+        row, column = position(clip, 0, frames[0])
+        return f"{ROWS[int(row * 3)]} {COLUMNS[int(column * 3)]}"
+    if clip.kind == "blink":
+        return f"{first.shape} {'blinks' if set(frames) & set(clip.hidden) else 'nothing'}"
+    if clip.kind == "change":
+        return f"{clip.new_color if frames[0] >= clip.change else first.color} {first.shape}"
+    here = [thing.name for number, thing in enumerate(clip.things[:COME]) if shows(clip, number, frames[0])]
+    return here[0] if here else "empty empty"
