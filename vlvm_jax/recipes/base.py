@@ -39,7 +39,8 @@ def image(options: Any) -> ConfigDict:
     sets, signs = entry(f"{EMBEDDED}/train_sets.json"), entry(f"{EMBEDDED}/train_signs.json")
     small = [entry(f"{EMBEDDED}/train_singles.json"), entry(f"{EMBEDDED}/train_sheets.json")]
     texts = entry(f"{EMBEDDED}/train_timeless_texts.json")
-    everything = [arrangements, {**captions, "fraction": 0.3}, sets, signs, *small, texts]
+    seen = [captions, signs, {**arrangements, "fraction": 0.3}]
+    everything = [arrangements, {**captions, "fraction": 0.1}, sets, {**signs, "fraction": 0.5}, *small, texts]
     rows = {"batch_size": 16, "frames": IMAGES, "length": 256}
     whole = ["encoder/**", "adapter/**", "decoder/**"]
     return run(
@@ -49,18 +50,18 @@ def image(options: Any) -> ConfigDict:
         data={
             "train_arrangements": 30000,
             "heldout_arrangements": 600,
-            "train_sets": 12000,
+            "train_sets": 24000,
             "heldout_sets": 600,
-            "train_signs": 12000,
+            "train_signs": 16000,
             "heldout_signs": 300,
-            "train_timeless_texts": 6000,
+            "train_timeless_texts": 3000,
             **SINGLES,
             "train_sheets": 10000,
             "heldout_singles": 300,
         },
         stages=[
-            stage(options, "captions", [captions, {**signs, "fraction": 0.3}], 800, whole, **rows),
-            stage(options, "questions", everything, 5000, whole, **rows),
+            stage(options, "captions", seen, 1200, whole, **rows),
+            stage(options, "questions", everything, 4500, whole, **rows),
         ],
         evals=[
             {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **rows}

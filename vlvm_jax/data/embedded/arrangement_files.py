@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 
 from vlvm_jax.data.embedded import arrangements, clips, scenes, stories
-from vlvm_jax.data.embedded.files import Split, conversation, write_mp4
+from vlvm_jax.data.embedded.files import Split, conversation, in_held_out_share, write_mp4
 from vlvm_jax.data.embedded.words import VOCABULARY
 from vlvm_jax.data.pages import draw
 
-_ASKED = 5  # questions about an arrangement, at most
+_ASKED = 6  # questions about an arrangement, at most
 _OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
-_WORDS = 3  # of a sign, at most
+_WORDS = 4  # of a sign, at most
 _READ = "what does it say ?"
 # Pages as the tiny T2Vid recipe draws them.
 SIGN = {"font_size": 13, "margin": 1, "chunk_size": _WORDS, "chunk_tokenizer": "whitespace", "layout_engine": "basic"}
@@ -54,13 +54,13 @@ def write_set(path: Path, split: Split, index: int, *, size: int, fps: int, seed
 
 
 def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
-    """A page of one to three words, to be read. No two pages of training and test have the same two words or more."""
+    """A page of one to four words, to be read. No two pages of training and test have the same two words or more."""
     del fps
     rng = _rng(split, index, seed)
     while True:
         count = int(rng.integers(1, _WORDS + 1))
         words = [VOCABULARY[i] for i in rng.integers(len(VOCABULARY), size=count)]
-        if count == 1 or stories.in_held_out_share(" ".join(words)) == split.held_out:
+        if count == 1 or in_held_out_share(" ".join(words)) == split.held_out:
             break
     text = " ".join(words)
     options = draw.PageOptions.model_validate({**SIGN, "page_size": size})

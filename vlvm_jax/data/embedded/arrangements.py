@@ -4,13 +4,13 @@ Things share shapes and colours, so a question has to bind a trait to the right 
 top right, whatever is larger. Several images together are compared, and their order never matters: nothing of time can
 be learned from them. All words are those of `scenes`. Nothing here touches files.
 
-Of the 144 things in their cells, 36 are held out: training never shows them, and every held-out image shows at least
-one. For each cell each shape and each colour is held out once, and each thing in every row and column equally often, so
-no answer is likelier than another on either side.
+What an image shows, all of it, belongs to one side of the split: no held-out image has been seen with the same things
+in the same cells. The share is drawn by a hash, so no answer is likelier than another on either side.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from vlvm_jax.data.embedded import scenes
+from vlvm_jax.data.embedded.files import in_held_out_share
 from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES, Question
 
 NUMBERS = ("none", *scenes.NUMBERS)
@@ -47,11 +48,6 @@ class Thing:
     def name(self) -> str:
         return f"{self.color} {self.shape}"
 
-    @property
-    def held_out(self) -> bool:
-        kind = (list(COLORS).index(self.color) + SHAPES.index(self.shape)) % len(SHAPES)
-        return kind == sum(self.cell) % 3
-
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
@@ -62,7 +58,8 @@ class Arrangement:
 
     @property
     def held_out(self) -> bool:
-        return any(thing.held_out for thing in self.things)
+        """Whether it belongs to the held-out splits; the same for every seed."""
+        return in_held_out_share(self.caption)
 
     @property
     def caption(self) -> str:
@@ -72,19 +69,18 @@ class Arrangement:
 
 
 def draw_arrangement(rng: np.random.Generator, *, held_out: bool, most: int = MOST) -> Arrangement:
-    """One to `most` things; with `held_out` the first of them is held out, without it none is."""
+    """One to `most` things, from the asked side of the split."""
     count = int(rng.integers(1, most + 1))
-    cells = [_CELLS[i] for i in rng.permutation(len(_CELLS))[:count]]
-    things = tuple(_draw_thing(rng, cell, held_out, first=not number) for number, cell in enumerate(cells))
-    return Arrangement(things, int(rng.integers(2**31)))
-
-
-def _draw_thing(rng: np.random.Generator, cell: tuple[int, int], held_out: bool, *, first: bool = False) -> Thing:
-    jitter = (round(float(rng.uniform(-0.1, 0.1)), 3), round(float(rng.uniform(-0.1, 0.1)), 3))
     while True:
-        thing = Thing(_one(rng, SIZES), _one(rng, COLORS), _one(rng, SHAPES), cell, jitter)
-        if thing.held_out == held_out or (held_out and not first):
-            return thing
+        cells = [_CELLS[i] for i in rng.permutation(len(_CELLS))[:count]]
+        drawn = Arrangement(tuple(_draw_thing(rng, cell) for cell in cells), int(rng.integers(2**31)))
+        if drawn.held_out == held_out:
+            return drawn
+
+
+def _draw_thing(rng: np.random.Generator, cell: tuple[int, int]) -> Thing:
+    jitter = (round(float(rng.uniform(-0.1, 0.1)), 3), round(float(rng.uniform(-0.1, 0.1)), 3))
+    return Thing(_one(rng, SIZES), _one(rng, COLORS), _one(rng, SHAPES), cell, jitter)
 
 
 def _one(rng: np.random.Generator, items: Collection[_Item]) -> _Item:
@@ -110,8 +106,9 @@ def questions(arrangement: Arrangement, rng: np.random.Generator, most: int) -> 
     """
     types = [TYPES[i] for i in rng.permutation(len(TYPES))]
     types.remove("count" if rng.integers(2) else "count_of")
-    made = (_ASK[kind](arrangement.things, rng) for kind in types)
-    return [question for question in made if question is not None][:most]
+    # Whether a type is asked must not depend on how many others have a question here, which tells how many things.
+    made = (_ASK[kind](arrangement.things, rng) for kind in types[:most])
+    return [question for question in made if question is not None] or [_count(arrangement.things, rng)]
 
 
 def _count(things: Sequence[Thing], rng: np.random.Generator) -> Question:
@@ -172,25 +169,23 @@ def _named(things: Sequence[Thing], trait: str) -> Iterator[tuple[str, Thing]]:
 
 
 def _pick(rng: np.random.Generator, named: Iterator[tuple[str, Thing]]) -> tuple[str, Thing] | None:
-    """One of the names; a held-out thing's if there is one."""
     names = list(named)
-    names = [name for name in names if name[1].held_out] or names
     return _one(rng, names) if names else None
 
 
 def _unique(things: Sequence[Thing]) -> list[Thing]:
-    """Things that colour and shape name, the held-out ones first."""
+    """Things that colour and shape name."""
     names = Counter(thing.name for thing in things)
-    return sorted((thing for thing in things if names[thing.name] == 1), key=lambda thing: not thing.held_out)
+    return [thing for thing in things if names[thing.name] == 1]
 
 
 def _position(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     if not (unique := _unique(things)):
         return None
-    row, column = unique[0].cell
+    thing = _one(rng, unique)
     if rng.integers(2):
-        return Question("position", f"{unique[0].name} row ?", ROWS[row])
-    return Question("position", f"{unique[0].name} column ?", COLUMNS[column])
+        return Question("position", f"{thing.name} row ?", ROWS[thing.cell[0]])
+    return Question("position", f"{thing.name} column ?", COLUMNS[thing.cell[1]])
 
 
 def _pair(
@@ -198,11 +193,11 @@ def _pair(
 ) -> tuple[Thing, Thing] | None:
     """Two things that differ in something, in random order."""
     unique = _unique(things)
-    pairs = [(one, two) for one in unique[:1] for two in unique[1:] if differ(one) != differ(two)]
+    pairs = [(one, two) for one, two in itertools.combinations(unique, 2) if differ(one) != differ(two)]
     if not pairs:
         return None
     pair = _one(rng, pairs)
-    return pair if rng.integers(2) else pair[::-1]
+    return pair if rng.integers(2) else (pair[1], pair[0])
 
 
 def _relation(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
@@ -220,7 +215,8 @@ def _size(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
         return Question("size", f"{pair[0].name} larger than {pair[1].name} ?", _yes(pair[0].size == "large"))
     if not (unique := _unique(things)):
         return None
-    return Question("size", f"{unique[0].name} size ?", unique[0].size)
+    thing = _one(rng, unique)
+    return Question("size", f"{thing.name} size ?", thing.size)
 
 
 def _place(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
@@ -230,7 +226,8 @@ def _place(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
         cells = [cell for cell in _CELLS if cell not in taken]
         cell, answer = _one(rng, cells), "empty"
     else:
-        cell, answer = things[0].cell, getattr(things[0], trait)
+        thing = _one(rng, things)
+        cell, answer = thing.cell, getattr(thing, trait)
     return Question("place", f"{ROWS[cell[0]]} {COLUMNS[cell[1]]} {trait} ?", answer)
 
 
@@ -266,8 +263,8 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool) -> ImageSet
     count = int(rng.integers(2, MOST_IMAGES + 1))
     if kind == "differs":
         answer = _one(rng, DIFFERENCES)
-        first = draw_arrangement(rng, held_out=held_out, most=_SOME)
-        images = [first] * (count - 1) + [_changed(first, answer, rng, held_out)]
+        first, other = _two(answer, rng, held_out)
+        images = [first] * (count - 1) + [other]
         question = Question(kind, "what differs ?", answer)
     else:
         word = _one(rng, (*COLORS, *SHAPES))
@@ -287,17 +284,24 @@ def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -
             return drawn
 
 
-def _changed(first: Arrangement, answer: str, rng: np.random.Generator, held_out: bool) -> Arrangement:
-    """The same image with one difference."""
-    *rest, last = first.things
-    free = [cell for cell in _CELLS if cell not in [thing.cell for thing in first.things]]
+def _two(answer: str, rng: np.random.Generator, held_out: bool) -> tuple[Arrangement, Arrangement]:
+    """Images with one difference."""
+    while True:
+        first = draw_arrangement(rng, held_out=held_out, most=_SOME)
+        other = _changed(first, answer, rng)
+        if other.held_out == held_out and (other.caption == first.caption) == (answer == "nothing"):
+            return first, other
+
+
+def _changed(first: Arrangement, answer: str, rng: np.random.Generator) -> Arrangement:
+    """The image with another value of a trait, which may be the same by chance."""
     if answer == "nothing":
         return first
+    *rest, last = first.things
+    free = [cell for cell in _CELLS if cell not in [thing.cell for thing in first.things]]
+    drawn = _draw_thing(rng, _one(rng, free))
     if answer == "count":
-        return dataclasses.replace(first, things=(*first.things, _draw_thing(rng, _one(rng, free), held_out)))
-    while True:
-        drawn = _draw_thing(rng, _one(rng, free), held_out)
-        trait = "cell" if answer == "place" else answer
-        new = dataclasses.replace(last, **{trait: getattr(drawn, trait)})
-        if new != last and (held_out or not new.held_out):
-            return dataclasses.replace(first, things=(*rest, new))
+        return dataclasses.replace(first, things=(*first.things, drawn))
+    trait = "cell" if answer == "place" else answer
+    new = dataclasses.replace(last, **{trait: getattr(drawn, trait)})
+    return dataclasses.replace(first, things=(*rest, new))

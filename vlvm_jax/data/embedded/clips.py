@@ -8,13 +8,13 @@ of `words`. Nothing here touches files.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlvm_jax.data.embedded import scenes
 from vlvm_jax.data.embedded.arrangements import NUMBERS, SIZES, Thing
+from vlvm_jax.data.embedded.files import in_held_out_share
 from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, DIRECTIONS, ROWS, SHAPES, Question
 
 KINDS = ("move", "appear", "change", "blink")
@@ -73,7 +73,7 @@ class Clip:
     @property
     def held_out(self) -> bool:
         """Whether the combination belongs to the held-out splits; the same for every seed."""
-        return hashlib.sha256("/".join(self.combination).encode()).digest()[0] / 256 < scenes.HELD_OUT_SHARE
+        return in_held_out_share("/".join(self.combination))
 
 
 def draw_clip(rng: np.random.Generator, kind: str, *, held_out: bool) -> Clip:

@@ -1,6 +1,7 @@
 """What all parts of the embedded data set write: splits, conversations, clips."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import av
@@ -9,6 +10,9 @@ import numpy as np
 from vlvm_jax.data.media.pyav import REPRODUCIBLE_X264
 
 _X264 = {"crf": "18", "preset": "veryfast"}
+
+
+HELD_OUT_SHARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,11 @@ class Split:
     kinds: tuple[str, ...]
     count: int
     held_out: bool
+
+
+def in_held_out_share(combination: str) -> bool:
+    """Whether what is described so belongs to the held-out splits; the same for every seed."""
+    return hashlib.sha256(combination.encode()).digest()[0] / 256 < HELD_OUT_SHARE
 
 
 def conversation(turns: list[tuple[str, str]], media: int = 1) -> list[dict[str, str]]:

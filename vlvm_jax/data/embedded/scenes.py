@@ -5,9 +5,10 @@ A scene is drawn from a random generator, rendered to frames, and asked about. N
 """
 
 import dataclasses
-import hashlib
 
 import numpy as np
+
+from vlvm_jax.data.embedded.files import in_held_out_share
 
 COLORS = {
     "red": (220, 50, 47),
@@ -24,7 +25,6 @@ NUMBERS = ("one", "two", "three", "four", "five", "six")
 STATIC_TYPES = ("color", "shape", "count", "position")
 TEMPORAL_TYPES = ("direction", "order", "speed", "before_after")
 VIDEO_KINDS = ("move", "appear", "change")
-HELD_OUT_SHARE = 0.2
 MAX_QUESTIONS = 6
 
 
@@ -88,8 +88,7 @@ def combination(scene: Scene) -> tuple[str, ...]:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the scene's combination belongs to the held-out splits; the same for every seed."""
-    digest = hashlib.sha256("/".join(combination(scene)).encode()).digest()
-    return digest[0] / 256 < HELD_OUT_SHARE
+    return in_held_out_share("/".join(combination(scene)))
 
 
 def draw_scene(rng: np.random.Generator, kind: str, *, held_out: bool) -> Scene:

@@ -13,14 +13,14 @@ Nothing here touches files (`vlvm_jax/data/embedded/shapes.py` does). All words 
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from vlvm_jax.data.embedded import scenes
-from vlvm_jax.data.embedded.scenes import COLORS, HELD_OUT_SHARE, SHAPES, Question
+from vlvm_jax.data.embedded.files import in_held_out_share
+from vlvm_jax.data.embedded.scenes import COLORS, SHAPES, Question
 
 Kind = Literal["rare", "small", "single"]
 Trait = Literal["color", "shape"]
@@ -99,8 +99,7 @@ class Search:
 
 def is_held_out(search: Search) -> bool:
     """Whether the combination belongs to the held-out splits; the same for every seed."""
-    digest = hashlib.sha256("/".join(search.combination).encode()).digest()
-    return digest[0] / 256 < HELD_OUT_SHARE
+    return in_held_out_share("/".join(search.combination))
 
 
 def draw_clip(

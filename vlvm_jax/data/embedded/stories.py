@@ -7,13 +7,13 @@ can serve long clips. All words are those of `scenes`. Nothing here touches file
 """
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlvm_jax.data.embedded import scenes
+from vlvm_jax.data.embedded.files import in_held_out_share
 
 THINGS = tuple(itertools.product(scenes.COLORS, scenes.SHAPES))
 MOST = len(THINGS)  # events of a story
@@ -53,10 +53,6 @@ class Story:
 def is_held_out(story: Story) -> bool:
     """Whether the story's text belongs to the held-out splits; the same for every seed."""
     return in_held_out_share(story.text)
-
-
-def in_held_out_share(text: str) -> bool:
-    return hashlib.sha256(text.encode()).digest()[0] / 256 < scenes.HELD_OUT_SHARE
 
 
 def draw_story(rng: np.random.Generator, shortest: int, longest: int, *, held_out: bool) -> Story:

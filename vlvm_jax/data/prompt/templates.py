@@ -1,6 +1,7 @@
 """Chat templates of this library's own, by name. A checkpoint's own is in `checkpoint_template`."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,31 @@ from vlvm_jax.data.record import MediaKind, Turn
 from vlvm_jax.errors import InputError
 
 _PLACEHOLDERS: dict[str, str] = {kind: placeholder for placeholder, kind in KINDS.items()}
+
+
+# Of a template whose parts are JSON strings. Media are written as `plain_text` writes them.
+_JINJA = """\
+{{%- macro said(content) -%}}
+  {{%- if content is string -%}}{{{{ content }}}}{{%- else -%}}
+    {{%- for part in content -%}}
+      {{%- if part.type == "image" -%}}{{{{ "{image}\\n" }}}}
+      {{%- elif part.type == "video" -%}}{{{{ "{video}\\n" }}}}
+      {{%- else -%}}{{{{ part.text }}}}{{%- endif -%}}
+    {{%- endfor -%}}
+  {{%- endif -%}}
+{{%- endmacro -%}}
+{{%- set system = {system} -%}}
+{{%- if messages[0].role == "system" -%}}
+  {{%- set system = said(messages[0].content) -%}}{{%- set messages = messages[1:] -%}}
+{{%- endif -%}}
+{{{{ {bos} }}}}
+{{%- if system -%}}{{{{ {system_start} + system + {system_end} }}}}{{%- endif -%}}
+{{%- for message in messages -%}}
+  {{%- if message.role == "user" -%}}{{{{ {user} + said(message.content) + {user_end} }}}}
+  {{%- else -%}}{{{{ {assistant} + said(message.content) + {answer_end} }}}}{{%- endif -%}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}{{{{ {begins} }}}}{{%- endif -%}}
+"""
 
 
 def _as_written(question: str) -> str:
@@ -81,6 +107,13 @@ class ChatTemplate:
     def written(self, text: str) -> Prompt:
         places = list(ANY_PLACEHOLDER.finditer(text))
         return Prompt(text, markers_at(places), kinds=tuple(KINDS[place.group()] for place in places))
+
+    def jinja(self) -> str | None:
+        """The same as the `chat_template` of a checkpoint; None where questions are rewritten, trimmed or preceded."""
+        if self.question is not _as_written or self.trims or self.system_in_question or self.between:
+            return None
+        own = {name: json.dumps(value) for name, value in vars(self).items() if isinstance(value, str)}
+        return _JINJA.format(**own, begins=json.dumps(self.assistant.rstrip(" ")), **_PLACEHOLDERS)
 
     def _write(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the spans of the answers with their ends."""

@@ -4,13 +4,13 @@ from typing import Any
 
 from vlvm_jax import __version__, json_text
 from vlvm_jax.models.params import Model
-from vlvm_jax.weights.export.export import BareExport, Export, ModelExport
+from vlvm_jax.weights.export.export import Export, ModelExport
 from vlvm_jax.weights.export.verify import Report
 
 _NEEDS_TORCHVISION = "Its processor needs the package torchvision."
 
 
-def text(export: BareExport | ModelExport, report: Report | None) -> str:
+def text(export: Export, report: Report | None) -> str:
     rung = export.rung
     lines = [
         "---",
@@ -31,7 +31,8 @@ def text(export: BareExport | ModelExport, report: Report | None) -> str:
         "",
     ]
     if isinstance(export, ModelExport):
-        lines += [*_tokens(export), *_use(export), *_training(export)]
+        lines += [*_tokens(export), *_use(export)]
+    lines += _training(export)
     return "\n".join(lines)
 
 

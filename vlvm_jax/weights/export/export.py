@@ -10,7 +10,7 @@ from etils import epath
 from tokenizers import Tokenizer
 
 from vlvm_jax import families
-from vlvm_jax.config import AdapterConfig, DecoderConfig, FrameTokens, LoraConfig, ModelConfig, VisionConfig
+from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, FrameTokens, LoraConfig, ModelConfig, VisionConfig
 from vlvm_jax.data.files import read_json, without_code
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.prompt.tokenizer_files import checkpoint_tokenizer
@@ -70,6 +70,11 @@ class Export:
             self.carried = side_files.carried_of(source.checkpoint)
         if options.lora == "peft" and self.lora is None:
             raise InputError(f"--lora=peft: {source.name} has no LoRA parameters; leave the flag out")
+
+    @property
+    def run(self) -> Config | None:
+        """The config of the run that trained the model; None for what was not trained here."""
+        return self.source.config if isinstance(self.source, Stored) else None
 
     @property
     def dtype(self) -> str:
@@ -212,7 +217,7 @@ class ModelExport(Export):
     @property
     def end_id(self) -> int | None:
         """What ends an answer in the chat template of the run, if that is one token."""
-        config = self.source.config if isinstance(self.source, Stored) else None
+        config = self.run
         if config is None or self.tokenizer is None or config.data.chat_template not in TEMPLATES:
             return None
         tokenizer = Tokenizer.from_str(self.tokenizer.read_text(encoding="utf-8"))

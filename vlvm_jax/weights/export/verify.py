@@ -25,11 +25,14 @@ from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models import decoding
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.batch import Batch
+from vlvm_jax.models.clip import Clip, cosine
 from vlvm_jax.models.decoder import Decoder
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.vision import VisionTower
 from vlvm_jax.weights.export import lora
-from vlvm_jax.weights.export.export import BareExport, Export, ModelExport
+from vlvm_jax.weights.export.clip import ClipExport
+from vlvm_jax.weights.export.export import Export, ModelExport
+from vlvm_jax.weights.hf.clip_source import PLACE
 from vlvm_jax.weights.torch_model import names as own_names
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -73,7 +76,7 @@ def missing(lora: str) -> list[str]:
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
-def compare(export: BareExport | ModelExport, folder: Path) -> Report | None:
+def compare(export: Export, folder: Path) -> Report | None:
     """Loads the export with transformers and runs both models; None if torch is not installed.
 
     Raises:
@@ -82,8 +85,12 @@ def compare(export: BareExport | ModelExport, folder: Path) -> Report | None:
     if missing(export.options.lora):
         return None
     with jax.default_matmul_precision("highest"):
-        whole = isinstance(export, ModelExport)
-        report = _compare(export, folder) if whole else _compare_bare(export, folder)
+        if isinstance(export, ModelExport):
+            report = _compare(export, folder)
+        elif isinstance(export, ClipExport):
+            report = _compare_clip(export, folder)
+        else:
+            report = _compare_bare(export, folder)
     if not report.difference <= TOLERANCE or report.same_answer is False:
         raise InputError(
             f"{folder}: the exported model does not say the same in PyTorch: {report}; nothing was written"
@@ -168,6 +175,27 @@ def _compare_bare(export: Export, folder: Path) -> Report:
     with torch.no_grad():
         reference = _load(folder, "AutoModelForCausalLM")(torch.as_tensor(ids.astype(np.int64))).logits[0].numpy()
     return Report("text, logits", _difference(ours, reference), None, versions)
+
+
+def _compare_clip(export: ClipExport, folder: Path) -> Report:
+    """Both of its towers, by the cosines of two images and two texts."""
+    import torch
+
+    vision, text = export.vision, export.clip.text
+    state = {rule.path: jnp.asarray(export.parameter(f"{PLACE}/{rule.path}"), jnp.float32) for rule in export.rules()}
+    model = params_lib.build(
+        lambda: Clip(export.clip, vision.hidden_size, dtype=jnp.float32, rngs=nnx.Rngs(0)), params_lib.split(state, {})
+    )
+    frames = _clip(2, vision.image_size)
+    ids = np.random.default_rng(0).integers(0, text.vocab_size, (2, text.max_position_embeddings))
+    ids[:, -1] = text.eos_token_id
+    tower = model.vision_model
+    images = model.images(tower, tower(jnp.asarray(frames[None]), final=True).final)
+    ours = np.asarray(cosine(model.texts(jnp.asarray(ids, jnp.int32)), jnp.repeat(images, 2, axis=0)))
+    with torch.no_grad():
+        theirs = _load(folder, "AutoModel")(torch.as_tensor(ids), torch.as_tensor(_pixels(frames, vision)))
+    reference = (theirs.text_embeds @ theirs.image_embeds.T).numpy()
+    return Report("two images and two texts, cosines", _difference(ours, reference), None, _versions())
 
 
 def _parameters(export: Export) -> Params:

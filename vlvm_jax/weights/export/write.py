@@ -13,9 +13,11 @@ from typing import Any
 
 from vlvm_jax import families
 from vlvm_jax.data.files import read_json
+from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.errors import InputError
-from vlvm_jax.weights.export import card, lora, media_tokens, verify
-from vlvm_jax.weights.export.export import BareExport, Export, ModelExport, Options, plan
+from vlvm_jax.weights.export import card, clip, lora, media_tokens, own_files, verify
+from vlvm_jax.weights.export.clip import ClipExport
+from vlvm_jax.weights.export.export import Export, ModelExport, Options, plan
 from vlvm_jax.weights.export.ladder import Rung
 from vlvm_jax.weights.hf import side_files
 from vlvm_jax.weights.hf.safetensors_files import SafetensorsWriter
@@ -45,7 +47,8 @@ def export_checkpoint(
     """
     if destination.exists():
         raise InputError(f"{destination}: exists already; remove it, or name another destination")
-    export = plan(open_source(source, "SRC"), options)
+    opened = open_source(source, "SRC")
+    export = ClipExport(opened, options) if options.format == clip.FORMAT else plan(opened, options)
     temporary = destination.parent / f"{destination.name}.exporting"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -59,9 +62,7 @@ def export_checkpoint(
     return Result(export.rung, parameters, size, report, destination)
 
 
-def write(
-    export: BareExport | ModelExport, folder: Path, progress: Callable[[int, int], None] | None
-) -> tuple[int, int]:
+def write(export: Export, folder: Path, progress: Callable[[int, int], None] | None) -> tuple[int, int]:
     """Tensors, config, tokenizer, code; returns the numbers of parameters and of bytes."""
     rules = export.rules()
     carried = {f"{export.layout.prefixes['tower']}{name}": value for name, value in export.carried.items()}
@@ -75,7 +76,11 @@ def write(
     for name, value in carried.items():
         writer.add(name, export.cast(value))
     writer.close()
-    if export.source.hf_files is not None:
+    if isinstance(export, ClipExport):
+        export.write_texts(folder)
+        fit = "auto" if export.run is None else export.run.data.frame_fit
+        _write_json(folder / "preprocessor_config.json", own_files.image_processor(export.vision, fit))
+    elif export.source.hf_files is not None:
         side_files.copy_flat(export.source.hf_files, folder)
         _write_processors(export, folder)
     if isinstance(export, ModelExport):
@@ -93,9 +98,23 @@ def _write_beside_model(export: ModelExport, folder: Path) -> None:
     if not (folder / "generation_config.json").exists() and export.end_id is not None:
         values = {"eos_token_id": export.end_id, "pad_token_id": export.end_id}
         _write_json(folder / "generation_config.json", values)
+    _write_own_files(export, folder)
     if export.rung.stock is None:
         for name, path in own_names.source_files(export.adapter.name).items():
             shutil.copyfile(path, folder / name)
+
+
+def _write_own_files(export: ModelExport, folder: Path) -> None:
+    """The chat template and the processors of a run that started from no checkpoint with files of its own."""
+    run = export.run
+    if run is None or export.base is not None:
+        return
+    template = TEMPLATES.get(run.data.chat_template)
+    if template is not None and (text := template.jinja()) is not None:
+        (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    _write_json(folder / "preprocessor_config.json", own_files.image_processor(export.vision, run.data.frame_fit))
+    if values := own_files.processor(export.config(), media_tokens.IMAGE):
+        _write_json(folder / "processor_config.json", values)
 
 
 def _write_processors(export: Export, folder: Path) -> None:
