@@ -17,6 +17,7 @@ from vlvm_jax.config import (
     VisionConfig,
     to_json,
 )
+from vlvm_jax.data.embedded import words
 from vlvm_jax.errors import InputError
 
 
@@ -230,7 +231,37 @@ IDEFICS3_8B = Base(
     init_from="HuggingFaceM4/Idefics3-8B-Llama3",
 )
 
+# In the package, made by the recipe `base` (docs/base.md): 1.4 million parameters, 8 x 8 patches of 8 pixels.
+EMBEDDED = Base(
+    vision=VisionConfig(
+        kind="siglip",
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=64,
+        patch_size=8,
+        feature_layer=-1,
+        hidden_act="gelu_pytorch_tanh",
+        position_init=1.0,
+    ),
+    connector=ConnectorConfig(kind="mlp2x_gelu"),
+    decoder=DecoderConfig(
+        vocab_size=words.ROOM,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+    ),
+    init_from="embedded",
+    chat_template="bare",
+    processor=None,
+)
+
 BASES = {
+    "tiny": EMBEDDED,
     "llava-1.5-7b": LLAVA_1_5_7B,
     "llava-v1.6-vicuna-7b": LLAVA_1_6_VICUNA_7B,
     "vicuna-7b": VICUNA_7B,
@@ -256,6 +287,25 @@ CLIP_B_16 = Scorer(
         projection_dim=512,
     ),
     "openai/clip-vit-base-patch16",
+)
+
+# Beside it, made by `base:clip`.
+_SMALL_LAYERS = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 2}
+EMBEDDED_CLIP = Scorer(
+    ClipConfig(
+        text=TextConfig(
+            **_SMALL_LAYERS,
+            num_hidden_layers=2,
+            vocab_size=words.ROOM,
+            max_position_embeddings=12,
+            eos_token_id=words.SPECIAL_TOKENS.index("</s>"),
+        ),
+        vision=VisionConfig(
+            **_SMALL_LAYERS, kind="clip", num_hidden_layers=3, image_size=64, patch_size=8, position_init=0.5
+        ),
+        projection_dim=32,
+    ),
+    "embedded-clip",
 )
 
 

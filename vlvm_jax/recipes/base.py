@@ -16,12 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vlvm_jax.config import to_json
+from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg
 
 PRESETS = ("tiny", "clip")
-SIZE = 64  # pixels along a side of an image
-PATCH = 8
-WORDS = 12  # of a text for CLIP, its start and end among them
+SIZE = bases.EMBEDDED.vision.image_size
 IMAGES = 3  # of a set or a sheet, at most
 NO_SCENES = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
 SINGLES = {"train_singles": 10000, "search_size": SIZE, "sheet_images": IMAGES}
@@ -46,7 +46,7 @@ def image(options: Any) -> ConfigDict:
     return run(
         "base",
         options,
-        model={**image_model(), "adapter": {"name": "frames"}},
+        adapter={"name": "frames"},
         data={
             "train_arrangements": 30000,
             "heldout_arrangements": 600,
@@ -72,27 +72,28 @@ def image(options: Any) -> ConfigDict:
 
 def clip(options: Any) -> ConfigDict:
     """240 thousand parameters that compare an image of one thing with its name, and with questions about it."""
-    adapter = every_option({"name": "prompt_guided", "options": {"clip": clip_sizes()}})
+    scorer = bases.EMBEDDED_CLIP.sizes
+    adapter = every_option({"name": "prompt_guided", "options": {"clip": to_json(scorer)}})
     pairs = [entry(f"{EMBEDDED}/train_singles_pairs.json")]
     rows = {"batch_size": 64, "frames": 1, "length": 96, "pack": False, "objective": "adapter"}
     return run(
         "base-clip",
         options,
-        model={**image_model(), "adapter": adapter},
+        adapter=adapter,
         data=SINGLES,
         stages=[stage(options, "clip", pairs, 2000, ["adapter/clip/**"], **rows)],
         prompt_tokenizer=f"{EMBEDDED}/prompt_tokenizer.json",
-        prompt_length=WORDS,
+        prompt_length=scorer.text.max_position_embeddings,
     )
 
 
 def run(
-    name: str, options: Any, *, model: dict, data: dict, stages: list, evals: tuple | list = (), **settings: Any
+    name: str, options: Any, *, adapter: dict, data: dict, stages: list, evals: tuple | list = (), **settings: Any
 ) -> ConfigDict:
     return complete(
         {
             "name": name,
-            "model": model,
+            "model": bases.EMBEDDED.model(adapter, init_from=None, dtype="float32"),
             "data": {
                 "embedded": {**NO_SCENES, "size": SIZE, **data},
                 "tokenizer": f"{EMBEDDED}/tokenizer.json",
@@ -121,57 +122,4 @@ def stage(options: Any, name: str, data: list, steps: int, trained: list[str], *
         "final_lr_ratio": 0.02,
         "seed": options.seed,
         **rows,
-    }
-
-
-def image_model() -> dict[str, Any]:
-    from vlvm_jax.data.embedded.words import ROOM
-
-    return {
-        "vision": {
-            "kind": "siglip",
-            "hidden_size": 96,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 3,
-            "image_size": SIZE,
-            "patch_size": PATCH,
-            "feature_layer": -1,
-            "hidden_act": "gelu_pytorch_tanh",
-            "position_init": 1.0,
-        },
-        "decoder": {
-            "vocab_size": ROOM,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": 32,
-        },
-        "dtype": "float32",
-    }
-
-
-def clip_sizes() -> dict[str, Any]:
-    from vlvm_jax.data.embedded.words import ROOM, SPECIAL_TOKENS
-
-    layers = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 2}
-    return {
-        "text": {
-            **layers,
-            "num_hidden_layers": 2,
-            "vocab_size": ROOM,
-            "max_position_embeddings": WORDS,
-            "eos_token_id": SPECIAL_TOKENS.index("</s>"),
-        },
-        "vision": {
-            **layers,
-            "kind": "clip",
-            "num_hidden_layers": 3,
-            "image_size": SIZE,
-            "patch_size": PATCH,
-            "position_init": 0.5,
-        },
-        "projection_dim": 32,
     }

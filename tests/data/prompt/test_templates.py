@@ -7,6 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from vlvm_jax.data.prompt import sandbox
 from vlvm_jax.data.prompt.conversation import Expansion, encode, tokenize
 from vlvm_jax.data.prompt.templates import TEMPLATES, get_template
 from vlvm_jax.data.record import Turn
@@ -328,3 +329,24 @@ def test_another_familys_template(name, without, named):
 def test_other_roles(messages):
     with pytest.raises(InputError, match="takes 'user' and 'assistant', and 'system' before them"):
         TEMPLATES["bare"].prompt([{"role": role, "content": content} for role, content in messages])
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_template_as_jinja_writes_the_same(name):
+    """Of templates that only put strings around what is said; the others have none."""
+    template = TEMPLATES[name]
+    if (text := template.jinja()) is None:
+        assert name in ("plain", "llama-2", "llama-3", "mistral", "smolvlm")
+        return
+    picture = [{"type": "image"}, {"type": "text", "text": 'what "is" {{ it }} ?\n'}]
+    messages = [
+        {"role": "user", "content": picture},
+        {"role": "assistant", "content": "a 'dog' \\ cat"},
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "and ?"}]},
+    ]
+    for asked in (messages, [{"role": "system", "content": "Be brief."}, *messages]):
+        written = sandbox.render(text, messages=asked, add_generation_prompt=True)
+        assert written == template.prompt(asked).text
+    assert (
+        sandbox.render(text, messages=messages[:2]) == template.prompt(messages[:2], add_generation_prompt=False).text
+    )
