@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from vlvm_jax.config import MixtureEntry, build
 from vlvm_jax.data.embedded import scenes, searches, shapes
 from vlvm_jax.data.embedded import words as embedded_words
+from vlvm_jax.data.embedded.files import HELD_OUT_SHARE
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.media.frame_rules import uniform_indices
 from vlvm_jax.data.media.frames import open_image, read_clip
@@ -158,7 +159,7 @@ def test_a_share_of_the_combinations_is_held_out(kind):
     drawn_freely = [
         searches._draw_clip(rng, kind, *shapes._turn(number), FRAMES, SHOWN, CELLS) for number in range(1500)
     ]
-    assert abs(np.mean([searches.is_held_out(search) for search in drawn_freely]) - scenes.HELD_OUT_SHARE) < 0.04
+    assert abs(np.mean([searches.is_held_out(search) for search in drawn_freely]) - HELD_OUT_SHARE) < 0.04
 
 
 def test_singles_show_one_thing_of_either_size_anywhere_or_nothing():
