@@ -60,8 +60,8 @@ def image(options: Any) -> ConfigDict:
             "heldout_singles": 300,
         },
         stages=[
-            stage(options, "captions", seen, 1200, whole, **rows),
-            stage(options, "questions", everything, 4500, whole, **rows),
+            stage(options, "captions", seen, 1000, whole, **rows),
+            stage(options, "questions", everything, 7000, whole, **rows),
         ],
         evals=[
             {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **rows}

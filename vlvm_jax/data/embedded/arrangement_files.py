@@ -15,8 +15,18 @@ _ASKED = 6  # questions about an arrangement, at most
 _OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
 _WORDS = 4  # of a sign, at most
 _READ = "what does it say ?"
-# Pages as the tiny T2Vid recipe draws them.
-SIGN = {"font_size": 13, "margin": 1, "chunk_size": _WORDS, "chunk_tokenizer": "whitespace", "layout_engine": "basic"}
+_READABLE = [word for word in VOCABULARY if word.isalpha() and word.islower()]  # without what a chat template writes
+# Pages as the tiny T2Vid recipe draws them. Lines stand at fixed heights: with few pixels, reading is hard enough.
+SIGN = {
+    "font_size": 13,
+    "margin": 1,
+    "chunk_size": _WORDS,
+    "chunk_tokenizer": "whitespace",
+    "layout_engine": "basic",
+    "vertical_align": "top",
+    "line_advance": "font_metrics",
+    "overflow": "new_page",
+}
 
 
 def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, see
     rng = _rng(split, index, seed)
     while True:
         count = int(rng.integers(1, _WORDS + 1))
-        words = [VOCABULARY[i] for i in rng.integers(len(VOCABULARY), size=count)]
+        words = [_READABLE[i] for i in rng.integers(len(_READABLE), size=count)]
         if count == 1 or in_held_out_share(" ".join(words)) == split.held_out:
             break
     text = " ".join(words)
