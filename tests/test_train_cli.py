@@ -200,10 +200,22 @@ def test_a_length_past_the_decoders_positions():
 
 
 def test_a_recipe_that_trains_nothing_says_what_to_do_with_it(tmp_path):
-    config = build(Config, to_json(build(Config, ftfv.get_config())) | {"stages": []})
+    config = build(Config, to_json(build(Config, ftfv.get_config())) | {"stages": [], "evals": []})
     with pytest.raises(InputError, match=r"config.stages: ftfv-tiny-S1 trains nothing; ask its model with .*evaluate"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_without_stages_the_model_is_evaluated_as_it_is(data_root, tmp_path, capsys):
+    config = small()
+    held_out = config.evals[0].model_copy(update={"limit": 4, "controls": ("blank_video",)})
+    run(config.model_copy(update={"stages": (), "evals": (held_out,)}), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stages"] == [] and summary["eval"]["videos"]["questions"] == 4
+    assert set(summary["eval"]["videos"]["controls"]) == {"blank_video"}
+    assert (tmp_path / "run" / "summary.png").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert "held out: videos, 4 questions" in shown and "goodput" not in shown and "0 stages" not in shown
 
 
 def test_settings_are_immutable_and_hash_by_content():

@@ -35,6 +35,7 @@ from vlvm_jax.config.run import (
     MeshConfig,
     StageConfig,
     require_stages,
+    require_work,
 )
 from vlvm_jax.config.settings import DType, FrozenDict, Settings, build, fingerprint, to_json
 
@@ -71,5 +72,6 @@ __all__ = [
     "build",
     "fingerprint",
     "require_stages",
+    "require_work",
     "to_json",
 ]

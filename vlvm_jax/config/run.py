@@ -170,7 +170,17 @@ class Config(Settings):
 def require_stages(config: Config) -> None:
     """Raises `InputError` for a recipe that trains nothing."""
     if not config.stages:
-        raise InputError(
-            f"config.stages: {config.name} trains nothing; ask its model with python -m vlvm_jax.generate or "
-            "vlvm_jax.evaluate"
-        )
+        raise _nothing_to_do(config)
+
+
+def require_work(config: Config) -> None:
+    """Raises `InputError` for a recipe that neither trains nor evaluates anything."""
+    if not config.stages and not config.evals:
+        raise _nothing_to_do(config)
+
+
+def _nothing_to_do(config: Config) -> InputError:
+    return InputError(
+        f"config.stages: {config.name} trains nothing; ask its model with python -m vlvm_jax.generate or "
+        "vlvm_jax.evaluate"
+    )

@@ -231,7 +231,7 @@ IDEFICS3_8B = Base(
     init_from="HuggingFaceM4/Idefics3-8B-Llama3",
 )
 
-# In the package, made by the recipe `base` (docs/base.md): 1.4 million parameters, 8 x 8 patches of 8 pixels.
+# Made by the recipe `base` (docs/base.md): 1.4 million parameters, 8 x 8 patches of 8 pixels.
 EMBEDDED = Base(
     vision=VisionConfig(
         kind="siglip",
@@ -261,7 +261,6 @@ EMBEDDED = Base(
 )
 
 BASES = {
-    "tiny": EMBEDDED,
     "llava-1.5-7b": LLAVA_1_5_7B,
     "llava-v1.6-vicuna-7b": LLAVA_1_6_VICUNA_7B,
     "vicuna-7b": VICUNA_7B,

@@ -1,4 +1,4 @@
-"""The small image model in the package (`init_from="embedded"`), from random parameters.
+"""A small image model, and a small CLIP, from random parameters.
 
     --config=base[:preset[,key=value...]]
 
@@ -9,7 +9,7 @@ Keys:
   scale   multiplies the steps.
   seed    of training.
 
-How the weights in the package were made, and what they can do: docs/base.md.
+What they are asked: docs/base.md.
 """
 
 from typing import Any

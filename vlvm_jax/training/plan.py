@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from vlvm_jax.config import Config, EvalConfig, StageConfig, require_stages
+from vlvm_jax.config import Config, EvalConfig, StageConfig, require_work
 from vlvm_jax.console import Waiting, say
 from vlvm_jax.data.batch import packing
 from vlvm_jax.data.sample import loader as loader_lib
@@ -70,7 +70,7 @@ def make(config: Config, workdir: epath.Path, stop: StopSignal) -> RunPlan:
       InputError: the config, the data or the workdir is at fault.
       Interrupted: a signal came while the data set was made.
     """
-    require_stages(config)
+    require_work(config)
     for entry in (entry for part in (*config.stages, *config.evals) for entry in part.data):
         mixture.check_entry(entry)
     with Waiting("starting the devices"):

@@ -46,6 +46,21 @@ def print_plan(plan: RunPlan) -> None:
     config, prepared = plan.config, plan.stages
     adapter = Model(config.model).adapter
     patches = config.model.vision.num_patches
+    parts = config.stages or config.evals
+    frames = max(part.frames_per_video for part in parts)
+    if prepared:
+        _print_stages_to_come(plan)
+    in_clip = adapter.num_video_tokens(frames)
+    say(
+        f"tokens per frame: {patches} -> {in_clip / frames:g} in clips ({frames} frames: {in_clip} visual tokens), "
+        f"{adapter.num_image_tokens()} for an image"
+    )
+    for note in config.notes:
+        say(note)
+
+
+def _print_stages_to_come(plan: RunPlan) -> None:
+    config, prepared = plan.config, plan.stages
     table = Table(title=f"{config.name}: {number_of(len(prepared), 'stage')}", title_justify="left")
     for column in ("stage", "records", "steps", "rows", "trains", "parameters", "frozen"):
         words = column in ("stage", "trains")
@@ -67,14 +82,6 @@ def print_plan(plan: RunPlan) -> None:
             f"{sum(sizes.values()) - trained:,}",
         )
     show_table(table)
-    frames = max(part.stage.frames_per_video for part in prepared)
-    in_clip = adapter.num_video_tokens(frames)
-    say(
-        f"tokens per frame: {patches} -> {in_clip / frames:g} in clips ({frames} frames: {in_clip} visual tokens), "
-        f"{adapter.num_image_tokens()} for an image"
-    )
-    for note in config.notes:
-        say(note)
 
 
 def write(
@@ -90,14 +97,16 @@ def write(
         draw(summary, losses, pictures, written).savefig(png, format="png", dpi=110, bbox_inches="tight")
     storage.write_bytes(os.fspath(workdir / "summary.png"), png.getvalue())
     plt.close("all")
-    print_stages(summary)
+    if summary["stages"]:
+        print_stages(summary)
     for name, result in summary["eval"].items():
         print_eval(name, result)
-    goodput = summary["goodput"]
-    say(
-        f"goodput {goodput['goodput']:.0%}: {goodput['productive']:.0f} s of steps in {goodput['wall']:.0f} s of all "
-        "processes that worked here"
-    )
+    if summary["stages"]:
+        goodput = summary["goodput"]
+        say(
+            f"goodput {goodput['goodput']:.0%}: {goodput['productive']:.0f} s of steps in {goodput['wall']:.0f} s of "
+            "all processes that worked here"
+        )
     if summary["skipped"]:
         say("skipped samples: " + ", ".join(f"{count} {cause}" for cause, count in summary["skipped"].items()))
     if summary["cut_prompts"]:
@@ -155,11 +164,11 @@ def draw(
 ):
     """Loss per stage, accuracy by type against its controls, sampled frames with the sampler's weights."""
     evals = list(summary["eval"].items())
-    rows = 1 + bool(evals) + len(pictures)
-    heights = [3.0] + [3.2] * bool(evals) + [1.5] * len(pictures)
+    heights = [3.0] * bool(losses) + [3.2] * bool(evals) + [1.5] * len(pictures)
     figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
-    panels: list[Any] = list(figure.subfigures(rows, 1, height_ratios=heights, squeeze=False)[:, 0])
-    _draw_losses(panels.pop(0), losses, written)
+    panels: list[Any] = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if losses:
+        _draw_losses(panels.pop(0), losses, written)
     if evals:
         axes = panels.pop(0).subplots(1, len(evals), squeeze=False)[0]
         for axis, (name, result) in zip(axes, evals, strict=True):
@@ -170,8 +179,8 @@ def draw(
 
 
 def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]], written: pictures_lib.PictureText) -> None:
-    axes = np.atleast_1d(panel.subplots(1, max(1, len(losses)), sharey=True))
-    for axis, (name, curve) in zip(axes, losses.items(), strict=False):
+    axes = np.atleast_1d(panel.subplots(1, len(losses), sharey=True))
+    for axis, (name, curve) in zip(axes, losses.items(), strict=True):
         steps, values = zip(*curve, strict=True)
         axis.plot(steps, values, linewidth=0.8)
         axis.set(title=written(name, _NAME), xlabel="step", yscale="log")

@@ -1,5 +1,5 @@
 """Runs the stages of a config in order, each from the last one's checkpoint, and continues where an earlier run of the
-same command stopped."""
+same command stopped. A config without stages is a model as it is: its held-out questions are answered."""
 
 import dataclasses
 import json
@@ -120,8 +120,10 @@ def _run(
                 results.append(result)
         summary = {"config": config.name, "stages": results, "eval": {}, "skipped": _skipped(results)}
         summary["cut_prompts"] = sum(result.get("cut_prompts", 0) for result in results)
-        assert params is not None
-        summary["eval"], pictures = evaluate(config, params, prepared[-1].records, mesh, stop)
+        if params is None:
+            params = untrained_params(config, plan.initial, mesh)
+        trained_on = prepared[-1].records if prepared else ()
+        summary["eval"], pictures = evaluate(config, params, trained_on, mesh, stop)
     finally:
         timeline.add("end")
         writer.close()
@@ -337,6 +339,14 @@ def initial_params(
         return checkpoints.restore_params(abstract)
     finally:
         checkpoints.close()
+
+
+def untrained_params(config: Config, initial: Initial, mesh: Mesh) -> Params:
+    """Whole parameters of a run without stages, in the dtype of the computation."""
+    model, dtype = Model(config.model), jnp.dtype(config.model.dtype)
+    segmented = {path: jax.ShapeDtypeStruct(a.shape, dtype) for path, a in model.abstract().items()}
+    abstract = model.on_mesh(jax.eval_shape(params_lib.join, segmented), mesh)
+    return initial.params(abstract, mesh, config.seed, console.Reading())
 
 
 def as_it_begins(config: Config, stage: StageConfig, params: Params) -> Params:
