@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: the package itself, a directory, or a hub id through huggingface_hub's cache."""
+"""Where pretrained weights come from: a directory as it is, or a hub id through huggingface_hub and its cache."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,11 @@ from etils import epath
 from vlvm_jax.errors import InputError
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-PACKAGED = Path(__file__).parents[1] / "packaged"  # checkpoints, each in a folder of its name
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def resolve(source: str, where: str) -> epath.Path:
-    """The directory that `source` names: a packaged checkpoint, a path (local or gs://), else a hub id, downloaded or
-    from the cache.
+    """The directory that `source` names: a path (local or gs://), else a hub id, downloaded or from the cache.
 
     Args:
       where: the key or flag that named it, for messages.
@@ -22,8 +20,6 @@ def resolve(source: str, where: str) -> epath.Path:
     Raises:
       InputError: no such directory, or the hub cannot be reached and the cache does not have it.
     """
-    if source in packaged():
-        return epath.Path(PACKAGED / source)
     scheme, separator, place = source.partition("://")
     if separator and (scheme != "gs" or not place.strip("/")):
         raise InputError(
@@ -33,16 +29,8 @@ def resolve(source: str, where: str) -> epath.Path:
     if path.is_dir():
         return path if "://" in source else path.resolve()  # Orbax takes absolute paths only
     if not _HUB_ID.match(source) or source.startswith(("./", "../")):
-        raise InputError(
-            f"{where}: {source!r} is neither a directory that exists nor a hub id (owner/name); the package "
-            f"itself has {', '.join(packaged())}"
-        )
+        raise InputError(f"{where}: {source!r} is neither a directory that exists nor a hub id (owner/name)")
     return epath.Path(_download(source, where))
-
-
-def packaged() -> list[str]:
-    """Names of the checkpoints that come with the package."""
-    return sorted(file.parent.name for file in PACKAGED.glob("*/config.json"))
 
 
 def _download(repo: str, where: str) -> Path:
