@@ -21,7 +21,7 @@ CASES = {
     "train": [
         (["--config=gone.py"], "--config=gone.py: no such file"),
         (["--config="], "--config=: no such file"),
-        (["--config=no_recipe"], "--config=no_recipe: no such file; give a file, or one of free_video_llm, ftfv, own"),
+        (["--config=no_recipe"], "--config=no_recipe: no such file; give a file, or one of base, free_video_llm, ftfv"),
         (["--config=ftfv:huge"], "--config: no preset 'huge'; there are tiny"),
         (["--config=ftfv:tiny", "--config.nothing=1"], "--config.nothing: the config has no such key"),
         (["--config=folder"], "--config=folder: Is a directory"),

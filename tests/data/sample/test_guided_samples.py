@@ -98,7 +98,7 @@ def test_neither_template_nor_options_reach_clip_unless_asked(folder, spec):
 
 def test_every_question_stands_in_the_template(folder, spec):
     asked = record(folder, "long.mp4", "circle color ?", "how many ?")
-    loader = SampleLoader([asked], changed(spec, prompt_template="first {question} last ?"))
+    loader = SampleLoader([asked], changed(spec, prompt_template="first {question} finally ?"))
     shown = words(loader.encode(asked, [2]).ids)
     assert shown[0] == "USER:" and len(set(shown[1:3])) == 1
     text = " ".join(shown[3:])

@@ -1,4 +1,4 @@
-"""Records of `embedded.arrangements` and `embedded.clips`, and of words on pages, with their files."""
+"""Records of `embedded.arrangements` and `embedded.events`, and of words on pages, with their files."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlvm_jax.data.embedded import arrangements, clips, scenes, stories
+from vlvm_jax.data.embedded import arrangements, events, scenes, stories
 from vlvm_jax.data.embedded.files import Split, conversation, in_held_out_share, write_mp4
 from vlvm_jax.data.embedded.words import VOCABULARY
 from vlvm_jax.data.pages import draw
@@ -99,17 +99,17 @@ def write_timeless_text(path: Path, split: Split, index: int, *, size: int, fps:
 def write_clip(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
     """A clip with a conversation and a caption; kinds take turns."""
     rng = _rng(split, index, seed)
-    drawn = clips.draw_clip(rng, clips.KINDS[index % len(clips.KINDS)], held_out=split.held_out)
+    drawn = events.draw_clip(rng, events.KINDS[index % len(events.KINDS)], held_out=split.held_out)
     name = f"media/{split.name}/{index:06d}.mp4"
-    write_mp4(path / name, clips.render(drawn, size), fps)
-    asked = clips.questions(drawn, rng)
+    write_mp4(path / name, events.render(drawn, size), fps)
+    asked = events.questions(drawn, rng)
     return {
         "id": f"{split.name}/{index:06d}",
         "video": name,
         "combination": "/".join(drawn.combination),
         "conversations": conversation([(q.question, q.answer) for q in asked]),
         "types": [q.type for q in asked],
-        "caption": conversation([(scenes.CAPTION_PROMPTS["video"], clips.caption(drawn))]),
+        "caption": conversation([(scenes.CAPTION_PROMPTS["video"], events.caption(drawn))]),
     }
 
 

@@ -29,7 +29,7 @@ from vlvm_jax.config import Settings
 from vlvm_jax.data.embedded import (
     arrangement_files,
     arrangements,
-    clips,
+    events,
     files,
     scenes,
     searches,
@@ -64,7 +64,7 @@ class ShapesOptions(Settings):
 
     What `embedded.arrangements` draws, images of `size` pixels: `*_arrangements` of up to six things, `*_sets` of two
     or three images, `*_signs` with words to read, and `train_timeless_texts`, stories as text; `*_clips`, what
-    `embedded.clips` draws.
+    `embedded.events` draws.
     """
 
     train_images: NonNegativeInt = 12000
@@ -152,7 +152,7 @@ class ShapesOptions(Settings):
         modules = [scenes, files, words]
         modules += [searches] if self.has_searches else []
         modules += [stories, story_files] if self.has_stories else []
-        modules += [arrangements, arrangement_files, clips, stories] if self.has_arrangements else []
+        modules += [arrangements, arrangement_files, events, stories] if self.has_arrangements else []
         code = "".join(Path(str(path)).read_text() for path in (*(m.__file__ for m in modules), __file__))
         text = json.dumps({"code": code, **self.made_of}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

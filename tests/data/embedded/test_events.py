@@ -8,27 +8,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlvm_jax.data.embedded import clips
+from vlvm_jax.data.embedded import events
 from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.embedded.arrangements import NUMBERS
 from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS
 
 SIDE = 64
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-kinds = st.sampled_from(clips.KINDS)
+kinds = st.sampled_from(events.KINDS)
 
 
 def cell(clip, number, frame):
-    return tuple(int(share * 3) for share in clips.position(clip, number, frame))
+    return tuple(int(share * 3) for share in events.position(clip, number, frame))
 
 
 def answer(clip, question: str) -> str | None:
     """What a question about the event asks, worked out from where and when things show; None for other questions."""
     words = question.removesuffix(" ?").split()
-    shown = [[clips.shows(clip, number, frame) for frame in range(clips.FRAMES)] for number in range(len(clip.things))]
-    cells = [[cell(clip, number, frame) for frame in range(clips.FRAMES)] for number in range(len(clip.things))]
+    shown = [
+        [events.shows(clip, number, frame) for frame in range(events.FRAMES)] for number in range(len(clip.things))
+    ]
+    cells = [[cell(clip, number, frame) for frame in range(events.FRAMES)] for number in range(len(clip.things))]
     moving = [number for number, path in enumerate(cells) if len(set(path)) > 1]
-    steps = [np.subtract(b, a) for a, b in itertools.pairwise(clips.position(clip, 0, f) for f in range(clips.FRAMES))]
+    steps = [
+        np.subtract(b, a) for a, b in itertools.pairwise(events.position(clip, 0, f) for f in range(events.FRAMES))
+    ]
     if words == ["what", "moves"]:
         return clip.things[moving[0]].name
     if words == ["direction"]:
@@ -56,24 +60,24 @@ def answer(clip, question: str) -> str | None:
 @given(rng=rngs, kind=kinds, held_out=st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_every_answer_follows_from_the_frames(rng, kind, held_out):
-    clip = clips.draw_clip(rng, kind, held_out=held_out)
+    clip = events.draw_clip(rng, kind, held_out=held_out)
     assert clip.held_out is held_out
     assert len({thing.name for thing in clip.things}) == len(clip.things) == len({thing.cell for thing in clip.things})
-    asked = clips.questions(clip, rng)
-    assert 1 <= len(asked) <= clips.MOST_QUESTIONS
-    assert {q.type for q in asked} & set(clips.TEMPORAL_TYPES)
+    asked = events.questions(clip, rng)
+    assert 1 <= len(asked) <= events.MOST_QUESTIONS
+    assert {q.type for q in asked} & set(events.TEMPORAL_TYPES)
     for question in asked:
         if (expected := answer(clip, question.question)) is not None:
-            assert question.answer == expected and question.type in clips.TEMPORAL_TYPES
-        text = f"{question.question} {question.answer} {clips.caption(clip)}"
-        assert set(text.split()) <= set(embedded_words.VOCABULARY) and len(clips.caption(clip).split()) == 16
+            assert question.answer == expected and question.type in events.TEMPORAL_TYPES
+        text = f"{question.question} {question.answer} {events.caption(clip)}"
+        assert set(text.split()) <= set(embedded_words.VOCABULARY) and len(events.caption(clip).split()) == 16
 
 
 @given(rng=rngs)
 @settings(max_examples=60, deadline=None)
 def test_still_things_are_named_by_what_no_other_thing_has(rng):
-    clip = clips.draw_clip(rng, clips.KINDS[int(rng.integers(4))], held_out=False)
-    for question in clips.questions(clip, rng):
+    clip = events.draw_clip(rng, events.KINDS[int(rng.integers(4))], held_out=False)
+    for question in events.questions(clip, rng):
         if question.type not in ("color", "shape", "position"):
             continue
         name, trait, _ = question.question.split()
@@ -86,18 +90,18 @@ def test_still_things_are_named_by_what_no_other_thing_has(rng):
 @given(rng=rngs)
 @settings(max_examples=20, deadline=None)
 def test_frames_show_the_event(rng):
-    for kind in clips.KINDS:
-        clip = clips.draw_clip(rng, kind, held_out=False)
-        frames = clips.render(clip, SIDE).astype(int)
-        assert frames.shape == (clips.FRAMES, SIDE, SIDE, 3)
-        for frame, number in itertools.product(range(clips.FRAMES), range(len(clip.things))):
-            row, column = (round(share * SIDE) for share in clips.position(clip, number, frame))
+    for kind in events.KINDS:
+        clip = events.draw_clip(rng, kind, held_out=False)
+        frames = events.render(clip, SIDE).astype(int)
+        assert frames.shape == (events.FRAMES, SIDE, SIDE, 3)
+        for frame, number in itertools.product(range(events.FRAMES), range(len(clip.things))):
+            row, column = (round(share * SIDE) for share in events.position(clip, number, frame))
             around = frames[frame, max(row - 1, 0) : row + 1, max(column - 1, 0) : column + 1].reshape(-1, 3)
             color = clip.things[number].color
             if clip.new_color and not number and frame >= clip.change:
                 color = clip.new_color
             near = np.abs(around - COLORS[color]).max(axis=1).min() < 25
-            assert near == clips.shows(clip, number, frame), (kind, frame, number)
+            assert near == events.shows(clip, number, frame), (kind, frame, number)
 
 
 def test_answers_are_balanced():
@@ -105,7 +109,7 @@ def test_answers_are_balanced():
     rng = np.random.default_rng(1)
     counted = collections.defaultdict(collections.Counter)
     for number in range(6000):
-        for q in clips.questions(clips.draw_clip(rng, clips.KINDS[number % 4], held_out=False), rng):
+        for q in events.questions(events.draw_clip(rng, events.KINDS[number % 4], held_out=False), rng):
             of_time = q.type in ("direction", "speed", "repetition") or q.question.split()[0] in ("row", "column")
             counted[q.question if of_time else q.type][q.answer] += 1
     for question, answers in counted.items():
@@ -120,11 +124,11 @@ def test_how_long_something_shows_tells_nothing(kind):
     """All that come show for equally long; one that blinks is away for single frames, never at an end."""
     rng = np.random.default_rng(2)
     for _ in range(200):
-        clip = clips.draw_clip(rng, kind, held_out=False)
-        times = [sum(clips.shows(clip, n, f) for f in range(clips.FRAMES)) for n in range(len(clip.things))]
+        clip = events.draw_clip(rng, kind, held_out=False)
+        times = [sum(events.shows(clip, n, f) for f in range(events.FRAMES)) for n in range(len(clip.things))]
         if kind == "appear":
-            assert len(set(times[: clips.COME])) == 1 and all(time == clips.FRAMES for time in times[clips.COME :])
+            assert len(set(times[: events.COME])) == 1 and all(time == events.FRAMES for time in times[events.COME :])
         else:
-            assert times[0] == clips.FRAMES - clip.blinks and len(set(clip.hidden)) == clip.blinks
+            assert times[0] == events.FRAMES - clip.blinks and len(set(clip.hidden)) == clip.blinks
             assert all(b - a > 1 for a, b in itertools.pairwise(clip.hidden))
-            assert min(clip.hidden) > 0 and max(clip.hidden) < clips.FRAMES - 1
+            assert min(clip.hidden) > 0 and max(clip.hidden) < events.FRAMES - 1
