@@ -289,18 +289,25 @@ CLIP_B_16 = Scorer(
 )
 
 # Beside it, made by `base:clip`.
-_SMALL_LAYERS = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 2}
 EMBEDDED_CLIP = Scorer(
     ClipConfig(
         text=TextConfig(
-            **_SMALL_LAYERS,
+            hidden_size=64,
+            intermediate_size=160,
             num_hidden_layers=2,
+            num_attention_heads=2,
             vocab_size=words.ROOM,
             max_position_embeddings=12,
             eos_token_id=words.SPECIAL_TOKENS.index("</s>"),
         ),
         vision=VisionConfig(
-            **_SMALL_LAYERS, kind="clip", num_hidden_layers=3, image_size=64, patch_size=8, position_init=0.5
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
+            position_init=0.5,
         ),
         projection_dim=32,
     ),

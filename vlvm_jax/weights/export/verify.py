@@ -190,7 +190,10 @@ def _compare_clip(export: ClipExport, folder: Path) -> Report:
     ids = np.random.default_rng(0).integers(0, text.vocab_size, (2, text.max_position_embeddings))
     ids[:, -1] = text.eos_token_id
     tower = model.vision_model
-    images = model.images(tower, tower(jnp.asarray(frames[None]), final=True).final)
+    assert tower is not None
+    features = tower(jnp.asarray(frames[None]), final=True)
+    assert features.final is not None
+    images = model.images(tower, features.final)
     ours = np.asarray(cosine(model.texts(jnp.asarray(ids, jnp.int32)), jnp.repeat(images, 2, axis=0)))
     with torch.no_grad():
         theirs = _load(folder, "AutoModel")(torch.as_tensor(ids), torch.as_tensor(_pixels(frames, vision)))
