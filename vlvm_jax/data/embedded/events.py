@@ -15,7 +15,7 @@ import numpy as np
 from vlvm_jax.data.embedded import scenes
 from vlvm_jax.data.embedded.arrangements import NUMBERS, SIZES, Thing
 from vlvm_jax.data.embedded.files import in_held_out_share
-from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, DIRECTIONS, ROWS, SHAPES, Question
+from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, DIRECTIONS, ROWS, SHAPES, Motion, Question
 
 KINDS = ("move", "appear", "change", "blink")
 STATIC_TYPES = ("color", "shape", "count", "position")
@@ -25,15 +25,6 @@ COME = 3  # things that come one after another
 MOST_BLINKS = 4
 MOST_QUESTIONS = 6
 _PLACES = ("first", "second", "last")
-
-
-@dataclasses.dataclass(frozen=True)
-class Motion:
-    """A thing goes `cells` cells in `direction`, speeding up or slowing down all the way."""
-
-    direction: str
-    cells: int
-    faster: bool
 
 
 @dataclasses.dataclass(frozen=True)
