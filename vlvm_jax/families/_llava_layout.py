@@ -15,7 +15,7 @@ from vlvm_jax import families
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images import anyres
 from vlvm_jax.errors import InputError, brief
-from vlvm_jax.families._tower import STATISTICS, TowerFamily
+from vlvm_jax.families._tower import STATISTICS, TowerFamily, square_processor
 from vlvm_jax.families.base import NAMED_TOWER_FOLDER
 
 # Sizes of the towers that published checkpoints name, from their own config.json files on the hub.
@@ -41,7 +41,6 @@ KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},
     "google/siglip-so400m-patch14-384": _SIGLIP_SO400M,
 }
-_BICUBIC = 3
 
 # Every key that changes what is computed, with the values that this library computes; `COMPUTED` where they are checked
 # below, `NO_EFFECT` for what only training, or a component that other keys turn on, reads.
@@ -321,13 +320,7 @@ def tower_processor(directory: Path, raw: dict[str, Any], sizes: dict[str, Any])
         if folder is not None and (processor := read_json(folder / "preprocessor_config.json")):
             return processor
     kind = "siglip" if sizes["model_type"].startswith("siglip") else "clip"
-    square = {"height": sizes["image_size"], "width": sizes["image_size"]}
-    mean, std = map(list, STATISTICS[kind])
-    common = {"resample": _BICUBIC, "do_normalize": True, "image_mean": mean, "image_std": std}
-    if kind == "siglip":
-        return {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False, **common}
-    edges = {"size": {"shortest_edge": sizes["image_size"]}, "crop_size": square, "do_center_crop": True}
-    return {"image_processor_type": "CLIPImageProcessor", **edges, **common}
+    return square_processor(sizes["image_size"], *STATISTICS[kind], "squash" if kind == "siglip" else "crop")
 
 
 def _merge_type(raw: dict[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """Vision towers: their settings in a `config.json`, and checkpoints that hold one alone."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlvm_jax.config import VisionConfig
+from vlvm_jax.config import FrameFit, VisionConfig
 from vlvm_jax.data import files
 from vlvm_jax.errors import InputError
 from vlvm_jax.families import base
@@ -18,6 +19,7 @@ KINDS = {
     "smolvlm_vision": "idefics3",
 }
 _WRITTEN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefics3": "idefics3_vision"}
+_BICUBIC = 3  # as Pillow and transformers number it
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 STATISTICS = {  # mean and standard deviation of pixels, where no processor's file states them
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -94,6 +96,20 @@ def tower(
         image_mean=tuple(mean),
         image_std=tuple(std),
     )
+
+
+def square_processor(size: int, mean: Sequence[float], std: Sequence[float], fit: FrameFit) -> dict[str, Any]:
+    """Settings of the processor that makes a picture one square of the tower's size, as `data.images.squares` does.
+
+    Args:
+      fit: `squash` is SigLIP's way, `crop` (also `auto`) CLIP's; `pad` is left to the model's own class.
+    """
+    square = {"height": size, "width": size}
+    common = {"resample": _BICUBIC, "do_normalize": True, "image_mean": list(mean), "image_std": list(std)}
+    if fit == "squash":
+        return {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False, **common}
+    edges = {"size": {"shortest_edge": size}, "crop_size": square, "do_center_crop": True}
+    return {"image_processor_type": "CLIPImageProcessor", **edges, **common}
 
 
 def tower_fields(vision: VisionConfig, has_head: bool = False, model_type: str | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 
-from vlvm_jax.config import ConnectorConfig, DecoderConfig, FrameTokens, VisionConfig
+from vlvm_jax.config import ConnectorConfig, DecoderConfig, FrameFit, FrameTokens, VisionConfig
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images.image_rules import Settings, SquareRule, read_files
 from vlvm_jax.errors import InputError
@@ -311,6 +311,18 @@ class StockFamily(Family):
         """
         del size, pinpoints, padded
         return tower
+
+    def made_files(
+        self, vision: VisionConfig, fit: FrameFit, config: dict[str, Any], image_token: str
+    ) -> dict[str, dict[str, Any]]:
+        """The processors' files of an export that has no checkpoint behind it, by name; {} where that cannot be said.
+
+        Args:
+          fit: how pictures become squares.
+          config: the export's `config.json`.
+        """
+        del vision, fit, config, image_token
+        return {}
 
 
 def settings_of(cls, where: str, **values):

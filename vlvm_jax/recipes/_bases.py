@@ -26,7 +26,7 @@ class Base:
     """An image model.
 
     Attributes:
-      init_from: where its weights are, as `ModelConfig.init_from`.
+      init_from: where its weights are, as `ModelConfig.init_from`; None for one that a recipe makes.
       chat_template: as `DataConfig.chat_template`; by default the checkpoint's own.
       processor: as `DataConfig.processor`; None if images are prepared as the tower's settings say.
     """
@@ -34,7 +34,7 @@ class Base:
     vision: VisionConfig
     connector: ConnectorConfig
     decoder: DecoderConfig
-    init_from: str | InitFrom
+    init_from: str | InitFrom | None
     chat_template: str = "checkpoint"
     processor: str | None = "{encoder}"
 
@@ -231,8 +231,8 @@ IDEFICS3_8B = Base(
     init_from="HuggingFaceM4/Idefics3-8B-Llama3",
 )
 
-# Made by the recipe `base` (docs/base.md): 1.4 million parameters, 8 x 8 patches of 8 pixels.
-EMBEDDED = Base(
+# Of the recipe `base` (docs/base.md): 1.4 million parameters, 8 x 8 patches of 8 pixels.
+SMALL = Base(
     vision=VisionConfig(
         kind="siglip",
         hidden_size=96,
@@ -255,7 +255,7 @@ EMBEDDED = Base(
         num_key_value_heads=4,
         head_dim=32,
     ),
-    init_from="embedded",
+    init_from=None,
     chat_template="bare",
     processor=None,
 )
@@ -288,30 +288,27 @@ CLIP_B_16 = Scorer(
     "openai/clip-vit-base-patch16",
 )
 
-# Beside it, made by `base:clip`.
-EMBEDDED_CLIP = Scorer(
-    ClipConfig(
-        text=TextConfig(
-            hidden_size=64,
-            intermediate_size=160,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            vocab_size=words.ROOM,
-            max_position_embeddings=12,
-            eos_token_id=words.SPECIAL_TOKENS.index("</s>"),
-        ),
-        vision=VisionConfig(
-            hidden_size=64,
-            intermediate_size=160,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=8,
-            position_init=0.5,
-        ),
-        projection_dim=32,
+# Of `base:clip`.
+SMALL_CLIP = ClipConfig(
+    text=TextConfig(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=words.ROOM,
+        max_position_embeddings=12,
+        eos_token_id=words.SPECIAL_TOKENS.index("</s>"),
     ),
-    "embedded-clip",
+    vision=VisionConfig(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=8,
+        position_init=0.5,
+    ),
+    projection_dim=32,
 )
 
 

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from vlvm_jax.config import to_json
 from vlvm_jax.recipes import _bases as bases
-from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg
+from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_stage
 
 PRESETS = ("tiny", "clip")
-SIZE = bases.EMBEDDED.vision.image_size
+SIZE = bases.SMALL.vision.image_size
+RATE = 1.5e-3
 IMAGES = 3  # of a set or a sheet, at most
 NO_SCENES = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
 SINGLES = {"train_singles": 10000, "search_size": SIZE, "sheet_images": IMAGES}
@@ -42,7 +43,7 @@ def image(options: Any) -> ConfigDict:
     seen = [captions, signs, {**arrangements, "fraction": 0.3}]
     everything = [arrangements, {**captions, "fraction": 0.1}, sets, {**signs, "fraction": 0.5}, *small, texts]
     rows = {"batch_size": 16, "frames": IMAGES, "length": 256}
-    whole = ["encoder/**", "adapter/**", "decoder/**"]
+    whole = dict.fromkeys(["encoder/**", "adapter/**", "decoder/**"], RATE)
     return run(
         "base",
         options,
@@ -60,8 +61,8 @@ def image(options: Any) -> ConfigDict:
             "heldout_singles": 300,
         },
         stages=[
-            stage(options, "captions", seen, 1000, whole, **rows),
-            stage(options, "questions", everything, 7000, whole, **rows),
+            tiny_stage(options, "captions", seen, 1000, whole, **rows),
+            tiny_stage(options, "questions", everything, 7000, whole, **rows),
         ],
         evals=[
             {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **rows}
@@ -71,8 +72,8 @@ def image(options: Any) -> ConfigDict:
 
 
 def clip(options: Any) -> ConfigDict:
-    """240 thousand parameters that compare an image of one thing with its name, and with questions about it."""
-    scorer = bases.EMBEDDED_CLIP.sizes
+    """220 thousand parameters that compare an image of one thing with its name, and with questions about it."""
+    scorer = bases.SMALL_CLIP
     adapter = every_option({"name": "prompt_guided", "options": {"clip": to_json(scorer)}})
     pairs = [entry(f"{EMBEDDED}/train_singles_pairs.json")]
     rows = {"batch_size": 64, "frames": 1, "length": 96, "pack": False, "objective": "adapter"}
@@ -81,7 +82,7 @@ def clip(options: Any) -> ConfigDict:
         options,
         adapter=adapter,
         data=SINGLES,
-        stages=[stage(options, "clip", pairs, 2000, ["adapter/clip/**"], **rows)],
+        stages=[tiny_stage(options, "clip", pairs, 2000, {"adapter/clip/**": RATE}, **rows)],
         prompt_tokenizer=f"{EMBEDDED}/prompt_tokenizer.json",
         prompt_length=scorer.text.max_position_embeddings,
     )
@@ -93,33 +94,17 @@ def run(
     return complete(
         {
             "name": name,
-            "model": bases.EMBEDDED.model(adapter, init_from=None, dtype="float32"),
-            "data": {
-                "embedded": {**NO_SCENES, "size": SIZE, **data},
-                "tokenizer": f"{EMBEDDED}/tokenizer.json",
-                "chat_template": "bare",
-                "cache_mb": 1024,
-                "workers": 1,
+            "model": bases.SMALL.model(adapter, dtype="float32"),
+            "data": bases.SMALL.data(
+                embedded={**NO_SCENES, "size": SIZE, **data},
+                tokenizer=f"{EMBEDDED}/tokenizer.json",
+                cache_mb=1024,
+                workers=1,
                 **settings,
-            },
+            ),
             "stages": stages,
             "evals": list(evals),
             "checkpoint": {"save_every": 500, "keep": 1},
             "seed": options.seed,
         }
     )
-
-
-def stage(options: Any, name: str, data: list, steps: int, trained: list[str], **rows: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "data": data,
-        "steps": max(1, round(steps * options.scale)),
-        "trainable": dict.fromkeys(trained, 1.5e-3),
-        "warmup_ratio": 0.05,
-        "beta2": 0.98,
-        "weight_decay": 0.01,
-        "final_lr_ratio": 0.02,
-        "seed": options.seed,
-        **rows,
-    }

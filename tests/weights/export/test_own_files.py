@@ -12,11 +12,11 @@ import transformers
 from PIL import Image
 from support.recipes import ROOT, environment
 
+from vlvm_jax import families
 from vlvm_jax.data.images.squares import to_square
 from vlvm_jax.data.prompt.conversation import PLACEHOLDER
 from vlvm_jax.data.prompt.templates import TEMPLATES
-from vlvm_jax.recipes._bases import EMBEDDED
-from vlvm_jax.weights.export import own_files
+from vlvm_jax.recipes._bases import SMALL
 from vlvm_jax.weights.hf import clip_source
 
 QUESTION = "red circle color ?"
@@ -59,7 +59,7 @@ def test_transformers_asks_it_as_it_was_trained(exported):
     assert prompt == TEMPLATES["bare"].prompt(asked).text
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     inputs = processor(text=prompt, images=image, return_tensors="pt")
-    vision = EMBEDDED.vision
+    vision = SMALL.vision
     expected = (np.asarray(image) / 255 - vision.image_mean) / vision.image_std
     np.testing.assert_allclose(inputs.pixel_values[0].numpy().transpose(1, 2, 0), expected, atol=1e-5)
     token = processor.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
@@ -104,8 +104,10 @@ def test_the_clip_of_an_adapter_goes_out_alone(tmp_path, data_root):
 @pytest.mark.parametrize("size", [(70, 40), (40, 70), (64, 64)])
 def test_pictures_become_squares_as_transformers_makes_them(fit, size, tmp_path):
     """Within what bicubic scaling in other steps rounds to."""
-    vision = EMBEDDED.vision.model_copy(update={"image_size": 32})
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own_files.image_processor(vision, fit)))
+    vision = SMALL.vision.model_copy(update={"image_size": 32})
+    config = {"vision_feature_select_strategy": "full"}
+    made = families.stock("llava").made_files(vision, fit, config, PLACEHOLDER)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(made["preprocessor_config.json"]))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     rows, columns = np.mgrid[: size[1], : size[0]]
     picture = np.stack([rows * 3, columns * 3, (rows + columns) % 256], -1).clip(0, 255).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 Things share shapes and colours, so a question has to bind a trait to the right thing: the left circle, the thing at the
 top right, whatever is larger. Several images together are compared, and their order never matters: nothing of time can
-be learned from them. All words are those of `scenes`. Nothing here touches files.
+be learned from them. All words are those of `words`. Nothing here touches files.
 
 What an image shows, all of it, belongs to one side of the split: no held-out image has been seen with the same things
 in the same cells. The share is drawn by a hash, so no answer is likelier than another on either side.

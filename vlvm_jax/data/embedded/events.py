@@ -84,7 +84,7 @@ def _draw(rng: np.random.Generator, kind: str) -> Clip:
     cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
     motion, made = None, {}
     if kind == "move":
-        motion, cells = _draw_motion(rng, cells)
+        motion, cells = scenes.draw_motion(rng, cells)
     elif kind == "appear":
         made["spans"] = _draw_spans(rng)
     elif kind == "blink":
@@ -98,19 +98,6 @@ def _draw(rng: np.random.Generator, kind: str) -> Clip:
         for (color, shape), cell in zip(names, cells, strict=False)
     )
     return Clip(kind, things, int(rng.integers(2**31)), motion, **made)
-
-
-def _draw_motion(rng: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[Motion, list[tuple[int, int]]]:
-    """A motion, and the cells with its first one before those that it does not touch."""
-    direction = str(rng.choice(list(DIRECTIONS)))
-    row_step, column_step = DIRECTIONS[direction]
-    length = int(rng.choice((1, 1, 2)))  # so that every row and column starts and ends as often
-    along = int(rng.integers(0, 3 - length))
-    along = along if row_step + column_step > 0 else 2 - along
-    across = int(rng.integers(0, 3))
-    start = (across, along) if row_step == 0 else (along, across)
-    path = {(start[0] + row_step * step, start[1] + column_step * step) for step in range(length + 1)}
-    return Motion(direction, length, bool(rng.integers(2))), [start, *(cell for cell in cells if cell not in path)]
 
 
 def _draw_spans(rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
@@ -161,11 +148,8 @@ def position(clip: Clip, number: int, frame: int) -> tuple[float, float]:
     thing = clip.things[number]
     row, column = ((cell + 0.5 + off) / 3 for cell, off in zip(thing.cell, thing.jitter, strict=True))
     if number == 0 and clip.motion is not None:
-        time = frame / (FRAMES - 1)
-        progress = time**2.5 if clip.motion.faster else 1 - (1 - time) ** 2.5
-        row_step, column_step = DIRECTIONS[clip.motion.direction]
-        row += row_step * progress * clip.motion.cells / 3
-        column += column_step * progress * clip.motion.cells / 3
+        down, right = clip.motion.shift(frame / (FRAMES - 1))
+        row, column = row + down, column + right
     return row, column
 
 

@@ -48,6 +48,12 @@ class Motion:
     cells: int
     faster: bool
 
+    def shift(self, time: float) -> tuple[float, float]:
+        """How far it has gone at `time`, from 0 to 1: down and right, as shares of the frame."""
+        progress = time**2.5 if self.faster else 1 - (1 - time) ** 2.5
+        row_step, column_step = DIRECTIONS[self.direction]
+        return row_step * progress * self.cells / 3, column_step * progress * self.cells / 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -106,16 +112,7 @@ def _draw(rng: np.random.Generator, kind: str) -> Scene:
     motion = None
     cells = [divmod(int(c), 3) for c in rng.permutation(9)]
     if kind == "move":
-        direction = str(rng.choice(list(DIRECTIONS)))
-        row_step, column_step = DIRECTIONS[direction]
-        length = int(rng.choice((1, 1, 2)))  # so that every row and column starts and ends as often
-        along = int(rng.integers(0, 3 - length))
-        along = along if row_step + column_step > 0 else 2 - along
-        across = int(rng.integers(0, 3))
-        start = (across, along) if row_step == 0 else (along, across)
-        path = {(start[0] + row_step * i, start[1] + column_step * i) for i in range(length + 1)}
-        cells = [start, *(cell for cell in cells if cell not in path)]
-        motion = Motion(direction, length, bool(rng.integers(2)))
+        motion, cells = draw_motion(rng, cells)
     spans = [(0.0, 1.01)] * count
     if kind == "appear":  # both for equally long: only the order of the frames tells which came first
         length, early, late = rng.uniform(0.3, 0.4), rng.uniform(0.03, 0.1), rng.uniform(0.5, 0.57)
@@ -129,6 +126,19 @@ def _draw(rng: np.random.Generator, kind: str) -> Scene:
         new_color = str(rng.choice([c for c in COLORS if c not in colors]))
     change_at = float(rng.uniform(0.35, 0.65))
     return Scene(kind, things, int(rng.integers(2**31)), motion, new_color, change_at)
+
+
+def draw_motion(rng: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[Motion, list[tuple[int, int]]]:
+    """A motion, and the cells with its first one before those that it does not touch."""
+    direction = str(rng.choice(list(DIRECTIONS)))
+    row_step, column_step = DIRECTIONS[direction]
+    length = int(rng.choice((1, 1, 2)))  # so that every row and column starts and ends as often
+    along = int(rng.integers(0, 3 - length))
+    along = along if row_step + column_step > 0 else 2 - along
+    across = int(rng.integers(0, 3))
+    start = (across, along) if row_step == 0 else (along, across)
+    path = {(start[0] + row_step * i, start[1] + column_step * i) for i in range(length + 1)}
+    return Motion(direction, length, bool(rng.integers(2))), [start, *(cell for cell in cells if cell not in path)]
 
 
 def _jitter(rng: np.random.Generator) -> float:
@@ -161,10 +171,8 @@ def position(scene: Scene, number: int, time: float) -> tuple[float, float]:
     thing = scene.things[number]
     row, column = ((cell + 0.5 + jitter) / 3 for cell, jitter in zip(thing.cell, thing.jitter, strict=True))
     if number == 0 and scene.motion is not None:
-        progress = time**2.5 if scene.motion.faster else 1 - (1 - time) ** 2.5
-        row_step, column_step = DIRECTIONS[scene.motion.direction]
-        row += row_step * progress * scene.motion.cells / 3
-        column += column_step * progress * scene.motion.cells / 3
+        down, right = scene.motion.shift(time)
+        row, column = row + down, column + right
     return row, column
 
 

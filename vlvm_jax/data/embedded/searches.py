@@ -9,7 +9,7 @@ is meant: given another clip's question, an answer is right by chance only.
 `single` images show one thing, large or small, anywhere, or nothing, and have words that name it: for the model that
 is to answer, and for a tower that is to compare images with words. `sheet`s are several of them, of which one is asked.
 
-Nothing here touches files (`vlvm_jax/data/embedded/shapes.py` does). All words are those of `scenes`.
+Nothing here touches files (`vlvm_jax/data/embedded/shapes.py` does). All words are those of `words`.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 An event is a coloured shape in a column, three words; a story is a list of events whose things all differ. As a clip
 every event is shown for a few frames; as a text it is its words, which pages can be drawn from
 (`vlvm_jax/data/pages/draw.py`). Questions are about the same things either way, so that what is learned of long texts
-can serve long clips. All words are those of `scenes`. Nothing here touches files.
+can serve long clips. All words are those of `words`. Nothing here touches files.
 """
 
 import dataclasses

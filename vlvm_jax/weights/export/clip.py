@@ -1,5 +1,6 @@
 """The CLIP that an adapter holds, exported alone: a `CLIPModel` that other adapters and transformers read."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from vlvm_jax.config import ClipConfig, VisionConfig
 from vlvm_jax.errors import InputError
-from vlvm_jax.families._tower import tower_fields
+from vlvm_jax.families._tower import square_processor, tower_fields
 from vlvm_jax.families.base import Rule
 from vlvm_jax.families.clip import Family
 from vlvm_jax.weights import tables
@@ -33,6 +34,8 @@ class ClipExport(Export):
 
     def __init__(self, source: HFDirectory | Stored, options: Options):
         super().__init__(source, options, None, Rung(0, FORMAT, "asked for: the CLIP that the adapter holds"))
+        if options.lora == "peft":
+            raise InputError(f"--lora=peft: a LoRA is the model's, and --format={FORMAT} exports its CLIP alone")
         self.clip = _clip_of(source)
         assert self.clip.vision is not None
         self.vision, self.decoder, self.carried = self.clip.vision, None, {}
@@ -56,15 +59,18 @@ class ClipExport(Export):
         placed = Rule(rule.tensor, f"{PLACE}/{rule.path}", rule.transform, rule.layers)
         return super().tensors(placed)
 
-    def write_texts(self, folder: Path) -> None:
-        """The tokenizer of its text tower, of a checkpoint or made here."""
+    def write_files(self, folder: Path) -> None:
+        """The tokenizer of its text tower and the processor's settings: its checkpoint's, or those of the run."""
         files = self.source.hf_files
-        if files is None:
-            return
-        if side_files.of_clip(files).exists():
+        if files is not None and side_files.of_clip(files).exists():
             side_files.copy_into(side_files.of_clip(files), folder)
-        elif (files / side_files.SCORING_FILE).exists():
+            return
+        if files is not None and (files / side_files.SCORING_FILE).exists():
             media_tokens.write_tokenizer(files / side_files.SCORING_FILE, folder, {})
+        assert self.run is not None
+        vision, fit = self.vision, self.run.data.frame_fit
+        values = square_processor(vision.image_size, vision.image_mean, vision.image_std, fit)
+        (folder / "preprocessor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _clip_of(source: HFDirectory | Stored) -> ClipConfig:

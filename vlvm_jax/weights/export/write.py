@@ -15,7 +15,7 @@ from vlvm_jax import families
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.errors import InputError
-from vlvm_jax.weights.export import card, clip, lora, media_tokens, own_files, verify
+from vlvm_jax.weights.export import card, clip, lora, media_tokens, verify
 from vlvm_jax.weights.export.clip import ClipExport
 from vlvm_jax.weights.export.export import Export, ModelExport, Options, plan
 from vlvm_jax.weights.export.ladder import Rung
@@ -77,9 +77,7 @@ def write(export: Export, folder: Path, progress: Callable[[int, int], None] | N
         writer.add(name, export.cast(value))
     writer.close()
     if isinstance(export, ClipExport):
-        export.write_texts(folder)
-        fit = "auto" if export.run is None else export.run.data.frame_fit
-        _write_json(folder / "preprocessor_config.json", own_files.image_processor(export.vision, fit))
+        export.write_files(folder)
     elif export.source.hf_files is not None:
         side_files.copy_flat(export.source.hf_files, folder)
         _write_processors(export, folder)
@@ -105,16 +103,18 @@ def _write_beside_model(export: ModelExport, folder: Path) -> None:
 
 
 def _write_own_files(export: ModelExport, folder: Path) -> None:
-    """The chat template and the processors of a run that started from no checkpoint with files of its own."""
+    """The chat template and the processors' files of a run that started from no checkpoint."""
     run = export.run
     if run is None or export.base is not None:
         return
     template = TEMPLATES.get(run.data.chat_template)
     if template is not None and (text := template.jinja()) is not None:
         (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
-    _write_json(folder / "preprocessor_config.json", own_files.image_processor(export.vision, run.data.frame_fit))
-    if values := own_files.processor(export.config(), media_tokens.IMAGE):
-        _write_json(folder / "processor_config.json", values)
+    stock = export.rung.stock
+    if stock is not None:
+        made = stock.made_files(export.vision, run.data.frame_fit, export.config(), media_tokens.IMAGE)
+        for name, values in made.items():
+            _write_json(folder / name, values)
 
 
 def _write_processors(export: Export, folder: Path) -> None:
