@@ -46,6 +46,14 @@ def pytest_unconfigure():
         shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def storage_works():
+    """No test begins with what another one, or a `StorageError` made for a test, has left behind."""
+    from vlvm_jax import storage
+
+    storage.failing.clear()
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """Root folder with the small embedded data set, made once for all tests."""

@@ -29,6 +29,15 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
+def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path):
+    checkpoints = StageCheckpoints(tmp_path / "checkpoints", keep=1)
+    storage.StorageError("gs://b/clip.mp4: storage does not work")  # made anywhere in the process
+    assert storage.failing.is_set()
+    stage_states.save(checkpoints, 1)
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "1").exists()
+
+
 def flip(file, place: int = -1) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 4

@@ -124,8 +124,8 @@ class StageCheckpoints:
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits for the last save, unless storage has just failed: then there is nothing to wait for."""
-        if not storage.failing.is_set():
+        """Waits for the last save, unless its bucket has just failed: then there is nothing to wait for."""
+        if not (storage.failing.is_set() and storage.is_remote(os.fspath(self.directory))):
             with self._faults():
                 self._checkpointer.close()
 
