@@ -113,6 +113,44 @@ def test_every_question_names_one_thing_and_has_its_answer(rng, held_out):
         assert set(f"{question.question} {question.answer} {drawn.caption}".split()) <= set(embedded_words.VOCABULARY)
 
 
+@given(rng=rngs, rounds=st.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_more_rounds_ask_more_and_nothing_twice(rng, rounds):
+    drawn = arrangements.draw_arrangement(rng, held_out=False)
+    asked = arrangements.questions(drawn, rng, 6 * rounds, rounds=rounds)
+    assert 1 <= len(asked) <= 6 * rounds and len({question.question for question in asked}) == len(asked)
+    assert not {"count", "count_of"} <= {question.type for question in asked}
+    assert all(question.answer == answer(drawn.things, question.question) for question in asked)
+
+
+@given(rng=rngs)
+@settings(max_examples=60, deadline=None)
+def test_a_listing_names_each_thing_and_its_place(rng):
+    drawn = arrangements.draw_arrangement(rng, held_out=False)
+    words = arrangements.listing(drawn, rng).split()
+    assert set(words) <= set(embedded_words.VOCABULARY) and len(words) == 5 * len(drawn.things)
+    listed = [words[start : start + 5] for start in range(0, len(words), 5)]
+    there = {(t.size, t.color, t.shape, ROWS[t.cell[0]], COLUMNS[t.cell[1]]) for t in drawn.things}
+    assert {tuple(item if item[0] in SIZES else item[2:] + item[:2]) for item in listed} == there
+
+
+@given(rng=rngs, trait=st.sampled_from(["size", "color", "shape"]))
+@settings(max_examples=60, deadline=None)
+def test_a_grid_tells_what_covers_each_square(rng, trait):
+    """At least one square for each thing, and every square that shows much of one."""
+    drawn = arrangements.draw_arrangement(rng, held_out=False)
+    told = np.array(arrangements.grid(drawn, trait, 8).split()).reshape(8, 8)
+    assert {str(word) for word in told.flat} - {"empty"} == {getattr(thing, trait) for thing in drawn.things}
+    assert (told == "empty").any()
+    image = arrangements.render(drawn, SIDE).astype(int)
+    covered = np.zeros((8, 8), bool)
+    for name, rgb in COLORS.items():
+        pixels = (np.abs(image - rgb).max(axis=-1) < 30).reshape(8, 8, 8, 8).sum(axis=(1, 3))
+        covered |= pixels > 48
+        assert trait != "color" or (told[pixels > 48] == name).all()
+    assert (told[covered] != "empty").all()
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_no_answer_is_likelier_than_another(held_out):
     """Of each type, and of each of its questions that is often asked."""
@@ -149,6 +187,10 @@ def set_answer(images: tuple[Arrangement, ...], question: str) -> str:
     words = question.removesuffix(" ?").split()
     if words == ["what", "differs"]:
         return difference(images)
+    if words == ["differs", "where"]:
+        one, two = {frozenset((t.size, t.color, t.shape, t.cell) for t in image.things) for image in images}
+        ((row, column),) = {thing[-1] for thing in one ^ two}
+        return f"{ROWS[row]} {COLUMNS[column]}"
     word = words[-1] if words[0] == "how" else words[0]
     having = sum(any(word in (thing.color, thing.shape) for thing in image.things) for image in images)
     if words[0] == "how":
@@ -169,15 +211,18 @@ def difference(images: tuple[Arrangement, ...]) -> str:
     return trait
 
 
-@given(rng=rngs, kind=st.sampled_from(arrangements.SET_TYPES), held_out=st.booleans())
+@given(rng=rngs, kind=st.sampled_from(arrangements.SET_TYPES), held_out=st.booleans(), most=st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
-def test_the_order_of_a_sets_images_does_not_matter(rng, kind, held_out):
-    drawn = arrangements.draw_set(rng, kind, held_out=held_out)
+def test_the_order_of_a_sets_images_does_not_matter(rng, kind, held_out, most):
+    drawn = arrangements.draw_set(rng, kind, held_out=held_out, most=most)
+    assert 1 <= len(drawn.questions) <= most and kind in {question.type for question in drawn.questions}
     assert 2 <= len(drawn.images) <= 3
     assert {image.held_out for image in drawn.images} == {held_out}
     for images in itertools.permutations(drawn.images):
-        assert set_answer(images, drawn.question.question) == drawn.question.answer
-    assert set(f"{drawn.question.question} {drawn.question.answer}".split()) <= set(embedded_words.VOCABULARY)
+        for question in drawn.questions:
+            assert set_answer(images, question.question) == question.answer
+    said = " ".join(f"{question.question} {question.answer}" for question in drawn.questions)
+    assert set(said.split()) <= set(embedded_words.VOCABULARY)
 
 
 @pytest.mark.parametrize("kind", arrangements.SET_TYPES)
@@ -187,8 +232,9 @@ def test_a_sets_answers_are_equally_frequent_for_each_number_of_images(kind):
     places = collections.Counter()
     for _ in range(MANY):
         drawn = arrangements.draw_set(rng, kind, held_out=False)
-        counted[len(drawn.images)][drawn.question.answer] += 1
-        if kind == "differs" and len(drawn.images) == 3 and drawn.question.answer != "nothing":
+        answer = drawn.questions[0].answer
+        counted[len(drawn.images)][answer] += 1
+        if kind == "differs" and len(drawn.images) == 3 and answer != "nothing":
             alike = [drawn.images.count(image) for image in drawn.images]
             places[alike.index(1)] += 1
     for counts in (*counted.values(), places):
@@ -203,7 +249,7 @@ def test_a_sets_answers_are_equally_frequent_for_each_number_of_images(kind):
 def made(tmp_path_factory):
     none = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
     count = dict.fromkeys(
-        ["train_arrangements", "train_sets", "train_signs", "heldout_signs", "train_timeless_texts"], 30
+        ["train_arrangements", "train_sets", "heldout_sets", "train_signs", "heldout_signs", "train_timeless_texts"], 30
     )
     options = shapes.ShapesOptions(size=SIDE, **none, **count)
     return shapes.ensure(options, tmp_path_factory.mktemp("data"))
@@ -219,15 +265,17 @@ def test_records_have_their_images(made):
     for record in records(made, "train_sets"):
         assert all((made / name).exists() for name in record["image"])
         assert record["conversations"][0]["value"].count("<image>\n") == len(record["image"])
-    kinds = [record["types"][0] for record in records(made, "train_sets")]
+    kinds = [kind for record in records(made, "heldout_sets") for kind in record["types"]]
     assert collections.Counter(kinds) == dict.fromkeys(arrangements.SET_TYPES, 10)
-    assert len(records(made, "train_arrangements_captions")) == 30
+    assert sum(len(record["types"]) for record in records(made, "train_sets")) > 100
+    for part in ("captions", "grids", "listings"):
+        assert len(records(made, f"train_arrangements_{part}")) == 30
 
 
 def test_signs_of_two_words_or_more_are_split(made):
     for name, held_out in (("train_signs", False), ("heldout_signs", True)):
         texts = [record["conversations"][1]["value"] for record in records(made, name)]
-        assert all(len(text.split()) <= 4 and set(text.split()) <= set(embedded_words.VOCABULARY) for text in texts)
+        assert all(len(text.split()) <= 8 and set(text.split()) <= set(embedded_words.VOCABULARY) for text in texts)
         longer = [text for text in texts if " " in text]
         assert longer and all(in_held_out_share(text) is held_out for text in longer)
 
@@ -245,7 +293,8 @@ def test_what_is_asked_of_images_never_speaks_of_time():
     rng = np.random.default_rng(3)
     for number in range(500):
         drawn = arrangements.draw_arrangement(rng, held_out=False)
-        asked = [q.question for q in arrangements.questions(drawn, rng, 6)]
-        asked.append(arrangements.draw_set(rng, arrangements.SET_TYPES[number % 3], held_out=False).question.question)
+        asked = [q.question for q in arrangements.questions(drawn, rng, 18, rounds=3)]
+        drawn_set = arrangements.draw_set(rng, arrangements.SET_TYPES[number % 3], held_out=False, most=8)
+        asked += [q.question for q in drawn_set.questions]
         assert not timely & set(" ".join(asked).split())
     assert scenes.CAPTION_PROMPTS["image"] == "what is there ?"

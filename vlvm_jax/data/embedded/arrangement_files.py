@@ -12,14 +12,17 @@ from vlvm_jax.data.embedded.words import VOCABULARY
 from vlvm_jax.data.pages import draw
 
 _ASKED = 6  # questions about an arrangement, at most
+_ROUNDS = 3  # of such questions in training, where every answer helps
+_ASKED_OF_SETS = 8  # in training
+_SIDE = 8  # of a grid: as many squares as the base has patches
 _OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
-_WORDS = 4  # of a sign, at most
+_WORDS = 8  # of a sign, at most, if a page holds so many
 _READ = "what does it say ?"
 _READABLE = [word for word in VOCABULARY if word.isalpha() and word.islower()]  # without what a chat template writes
-# Pages as the tiny T2Vid recipe draws them. Lines stand at fixed heights: with few pixels, reading is hard enough.
+# A line is 16 pixels high, so patches cut all lines alike: with few pixels, reading is hard enough.
 SIGN = {
-    "font_size": 13,
-    "margin": 1,
+    "font_size": 14,
+    "margin": 0,
     "chunk_size": _WORDS,
     "chunk_tokenizer": "whitespace",
     "layout_engine": "basic",
@@ -30,27 +33,31 @@ SIGN = {
 
 
 def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
-    """An image of things, with a conversation and a caption."""
+    """An image of things, with a conversation, a caption, a list of the things, and what covers each patch."""
     del fps
     rng = _rng(split, index, seed)
     drawn = arrangements.draw_arrangement(rng, held_out=split.held_out)
     name = _save(path, split, f"{index:06d}", arrangements.render(drawn, size))
-    asked = arrangements.questions(drawn, rng, _ASKED)
+    rounds = 1 if split.held_out else _ROUNDS
+    asked = arrangements.questions(drawn, rng, _ASKED * rounds, rounds=rounds)
+    trait = ("color", "shape", "size")[index % 3]
     return {
         "id": f"{split.name}/{index:06d}",
         "image": name,
         "conversations": conversation([(q.question, q.answer) for q in asked]),
         "types": [q.type for q in asked],
         "caption": conversation([(scenes.CAPTION_PROMPTS["image"], drawn.caption)]),
+        "listing": conversation([("what is where ?", arrangements.listing(drawn, rng))]),
+        "grid": conversation([(f"each {trait} ?", arrangements.grid(drawn, trait, _SIDE))]),
     }
 
 
 def write_set(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
-    """Two or three images with a question about all of them; types take turns."""
+    """Two or three images with a question about all of them, in training several; types take turns."""
     del fps
     rng = _rng(split, index, seed)
     kind = arrangements.SET_TYPES[index % len(arrangements.SET_TYPES)]
-    drawn = arrangements.draw_set(rng, kind, held_out=split.held_out)
+    drawn = arrangements.draw_set(rng, kind, held_out=split.held_out, most=1 if split.held_out else _ASKED_OF_SETS)
     images = [
         _save(path, split, f"{index:06d}_{number}", arrangements.render(image, size))
         for number, image in enumerate(drawn.images)
@@ -58,24 +65,23 @@ def write_set(path: Path, split: Split, index: int, *, size: int, fps: int, seed
     return {
         "id": f"{split.name}/{index:06d}",
         "image": images,
-        "conversations": conversation([(drawn.question.question, drawn.question.answer)], len(images)),
-        "types": [kind],
+        "conversations": conversation([(q.question, q.answer) for q in drawn.questions], len(images)),
+        "types": [q.type for q in drawn.questions],
     }
 
 
 def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
-    """A page of one to four words, to be read. No two pages of training and test have the same two words or more."""
+    """A page of words, to be read. No two pages of training and test have the same two words or more."""
     del fps
     rng = _rng(split, index, seed)
-    while True:
-        count = int(rng.integers(1, _WORDS + 1))
-        words = [_READABLE[i] for i in rng.integers(len(_READABLE), size=count)]
-        if count == 1 or in_held_out_share(" ".join(words)) == split.held_out:
-            break
-    text = " ".join(words)
     options = draw.PageOptions.model_validate({**SIGN, "page_size": size})
-    (page,) = draw.lay_out(text, options)
-    name = _save(path, split, f"{index:06d}", np.asarray(draw.draw(page, options).convert("RGB")))
+    while True:
+        words = [_READABLE[i] for i in rng.integers(len(_READABLE), size=int(rng.integers(1, _WORDS + 1)))]
+        while len(pages := draw.lay_out(text := " ".join(words), options)) > 1:
+            words.pop()
+        if len(words) == 1 or in_held_out_share(text) == split.held_out:
+            break
+    name = _save(path, split, f"{index:06d}", np.asarray(draw.draw(pages[0], options).convert("RGB")))
     return {
         "id": f"{split.name}/{index:06d}",
         "image": name,

@@ -99,16 +99,44 @@ def render(arrangement: Arrangement, size: int) -> np.ndarray:
 # --- questions about one image -----------------------------------------------------------------------------------
 
 
-def questions(arrangement: Arrangement, rng: np.random.Generator, most: int) -> list[Question]:
+def questions(arrangement: Arrangement, rng: np.random.Generator, most: int, *, rounds: int = 1) -> list[Question]:
     """A conversation of up to `most` questions of different types, in random order.
 
     Either all things are counted or some, never both: one number would bound the other.
+
+    Args:
+      rounds: how often each type has its turn; no question is asked twice.
     """
-    types = [TYPES[i] for i in rng.permutation(len(TYPES))]
+    types = list(TYPES)
     types.remove("count" if rng.integers(2) else "count_of")
     # Whether a type is asked must not depend on how many others have a question here, which tells how many things.
-    made = (_ASK[kind](arrangement.things, rng) for kind in types[:most])
-    return [question for question in made if question is not None] or [_count(arrangement.things, rng)]
+    turns = [kind for _ in range(rounds) for kind in (types[i] for i in rng.permutation(len(types)))][:most]
+    made = {question.question: question for kind in turns if (question := _ASK[kind](arrangement.things, rng))}
+    return list(made.values()) or [_count(arrangement.things, rng)]
+
+
+def grid(arrangement: Arrangement, trait: str, side: int) -> str:
+    """What is at each of `side` x `side` squares of the image, in reading order: a thing's size, color or shape.
+
+    A thing is taken for a disc, and is at a square whose centre it covers, or else at the nearest.
+    """
+    covered = np.full((side, side), "empty", dtype=object)
+    centres = (np.arange(side) + 0.5) / side
+    for thing in arrangement.things:
+        row, column = ((cell + 0.5 + off) / 3 for cell, off in zip(thing.cell, thing.jitter, strict=True))
+        distance = np.hypot(*np.meshgrid(centres - row, centres - column, indexing="ij"))
+        covered[(distance < SIZES[thing.size]) | (distance == distance.min())] = getattr(thing, trait)
+    return " ".join(covered.ravel())
+
+
+def listing(arrangement: Arrangement, rng: np.random.Generator) -> str:
+    """Each thing with its place, in random order."""
+    things = [arrangement.things[i] for i in rng.permutation(len(arrangement.things))]
+    places = [f"{ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}" for thing in things]
+    told = [f"{thing.size} {thing.name}" for thing in things]
+    if rng.integers(2):
+        return " ".join(f"{place} {what}" for place, what in zip(places, told, strict=True))
+    return " ".join(f"{what} {place}" for place, what in zip(places, told, strict=True))
 
 
 def _count(things: Sequence[Thing], rng: np.random.Generator) -> Question:
@@ -252,35 +280,61 @@ _ASK: dict[str, Callable[[Sequence[Thing], np.random.Generator], Question | None
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images in an order that does not matter, and a question about all of them."""
+    """Images in an order that does not matter, and questions about all of them."""
 
     images: tuple[Arrangement, ...]
-    question: Question
+    questions: tuple[Question, ...]
 
 
-def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool) -> ImageSet:
-    """Two or three images and a question of a type of `SET_TYPES`; answers are drawn first, each equally often."""
+def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int = 1) -> ImageSet:
+    """Two or three images and a question of a type of `SET_TYPES`; answers are drawn first, each equally often.
+
+    Args:
+      most: questions, at most. Those after the first are less balanced.
+    """
     count = int(rng.integers(2, MOST_IMAGES + 1))
     if kind == "differs":
         answer = _one(rng, DIFFERENCES)
         first, other = _two(answer, rng, held_out)
         images = [first] * (count - 1) + [other]
-        question = Question(kind, "what differs ?", answer)
+        asked = [Question(kind, "what differs ?", answer)]
+        if most > 1 and (place := _changed_place(first, other)):
+            asked.append(Question("differs_where", "differs where ?", place))
     else:
         word = _one(rng, (*COLORS, *SHAPES))
         having = int(rng.integers(count + 1)) if kind == "images_with" else count - int(rng.integers(2))
         images = [_having(rng, word, number < having, held_out) for number in range(count)]
-        if kind == "images_with":
-            question = Question(kind, f"how many with {word} ?", NUMBERS[having])
-        else:
-            question = Question(kind, f"{word} in all ?", _yes(having == count))
-    return ImageSet(tuple(images[i] for i in rng.permutation(count)), question)
+        asked = [_about_images(kind, word, having, count)]
+    for _ in range(most - len(asked)):
+        wanted, kind = int(rng.integers(count + 1)), SET_TYPES[1 + int(rng.integers(2))]
+        words = [word for word in (*COLORS, *SHAPES) if sum(word in _traits(image) for image in images) == wanted]
+        asked += [_about_images(kind, _one(rng, words), wanted, count)] if words else []
+    asked = list({question.question: question for question in asked}.values())
+    shown = tuple(images[i] for i in rng.permutation(count))
+    return ImageSet(shown, tuple(asked[i] for i in rng.permutation(len(asked))))
+
+
+def _about_images(kind: str, word: str, having: int, count: int) -> Question:
+    if kind == "images_with":
+        return Question(kind, f"how many with {word} ?", NUMBERS[having])
+    return Question(kind, f"{word} in all ?", _yes(having == count))
+
+
+def _traits(arrangement: Arrangement) -> set[str]:
+    return {word for thing in arrangement.things for word in (thing.color, thing.shape)}
+
+
+def _changed_place(first: Arrangement, other: Arrangement) -> str | None:
+    """The one cell in which two images differ; None if it is not one."""
+    one, two = ({thing.cell: thing.name + thing.size for thing in image.things} for image in (first, other))
+    cells = [cell for cell in _CELLS if one.get(cell) != two.get(cell)]
+    return f"{ROWS[cells[0][0]]} {COLUMNS[cells[0][1]]}" if len(cells) == 1 else None
 
 
 def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -> Arrangement:
     while True:
         drawn = draw_arrangement(rng, held_out=held_out, most=_SOME)
-        if any(word in (thing.color, thing.shape) for thing in drawn.things) == having:
+        if (word in _traits(drawn)) == having:
             return drawn
 
 

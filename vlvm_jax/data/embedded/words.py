@@ -16,6 +16,7 @@ color shape row column size place count direction speed
 what how many is there happens does it say differs with in all or of than
 yes no nothing empty above larger faster slower
 first second third last before after moves blinks times
+where each
 """
 VOCABULARY = tuple(_TEXT.split())
 ROOM = 128  # rows of embeddings, those of words to come among them; any mesh divides it
