@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -29,11 +30,21 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
-def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path):
+def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path, monkeypatch):
+    measure = manifest.measure
+
+    def slow(*arguments):
+        time.sleep(1)
+        return measure(*arguments)
+
+    monkeypatch.setattr(manifest, "measure", slow)
     checkpoints = StageCheckpoints(tmp_path / "checkpoints", keep=1)
     storage.StorageError("gs://b/clip.mp4: storage does not work")  # made anywhere in the process
     assert storage.failing.is_set()
-    stage_states.save(checkpoints, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "wait", lambda: None)  # with which `stage_states.save` ends
+        stage_states.save(checkpoints, 1)
+    assert not (tmp_path / "checkpoints" / "1").exists()
     checkpoints.close()
     assert (tmp_path / "checkpoints" / "1").exists()
 
