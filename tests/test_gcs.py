@@ -38,7 +38,6 @@ DATA = random.Random(0).randbytes(3 * 2**20 + 17)
 def root(bucket, request):
     """An empty folder in the bucket; nothing fails yet."""
     bucket.faults = gcs.Faults()
-    storage.failing.clear()
     yield f"{bucket.root}/{re.sub('[^a-z0-9]+', '-', request.node.name)}"
     bucket.faults = gcs.Faults()
 
@@ -227,6 +226,7 @@ def test_parameters_under_faults_and_without_storage(root, bucket, fail, monkeyp
     assert retries == tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT["gcs_request_retries"]
     monkeypatch.setitem(retries, "max_retries", 1)
     for only in ("a%2Fb", ""):  # TensorStore's requests alone, and all
+        storage.failing.clear()  # once it is known, everything asks once
         fail(1.0, ("503",), only=only)
         with pytest.raises(StorageError, match=r"storage does not work"):
             param_store.read(folder, "a/b")

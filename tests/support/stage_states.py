@@ -50,14 +50,15 @@ def params(seed: int, shapes=None) -> dict[str, jax.Array]:
     return {path: jnp.asarray(drawn.normal(size=shape), jnp.float32) for path, shape in (shapes or SHAPES).items()}
 
 
-def save(checkpoints: StageCheckpoints, step: int, shapes=None) -> None:
-    """Saves a step whose arrays are drawn from its number, and waits for it."""
+def save(checkpoints: StageCheckpoints, step: int, shapes=None, *, wait: bool = True) -> None:
+    """Saves a step whose arrays are drawn from its number."""
     values = params(step, shapes)
     moments = {"mu": values, "nu": values}
     checkpoints.save(
         step, params=values, opt_state=moments, rng=jnp.zeros(2, jnp.uint32), data=Position(step), config=CONFIG
     )
-    checkpoints.wait()
+    if wait:
+        checkpoints.wait()
 
 
 def abstract(shapes=None) -> dict[str, jax.ShapeDtypeStruct]:

@@ -30,25 +30,6 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
-def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path, monkeypatch):
-    measure = manifest.measure
-
-    def slow(*arguments):
-        time.sleep(1)
-        return measure(*arguments)
-
-    monkeypatch.setattr(manifest, "measure", slow)
-    checkpoints = StageCheckpoints(tmp_path / "checkpoints", keep=1)
-    storage.StorageError("gs://b/clip.mp4: storage does not work")  # made anywhere in the process
-    assert storage.failing.is_set()
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "wait", lambda: None)  # with which `stage_states.save` ends
-        stage_states.save(checkpoints, 1)
-    assert not (tmp_path / "checkpoints" / "1").exists()
-    checkpoints.close()
-    assert (tmp_path / "checkpoints" / "1").exists()
-
-
 def flip(file, place: int = -1) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 4
@@ -70,6 +51,23 @@ def restored(folder) -> int:
 
 def files_of(step) -> list[str]:
     return [name for name in storage.listing(str(step)) if name != "commit_success.txt"]
+
+
+def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path, monkeypatch):
+    measure = manifest.measure
+
+    def slow(*arguments):
+        time.sleep(1)
+        return measure(*arguments)
+
+    monkeypatch.setattr(manifest, "measure", slow)
+    checkpoints = StageCheckpoints(tmp_path / "checkpoints", keep=1)
+    storage.StorageError("gs://b/clip.mp4: storage does not work")  # made anywhere in the process
+    assert storage.failing.is_set()
+    stage_states.save(checkpoints, 1, wait=False)
+    assert not (tmp_path / "checkpoints" / "1").exists()
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "1").exists()
 
 
 def test_every_file_of_a_step_is_in_its_manifest(saved):

@@ -36,8 +36,7 @@ def get_config(arg: str | None = None) -> Any:
 def image(options: Any) -> ConfigDict:
     """1.4 million parameters: first what is at each patch, then what is where, then everything that is asked.
 
-    What answers many words of an image teaches it soonest: a model that has to find things by their traits before it
-    can tell them apart learns neither for thousands of steps.
+    A grid and a list have many words to learn for the tokens of one image, a question has one.
     """
 
     def of(name: str, fraction: float = 1.0) -> dict[str, Any]:

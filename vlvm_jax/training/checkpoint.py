@@ -124,7 +124,7 @@ class StageCheckpoints:
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits for the last save, unless its bucket has just failed: then there is nothing to wait for."""
+        """Waits for the last save; in a bucket not while storage fails, for then there is nothing to wait for."""
         if not (storage.failing.is_set() and storage.is_remote(os.fspath(self.directory))):
             with self._faults():
                 self._checkpointer.close()

@@ -61,7 +61,6 @@ def bucket(tmp_path, folder, monkeypatch):
             if file.is_file():
                 storage.write_bytes(f"{bucket.root}/made/{file.relative_to(folder)}", file.read_bytes())
         yield bucket
-    storage.failing.clear()
     containers._array_record.cache_clear()
 
 

@@ -13,7 +13,7 @@ from vlvm_jax.data.pages import draw
 
 _ASKED = 6  # questions about an arrangement, at most
 _ROUNDS = 3  # of such questions in training, where every answer helps
-_ASKED_OF_SETS = 8  # in training
+_ASKED_OF_SETS = 7  # in training; more do not fit a row of the recipe `base` beside three images
 _SIDE = 8  # of a grid: as many squares as the base has patches
 _OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
 _WORDS = 8  # of a sign, at most, if a page holds so many

@@ -48,6 +48,10 @@ class Thing:
     def name(self) -> str:
         return f"{self.color} {self.shape}"
 
+    @property
+    def description(self) -> str:
+        return f"{self.size} {self.name}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
@@ -64,7 +68,7 @@ class Arrangement:
     @property
     def caption(self) -> str:
         """What is in each of the nine cells, in reading order and the same number of words."""
-        in_cell = {thing.cell: f"{thing.size} {thing.name}" for thing in self.things}
+        in_cell = {thing.cell: thing.description for thing in self.things}
         return " ".join(in_cell.get(cell, "empty empty empty") for cell in _CELLS)
 
 
@@ -100,12 +104,12 @@ def render(arrangement: Arrangement, size: int) -> np.ndarray:
 
 
 def questions(arrangement: Arrangement, rng: np.random.Generator, most: int, *, rounds: int = 1) -> list[Question]:
-    """A conversation of up to `most` questions of different types, in random order.
+    """A conversation of up to `most` questions in random order, of different types within a round.
 
     Either all things are counted or some, never both: one number would bound the other.
 
     Args:
-      rounds: how often each type has its turn; no question is asked twice.
+      rounds: how often each type has its turn. No question is asked twice.
     """
     types = list(TYPES)
     types.remove("count" if rng.integers(2) else "count_of")
@@ -132,11 +136,14 @@ def grid(arrangement: Arrangement, trait: str, side: int) -> str:
 def listing(arrangement: Arrangement, rng: np.random.Generator) -> str:
     """Each thing with its place, in random order."""
     things = [arrangement.things[i] for i in rng.permutation(len(arrangement.things))]
-    places = [f"{ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}" for thing in things]
-    told = [f"{thing.size} {thing.name}" for thing in things]
+    pairs = [(thing.description, _place_of(thing.cell)) for thing in things]
     if rng.integers(2):
-        return " ".join(f"{place} {what}" for place, what in zip(places, told, strict=True))
-    return " ".join(f"{what} {place}" for place, what in zip(places, told, strict=True))
+        pairs = [(place, description) for description, place in pairs]
+    return " ".join(f"{one} {other}" for one, other in pairs)
+
+
+def _place_of(cell: tuple[int, int]) -> str:
+    return f"{ROWS[cell[0]]} {COLUMNS[cell[1]]}"
 
 
 def _count(things: Sequence[Thing], rng: np.random.Generator) -> Question:
@@ -256,7 +263,7 @@ def _place(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
     else:
         thing = _one(rng, things)
         cell, answer = thing.cell, getattr(thing, trait)
-    return Question("place", f"{ROWS[cell[0]]} {COLUMNS[cell[1]]} {trait} ?", answer)
+    return Question("place", f"{_place_of(cell)} {trait} ?", answer)
 
 
 def _yes(true: bool) -> str:
@@ -290,7 +297,7 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
     """Two or three images and a question of a type of `SET_TYPES`; answers are drawn first, each equally often.
 
     Args:
-      most: questions, at most. Those after the first are less balanced.
+      most: questions, at most. The answers of further ones are not balanced over sets.
     """
     count = int(rng.integers(2, MOST_IMAGES + 1))
     if kind == "differs":
@@ -308,7 +315,8 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
     for _ in range(most - len(asked)):
         wanted, kind = int(rng.integers(count + 1)), SET_TYPES[1 + int(rng.integers(2))]
         words = [word for word in (*COLORS, *SHAPES) if sum(word in _traits(image) for image in images) == wanted]
-        asked += [_about_images(kind, _one(rng, words), wanted, count)] if words else []
+        if words:
+            asked.append(_about_images(kind, _one(rng, words), wanted, count))
     asked = list({question.question: question for question in asked}.values())
     shown = tuple(images[i] for i in rng.permutation(count))
     return ImageSet(shown, tuple(asked[i] for i in rng.permutation(len(asked))))
@@ -326,9 +334,9 @@ def _traits(arrangement: Arrangement) -> set[str]:
 
 def _changed_place(first: Arrangement, other: Arrangement) -> str | None:
     """The one cell in which two images differ; None if it is not one."""
-    one, two = ({thing.cell: thing.name + thing.size for thing in image.things} for image in (first, other))
+    one, two = ({thing.cell: thing.description for thing in image.things} for image in (first, other))
     cells = [cell for cell in _CELLS if one.get(cell) != two.get(cell)]
-    return f"{ROWS[cells[0][0]]} {COLUMNS[cells[0][1]]}" if len(cells) == 1 else None
+    return _place_of(cells[0]) if len(cells) == 1 else None
 
 
 def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -> Arrangement:

@@ -1,0 +1,35 @@
+"""The recipe of the small image model: its rows hold what it learns from."""
+
+import pytest
+
+from configs import base
+from vlvm_jax.config import Config, build
+from vlvm_jax.data.embedded import shapes
+from vlvm_jax.data.embedded.shapes import ShapesOptions
+from vlvm_jax.data.sample.loader import SampleLoader
+from vlvm_jax.data.tools.prepare import open_records
+from vlvm_jax.samples import sample_spec
+
+MANY = 150
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    counts = {f"train_{name}": MANY for name in ("arrangements", "sets", "signs", "sheets", "timeless_texts")}
+    embedded = {**base.get_config().data.embedded, **counts, "train_singles": 1200}
+    embedded |= {name: 0 for name in embedded if name.startswith("heldout_")}
+    return shapes.ensure(ShapesOptions(**embedded), tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("stage", ["parts", "things", "questions"])
+def test_no_record_is_too_long_for_a_row(folder, stage):
+    config = build(Config, base.get_config())
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"tokenizer": f"{folder}/tokenizer.json"})}
+    )
+    stage = next(each for each in config.stages if each.name == stage)
+    records = open_records([entry.path.format(embedded=folder) for entry in stage.data])
+    loader = SampleLoader(records, sample_spec(config, stage))
+    assert len(records) >= MANY * len(stage.data)
+    for number in range(len(records)):
+        loader.load(number)  # raises `BadSampleError` for one that is
