@@ -20,7 +20,7 @@ from vlvm_jax.config import to_json
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_stage
 
-PRESETS = ("tiny", "clip")
+PRESETS = ("tiny", "tower", "clip")
 SIZE = bases.SMALL.vision.image_size
 RATE = 1.5e-3
 IMAGES = 3  # of a set or a sheet, at most
@@ -29,8 +29,26 @@ SINGLES = {"train_singles": 10000, "search_size": SIZE, "sheet_images": IMAGES}
 
 
 def get_config(arg: str | None = None) -> Any:
-    preset, options = parse_arg(arg, PRESETS, scale=1.0, seed=0)
-    return image(options) if preset == "tiny" else clip(options)
+    preset, options = parse_arg(arg, PRESETS, tower="", scale=1.0, seed=0)
+    return {"tiny": image, "tower": tower, "clip": clip}[preset](options)
+
+
+def tower(options: Any) -> ConfigDict:
+    """The tower and the connector of `tiny`: for each patch of an image they learn colour, shape and size there."""
+    traits = 3
+    adapter = {"name": "patch_words", "options": {"words": traits}}
+    patches = [entry(f"{EMBEDDED}/train_{name}_patches.json") for name in ("arrangements", "signs")]
+    rows = {"batch_size": 48, "frames": 1, "length": 272, "pack": False, "objective": "adapter"}
+    trained = dict.fromkeys(["encoder/**", "adapter/**"], RATE)
+    return run(
+        "base-tower",
+        options,
+        adapter=adapter,
+        data={"train_arrangements": 30000, "train_signs": 20000},
+        stages=[tiny_stage(options, "patches", patches, 1500, trained, **rows)],
+        prompt_tokenizer=f"{EMBEDDED}/tokenizer.json",
+        prompt_length=traits * bases.SMALL.vision.num_patches,
+    )
 
 
 def image(options: Any) -> ConfigDict:
@@ -42,11 +60,9 @@ def image(options: Any) -> ConfigDict:
     def of(name: str, fraction: float = 1.0) -> dict[str, Any]:
         return {**entry(f"{EMBEDDED}/train_{name}.json"), "fraction": fraction}
 
-    parts = [of("arrangements_grids"), of("signs", 0.5), of("arrangements", 0.1)]
     things = [
         of("arrangements_listings"),
         of("arrangements_captions", 0.2),
-        of("arrangements_grids", 0.1),
         of("arrangements", 0.3),
         of("signs", 0.5),
         of("singles", 0.3),
@@ -80,7 +96,6 @@ def image(options: Any) -> ConfigDict:
             "heldout_singles": 300,
         },
         stages=[
-            tiny_stage(options, "parts", parts, 500, whole, batch_size=12, frames=2, length=272, schedule="constant"),
             tiny_stage(options, "things", things, 1500, whole, schedule="constant", **rows),
             tiny_stage(options, "questions", everything, 5000, whole, **rows),
         ],
@@ -111,10 +126,11 @@ def clip(options: Any) -> ConfigDict:
 def run(
     name: str, options: Any, *, adapter: dict, data: dict, stages: list, evals: tuple | list = (), **settings: Any
 ) -> ConfigDict:
+    start = {"init_from": {"encoder": options.tower, "connector": options.tower}} if options.tower else {}
     return complete(
         {
             "name": name,
-            "model": bases.SMALL.model(adapter, dtype="float32"),
+            "model": bases.SMALL.model(adapter, dtype="float32", **start),
             "data": bases.SMALL.data(
                 embedded={**NO_SCENES, "size": SIZE, **data},
                 tokenizer=f"{EMBEDDED}/tokenizer.json",

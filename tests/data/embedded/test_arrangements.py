@@ -137,12 +137,15 @@ def test_a_listing_names_each_thing_and_its_place(rng):
 @given(rng=rngs, trait=st.sampled_from(["size", "color", "shape"]))
 @settings(max_examples=60, deadline=None)
 def test_a_grid_tells_what_covers_each_square(rng, trait):
-    """At least one square for each thing, and every square that shows much of one."""
+    """At least one square for each thing, and every square that shows much of its disc."""
     drawn = arrangements.draw_arrangement(rng, held_out=False)
     told = np.array(arrangements.grid(drawn, trait, 8).split()).reshape(8, 8)
     assert {str(word) for word in told.flat} - {"empty"} == {getattr(thing, trait) for thing in drawn.things}
     assert (told == "empty").any()
-    image = arrangements.render(drawn, SIDE).astype(int)
+    discs = dataclasses.replace(
+        drawn, things=tuple(dataclasses.replace(thing, shape="circle") for thing in drawn.things)
+    )
+    image = arrangements.render(discs, SIDE).astype(int)
     covered = np.zeros((8, 8), bool)
     for name, rgb in COLORS.items():
         pixels = (np.abs(image - rgb).max(axis=-1) < 30).reshape(8, 8, 8, 8).sum(axis=(1, 3))
@@ -268,8 +271,34 @@ def test_records_have_their_images(made):
     kinds = [kind for record in records(made, "heldout_sets") for kind in record["types"]]
     assert collections.Counter(kinds) == dict.fromkeys(arrangements.SET_TYPES, 10)
     assert sum(len(record["types"]) for record in records(made, "train_sets")) > 100
-    for part in ("captions", "grids", "listings"):
+    for part in ("captions", "listings"):
         assert len(records(made, f"train_arrangements_{part}")) == 30
+
+
+def test_patches_have_a_word_for_each_trait(made):
+    for record, caption in zip(
+        records(made, "train_arrangements_patches"), records(made, "train_arrangements_captions"), strict=True
+    ):
+        said = np.array(record["conversations"][0]["value"].removeprefix("<image>\n").split()).reshape(3, 64)
+        things = caption["conversations"][1]["value"].split()
+        # A caption has size, colour and shape of each cell.
+        for words, traits in zip(said, (things[1::3], things[2::3], things[0::3]), strict=True):
+            assert set(words) == {*traits, "empty"}
+
+
+def test_words_of_a_page_are_where_its_ink_is(made):
+    inked, labelled = [], []
+    for record, read in zip(records(made, "train_signs_patches"), records(made, "train_signs"), strict=True):
+        words = read["conversations"][1]["value"].split()
+        if "empty" in words:  # what patches without a word are called too
+            continue
+        said = np.array(record["conversations"][0]["value"].removeprefix("<image>\n").split()).reshape(3, 8, 8)
+        assert (said == said[0]).all() and set(said.flat) - {"empty"} == set(words)
+        page = np.asarray(Image.open(made / record["image"]).convert("L"))
+        inked.append((page.reshape(8, 8, 8, 8).min(axis=(1, 3)) < 128).reshape(4, 2, 8).any(axis=1))
+        labelled.append(said[0, ::2] != "empty")
+    inked, labelled = np.array(inked), np.array(labelled)
+    assert labelled[inked].mean() > 0.98 and inked[labelled].mean() > 0.8
 
 
 def test_signs_of_two_words_or_more_are_split(made):

@@ -10,11 +10,13 @@ from vlvm_jax.data.embedded import arrangements, events, scenes, stories
 from vlvm_jax.data.embedded.files import Split, conversation, in_held_out_share, write_mp4
 from vlvm_jax.data.embedded.words import VOCABULARY
 from vlvm_jax.data.pages import draw
+from vlvm_jax.data.pages import layout as page_layout
 
 _ASKED = 6  # questions about an arrangement, at most
 _ROUNDS = 3  # of such questions in training, where every answer helps
 _ASKED_OF_SETS = 7  # in training; more do not fit a row of the recipe `base` beside three images
-_SIDE = 8  # of a grid: as many squares as the base has patches
+_TRAITS = ("color", "shape", "size")  # words of a patch
+_SIDE = 8  # of a grid: the base's patches
 _OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
 _WORDS = 8  # of a sign, at most, if a page holds so many
 _READ = "what does it say ?"
@@ -40,7 +42,7 @@ def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: i
     name = _save(path, split, f"{index:06d}", arrangements.render(drawn, size))
     rounds = 1 if split.held_out else _ROUNDS
     asked = arrangements.questions(drawn, rng, _ASKED * rounds, rounds=rounds)
-    trait = ("color", "shape", "size")[index % 3]
+    grids = {trait: arrangements.grid(drawn, trait, _SIDE) for trait in _TRAITS}
     return {
         "id": f"{split.name}/{index:06d}",
         "image": name,
@@ -48,7 +50,7 @@ def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: i
         "types": [q.type for q in asked],
         "caption": conversation([(scenes.CAPTION_PROMPTS["image"], drawn.caption)]),
         "listing": conversation([("what is where ?", arrangements.listing(drawn, rng))]),
-        "grid": conversation([(f"each {trait} ?", arrangements.grid(drawn, trait, _SIDE))]),
+        "patch": conversation([(" ".join(grids.values()), "yes")]),
     }
 
 
@@ -87,7 +89,23 @@ def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, see
         "image": name,
         "conversations": conversation([(_READ, text)]),
         "types": ["reading"],
+        "patch": conversation([(" ".join(_words_at(pages[0], options) * len(_TRAITS)), "yes")]),
     }
+
+
+def _words_at(page: page_layout.Page, options: draw.PageOptions) -> list[str]:
+    """The word at each patch of a page, in reading order."""
+    side, found = options.page_size // _SIDE, np.full((_SIDE, _SIDE), "empty", dtype=object)
+    face, top = draw.font(options, page.font_size).face, page.top
+    for line, advance in zip(page.lines, page.advances, strict=True):
+        rows = slice(round(top / side), round((top + advance) / side))
+        words = line.split()
+        for number, word in enumerate(words):
+            before = face.getlength("".join(f"{earlier} " for earlier in words[:number]))
+            columns = slice(int(before // side), int((before + face.getlength(word)) // side) + 1)
+            found[rows, columns] = word
+        top += advance
+    return list(found.ravel())
 
 
 def write_timeless_text(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _INFO = "dataset.json"  # the last file that is written
 _BUILDING = ".building-"  # in the name of a folder that is not complete, before the host and the process
 _ABANDONED = 24 * 3600  # seconds without a change after which nobody is making it any more
 # Of a record, and the files they go to.
-_PARTS = {"conversations": "", "caption": "_captions", "pair": "_pairs", "grid": "_grids", "listing": "_listings"}
+_PARTS = {"conversations": "", "caption": "_captions", "pair": "_pairs", "patch": "_patches", "listing": "_listings"}
 _OF_ARRANGEMENTS = ("arrangements", "sets", "signs", "timeless_texts", "clips")  # ends of names of options
 _SINGLES = 6  # number of the split of which sheets are made
 _SINGLES_A_SHEET = 8  # singles there have to be for each image of a sheet, so that none need be in it twice
@@ -235,7 +235,7 @@ def ensure(
     One in a bucket is made in the user's cache folder and copied.
 
     Writes `<split>.json` (conversations), a `<split>_<part>s.json` for each other part its records have (captions,
-    grids, listings), `media/<split>/*.png|mp4`, `tokenizer.json` and `dataset.json` (options, counts, content hash of
+    patches, listings), `media/<split>/*.png|mp4`, `tokenizer.json` and `dataset.json` (options, counts, content hash of
     the annotations). Texts for pages are `<split>.jsonl`. Of searches also `<split>_pairs.json` of single images, each
     with one text that goes with it as question and as answer, for towers that compare images with texts; and
     `prompt_tokenizer.json`, which puts the start and end around a text that such a tower needs.
