@@ -2,10 +2,12 @@
 
     --config=base[:preset[,key=value...]]
 
-Presets: `tiny` (default), a tower with a decoder, and `clip`, a pair of towers that compare images with words. Both
-learn from images of the embedded data alone, several together among them, and nothing about time.
+Presets: `tower`, which learns what is at each patch; `tiny` (default), that tower with a decoder; and `clip`, a pair of
+towers that compare images with words. All learn from images of the embedded data alone, several together among them,
+and nothing about time.
 
 Keys:
+  tower   of `tiny`: the run of the preset `tower` that it starts from (default: random parameters).
   scale   multiplies the steps.
   seed    of training.
 
@@ -17,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vlvm_jax.config import to_json
+from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_stage
 
@@ -30,6 +33,8 @@ SINGLES = {"train_singles": 10000, "search_size": SIZE, "sheet_images": IMAGES}
 
 def get_config(arg: str | None = None) -> Any:
     preset, options = parse_arg(arg, PRESETS, tower="", scale=1.0, seed=0)
+    if options.tower and preset != "tiny":
+        raise InputError(f"--config: tower has no effect on {preset}")
     return {"tiny": image, "tower": tower, "clip": clip}[preset](options)
 
 
@@ -46,8 +51,8 @@ def tower(options: Any) -> ConfigDict:
         adapter=adapter,
         data={"train_arrangements": 30000, "train_signs": 20000},
         stages=[tiny_stage(options, "patches", patches, 1500, trained, **rows)],
-        prompt_tokenizer=f"{EMBEDDED}/tokenizer.json",
-        prompt_length=traits * bases.SMALL.vision.num_patches,
+        prompt_tokenizer=f"{EMBEDDED}/prompt_tokenizer.json",
+        prompt_length=traits * bases.SMALL.vision.num_patches + 2,
     )
 
 

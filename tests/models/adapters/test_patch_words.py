@@ -21,13 +21,13 @@ LAYOUT = FrameLayout(jnp.array([[1], [1], [0]]), jnp.zeros((3, 1), bool))
 
 
 def labels(rows: int, seed: int = 0) -> np.ndarray:
-    """[rows, WORDS * PATCHES]; 0 where a patch has no word."""
-    return np.random.default_rng(seed).integers(0, VOCABULARY, (rows, WORDS * PATCHES)).astype(np.int32)
+    """[rows, WORDS * PATCHES + 2] with a start and an end; 0 where a patch has no word."""
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (rows, WORDS * PATCHES + 2)).astype(np.int32)
 
 
 def test_the_loss_is_of_each_patchs_own_words():
     made = guided.adapter("patch_words", SIDE, words=WORDS)
-    assert isinstance(made, LearnsByItself) and made.prompt_length == WORDS * PATCHES
+    assert isinstance(made, LearnsByItself) and made.prompt_length == WORDS * PATCHES + 2
     assert made.num_image_tokens() == PATCHES and made.num_video_tokens(4) == 4 * PATCHES
     patches = jnp.asarray(np.random.default_rng(1).standard_normal((3, 1, PATCHES, 16)), jnp.float32)
     features, ids = VisionFeatures(patches), labels(3)
@@ -36,7 +36,7 @@ def test_the_loss_is_of_each_patchs_own_words():
         tokens = np.asarray(made(features, LAYOUT).tokens).reshape(3, PATCHES, guided.WIDTH)
     tokens = tokens / np.sqrt((tokens**2).mean(-1, keepdims=True) + 1e-6)
     logits = (tokens @ np.asarray(made.words.kernel[...])).reshape(3, PATCHES, WORDS, VOCABULARY)
-    wanted = ids.reshape(3, WORDS, PATCHES).swapaxes(1, 2)
+    wanted = ids[:, 1:-1].reshape(3, WORDS, PATCHES).swapaxes(1, 2)
     wanted[2] = 0  # the third row has no image
     flat = torch.from_numpy(logits.reshape(-1, VOCABULARY)), torch.from_numpy(wanted.reshape(-1).astype(np.int64))
     np.testing.assert_allclose(

@@ -237,8 +237,8 @@ def ensure(
     Writes `<split>.json` (conversations), a `<split>_<part>s.json` for each other part its records have (captions,
     patches, listings), `media/<split>/*.png|mp4`, `tokenizer.json` and `dataset.json` (options, counts, content hash of
     the annotations). Texts for pages are `<split>.jsonl`. Of searches also `<split>_pairs.json` of single images, each
-    with one text that goes with it as question and as answer, for towers that compare images with texts; and
-    `prompt_tokenizer.json`, which puts the start and end around a text that such a tower needs.
+    with one text that goes with it as question and as answer, for towers that compare images with texts. Of these
+    and of arrangements `prompt_tokenizer.json`, which puts the start and end around a text that such a tower needs.
 
     Args:
       workers: processes that render; 0 renders in this one. The result does not depend on it.
@@ -348,7 +348,7 @@ def _build(options: ShapesOptions, path: Path, workers: int, progress: Callable[
             digest.update(text.encode())
             (path / f"{name}{suffix}.json").write_text(text)
     words.tokenizer().save(str(path / "tokenizer.json"))
-    if options.has_searches:
+    if options.has_searches or options.has_arrangements:
         words.prompt_tokenizer().save(str(path / "prompt_tokenizer.json"))
     info = {
         "options": options.made_of,

@@ -40,7 +40,8 @@ class Adapter(VideoAdapter, LearnsByItself):
         """What is said of a patch.
 
         Attributes:
-          words: how many words; the prompt names the first one of every patch in reading order, then the second ones.
+          words: how many words; the prompt names the first one of every patch in reading order, then the second ones,
+            between its start and its end token.
         """
 
         words: PositiveInt = 1
@@ -64,7 +65,7 @@ class Adapter(VideoAdapter, LearnsByItself):
 
     @property
     def prompt_length(self) -> int:
-        return self.options.words * self.num_patches
+        return self.options.words * self.num_patches + 2
 
     def __call__(
         self,
@@ -87,7 +88,7 @@ class Adapter(VideoAdapter, LearnsByItself):
         if guidance is None:
             raise ValueError("patch_words learns from the prompt: give guidance, in a batch `prompt_ids`")
         said = self._logits(features.patches[:, 0])
-        labels = guidance.prompt_ids.reshape(len(said), self.options.words, self.num_patches)
+        labels = guidance.prompt_ids[:, 1:-1].reshape(len(said), self.options.words, self.num_patches)
         labels = jnp.swapaxes(labels, 1, 2)
         learned = layout.mask[:, :1, None] & (labels != _PADDING)
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(said, labels)
