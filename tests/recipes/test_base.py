@@ -21,12 +21,12 @@ def folder(tmp_path_factory):
     return shapes.ensure(ShapesOptions(**embedded), tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("stage", ["parts", "things", "questions"])
-def test_no_record_is_too_long_for_a_row(folder, stage):
-    config = build(Config, base.get_config())
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"tokenizer": f"{folder}/tokenizer.json"})}
-    )
+@pytest.mark.parametrize(("preset", "stage"), [("tower", "patches"), ("tiny", "things"), ("tiny", "questions")])
+def test_no_record_is_too_long_for_a_row(folder, preset, stage):
+    config = build(Config, base.get_config(preset))
+    tokenizers = {"tokenizer": f"{folder}/tokenizer.json", "prompt_tokenizer": f"{folder}/prompt_tokenizer.json"}
+    data = config.data.model_copy(update={name: tokenizers[name] for name in tokenizers if getattr(config.data, name)})
+    config = config.model_copy(update={"data": data})
     stage = next(each for each in config.stages if each.name == stage)
     records = open_records([entry.path.format(embedded=folder) for entry in stage.data])
     loader = SampleLoader(records, sample_spec(config, stage))
