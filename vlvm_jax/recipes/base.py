@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vlvm_jax.config import to_json
+from vlvm_jax.data.embedded.arrangement_files import PATCH_WORDS
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_stage
@@ -39,11 +40,10 @@ def get_config(arg: str | None = None) -> Any:
 
 
 def tower(options: Any) -> ConfigDict:
-    """The tower and the connector of `tiny`: for each patch of an image they learn colour, shape and size there."""
-    traits = 3
-    adapter = {"name": "patch_words", "options": {"words": traits}}
+    """The tower and the connector of `tiny`: they learn what is at each patch, and in which row and column it is."""
+    adapter = {"name": "patch_words", "options": {"words": PATCH_WORDS}}
     patches = [entry(f"{EMBEDDED}/train_{name}_patches.json") for name in ("arrangements", "signs")]
-    rows = {"batch_size": 48, "frames": 1, "length": 272, "pack": False, "objective": "adapter"}
+    rows = {"batch_size": 48, "frames": 1, "length": 400, "pack": False, "objective": "adapter"}
     trained = dict.fromkeys(["encoder/**", "adapter/**"], RATE)
     return run(
         "base-tower",
@@ -52,7 +52,7 @@ def tower(options: Any) -> ConfigDict:
         data={"train_arrangements": 30000, "train_signs": 20000},
         stages=[tiny_stage(options, "patches", patches, 1500, trained, **rows)],
         prompt_tokenizer=f"{EMBEDDED}/prompt_tokenizer.json",
-        prompt_length=traits * bases.SMALL.vision.num_patches + 2,
+        prompt_length=PATCH_WORDS * bases.SMALL.vision.num_patches + 2,
     )
 
 

@@ -279,11 +279,14 @@ def test_patches_have_a_word_for_each_trait(made):
     for record, caption in zip(
         records(made, "train_arrangements_patches"), records(made, "train_arrangements_captions"), strict=True
     ):
-        said = np.array(record["conversations"][0]["value"].removeprefix("<image>\n").split()).reshape(3, 64)
+        said = np.array(record["conversations"][0]["value"].removeprefix("<image>\n").split()).reshape(5, 64)
         things = caption["conversations"][1]["value"].split()
         # A caption has size, colour and shape of each cell.
-        for words, traits in zip(said, (things[1::3], things[2::3], things[0::3]), strict=True):
+        for words, traits in zip(said[:3], (things[1::3], things[2::3], things[0::3]), strict=True):
             assert set(words) == {*traits, "empty"}
+        rows, columns = said[3:].reshape(2, 8, 8)
+        assert rows[:, 0].tolist() == ["top"] * 3 + ["middle"] * 2 + ["bottom"] * 3 and (rows == rows[:, :1]).all()
+        assert columns[0].tolist() == ["left"] * 3 + ["center"] * 2 + ["right"] * 3 and (columns == columns[0]).all()
 
 
 def test_words_of_a_page_are_where_its_ink_is(made):
@@ -292,7 +295,7 @@ def test_words_of_a_page_are_where_its_ink_is(made):
         words = read["conversations"][1]["value"].split()
         if "empty" in words:  # what patches without a word are called too
             continue
-        said = np.array(record["conversations"][0]["value"].removeprefix("<image>\n").split()).reshape(3, 8, 8)
+        said = np.array(record["conversations"][0]["value"].removeprefix("<image>\n").split()).reshape(5, 8, 8)[:3]
         assert (said == said[0]).all() and set(said.flat) - {"empty"} == set(words)
         page = np.asarray(Image.open(made / record["image"]).convert("L"))
         inked.append((page.reshape(8, 8, 8, 8).min(axis=(1, 3)) < 128).reshape(4, 2, 8).any(axis=1))

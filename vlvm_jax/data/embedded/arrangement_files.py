@@ -15,8 +15,14 @@ from vlvm_jax.data.pages import layout as page_layout
 _ASKED = 6  # questions about an arrangement, at most
 _ROUNDS = 3  # of such questions in training, where every answer helps
 _ASKED_OF_SETS = 7  # in training; more do not fit a row of the recipe `base` beside three images
-_TRAITS = ("color", "shape", "size")  # words of a patch
+_TRAITS = ("color", "shape", "size")
+PATCH_WORDS = len(_TRAITS) + 2  # and its row and column
 _SIDE = 8  # of a grid: the base's patches
+_THIRDS = [3 * (2 * number + 1) // (2 * _SIDE) for number in range(_SIDE)]  # in which the middle of a patch is
+_PLACES = [
+    *(scenes.ROWS[row] for row in _THIRDS for _ in range(_SIDE)),
+    *(scenes.COLUMNS[column] for _ in range(_SIDE) for column in _THIRDS),
+]
 _OF_TEXTS = ("column", "count")  # types of questions about a story as text: none that asks what came when
 _WORDS = 8  # of a sign, at most, if a page holds so many
 _READ = "what does it say ?"
@@ -50,7 +56,7 @@ def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: i
         "types": [q.type for q in asked],
         "caption": conversation([(scenes.CAPTION_PROMPTS["image"], drawn.caption)]),
         "listing": conversation([("what is where ?", arrangements.listing(drawn, rng))]),
-        "patch": conversation([(" ".join(grids.values()), "yes")]),
+        "patch": conversation([(" ".join([*grids.values(), *_PLACES]), "yes")]),
     }
 
 
@@ -89,7 +95,7 @@ def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, see
         "image": name,
         "conversations": conversation([(_READ, text)]),
         "types": ["reading"],
-        "patch": conversation([(" ".join(_words_at(pages[0], options) * len(_TRAITS)), "yes")]),
+        "patch": conversation([(" ".join([*_words_at(pages[0], options) * len(_TRAITS), *_PLACES]), "yes")]),
     }
 
 
