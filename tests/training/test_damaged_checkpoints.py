@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from etils import epath
+from orbax.checkpoint._src.metadata import checkpoint as metadata_store
 from support import stage_states
 
 from vlvm_jax import manifest, storage
@@ -68,6 +69,20 @@ def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoints" / "1").exists()
     checkpoints.close()
     assert (tmp_path / "checkpoints" / "1").exists()
+
+
+def test_metadata_that_orbax_amends_late_are_waited_for(tmp_path, monkeypatch):
+    update = metadata_store._MetadataStoreImpl.update
+
+    def late(*arguments, **values):
+        time.sleep(0.5)
+        return update(*arguments, **values)
+
+    monkeypatch.setattr(metadata_store._MetadataStoreImpl, "update", late)
+    checkpoints = StageCheckpoints(epath.Path(tmp_path / "checkpoints"), keep=1)
+    stage_states.save(checkpoints, 1)
+    checkpoints.close()
+    assert restored(tmp_path / "checkpoints") == 1
 
 
 def test_every_file_of_a_step_is_in_its_manifest(saved):

@@ -1,8 +1,10 @@
 """Manifests (`vlvm_jax.manifest`) of what Orbax writes: every process measures its own files, process 0 the others."""
 
+import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -22,6 +24,7 @@ MARK: Any = {"manifest": manifest.FORMAT}  # in a step's metadata: it was saved 
 _SMALL = ("config", "progress")  # items without arrays of a size
 _CRC = 4  # bytes
 _AMENDED = "commit_timestamp_nsecs"
+_PATIENCE = 600  # seconds
 _PART = "manifest.process_{}.jsonl"  # what process i > 0 tells process 0 of an item
 _OF_ARRAY = re.compile(r"(.+?)(?:/zarr\.json|/\.zarray|/c(?:/\d+)*|/\d+(?:\.\d+)*)")
 
@@ -79,9 +82,24 @@ class StepManifest:
                     listed = extents(f"{self._folder}/{item}", base)
                     trees |= {f"{item}/{name}": known for name, known in listed.items()}
             entries |= manifest.measure(self._folder, rest, trees, array_of)
-        metadata = json.loads(storage.read_bytes(f"{self._folder}/{METADATA}"))
-        metadata.pop(_AMENDED, None)
-        manifest.write(self._folder, entries | {METADATA: Entry((), metadata)})
+        manifest.write(self._folder, entries | {METADATA: Entry((), self._metadata())})
+
+    def _metadata(self) -> dict[str, Any]:
+        """What the step's metadata will hold. Orbax amends them in a thread of its own, by now or soon.
+
+        Raises:
+          TimeoutError: it has not done so.
+        """
+        end = time.monotonic() + _PATIENCE
+        while True:
+            with contextlib.suppress(ValueError):  # half written
+                metadata = json.loads(storage.read_bytes(f"{self._folder}/{METADATA}"))
+                if metadata.get("custom_metadata") == MARK:
+                    metadata.pop(_AMENDED, None)
+                    return metadata
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self._folder}/{METADATA}: not complete after {_PATIENCE} s")
+            time.sleep(0.01)
 
     def _parts(self) -> Iterator[tuple[str, Entry]]:
         """What the other processes have measured; their notes of it go."""
