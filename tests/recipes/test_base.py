@@ -3,14 +3,23 @@
 import pytest
 
 from configs import base
-from vlvm_jax.config import Config, build
+from vlvm_jax.config import Config, InitFrom, build
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.sample.loader import SampleLoader
 from vlvm_jax.data.tools.prepare import open_records
+from vlvm_jax.errors import InputError
 from vlvm_jax.samples import sample_spec
 
 MANY = 150
+
+
+def test_a_base_starts_from_a_tower_and_nothing_else_does():
+    start = build(Config, base.get_config("tiny,tower=runs/base-tower")).model.init_from
+    assert start == InitFrom(encoder="runs/base-tower", connector="runs/base-tower")
+    assert all(build(Config, base.get_config(preset)).model.init_from is None for preset in base.PRESETS)
+    with pytest.raises(InputError, match="tower has no effect on clip"):
+        base.get_config("clip,tower=runs/base-tower")
 
 
 @pytest.fixture(scope="module")

@@ -71,14 +71,15 @@ def test_a_local_save_is_waited_for_while_a_bucket_fails(tmp_path, monkeypatch):
     assert (tmp_path / "checkpoints" / "1").exists()
 
 
-def test_metadata_that_orbax_amends_late_are_waited_for(tmp_path, monkeypatch):
-    update = metadata_store._MetadataStoreImpl.update
+@pytest.mark.parametrize("method", ["write", "update"])
+def test_metadata_that_orbax_writes_late_are_waited_for(tmp_path, monkeypatch, method):
+    own = getattr(metadata_store._MetadataStoreImpl, method)
 
     def late(*arguments, **values):
         time.sleep(0.5)
-        return update(*arguments, **values)
+        return own(*arguments, **values)
 
-    monkeypatch.setattr(metadata_store._MetadataStoreImpl, "update", late)
+    monkeypatch.setattr(metadata_store._MetadataStoreImpl, method, late)
     checkpoints = StageCheckpoints(epath.Path(tmp_path / "checkpoints"), keep=1)
     stage_states.save(checkpoints, 1)
     checkpoints.close()

@@ -57,9 +57,9 @@ def tower(options: Any) -> ConfigDict:
 
 
 def image(options: Any) -> ConfigDict:
-    """1.4 million parameters: first what is at each patch, then what is where, then everything that is asked.
+    """1.4 million parameters: first what is where, then everything that is asked.
 
-    A grid and a list have many words to learn for the tokens of one image, a question has one.
+    A list has many words to learn for the tokens of one image, a question has one.
     """
 
     def of(name: str, fraction: float = 1.0) -> dict[str, Any]:

@@ -85,14 +85,14 @@ class StepManifest:
         manifest.write(self._folder, entries | {METADATA: Entry((), self._metadata())})
 
     def _metadata(self) -> dict[str, Any]:
-        """What the step's metadata will hold. Orbax amends them in a thread of its own, by now or soon.
+        """What the step's metadata will hold. Orbax writes and amends them in a thread of its own, by now or soon.
 
         Raises:
           TimeoutError: it has not done so.
         """
         end = time.monotonic() + _PATIENCE
         while True:
-            with contextlib.suppress(ValueError):  # half written
+            with contextlib.suppress(FileNotFoundError, ValueError):  # not or half written
                 metadata = json.loads(storage.read_bytes(f"{self._folder}/{METADATA}"))
                 if metadata.get("custom_metadata") == MARK:
                     metadata.pop(_AMENDED, None)
