@@ -1,5 +1,6 @@
 """Export directories with our PyTorch code, made by hand: the reference for what an exporter writes."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -8,14 +9,76 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
-from vlvm_jax.config import ModelConfig
+from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.weights.torch_model.names import adapter_tensor_name, config_fields, source_files
 
+SIZE = 16  # pixels of a frame's side
 IMAGE_ID, VIDEO_ID = 90, 91  # outside the vocabularies of the tests
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefics3": "smolvlm_vision"}
 LAST = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    vision: dict
+    adapter: dict
+    decoder: dict
+    decoder_type: str
+    nested_tower: bool = False
+    tower_type: str | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        vision = {
+            "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "image_size": SIZE, "patch_size": 4, "image_mean": (0.4, 0.5, 0.6), "image_std": (0.3, 0.2, 0.25),
+        }  # fmt: skip
+        decoder = {
+            "vocab_size": 60, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "rope_theta": 5000.0,
+        }  # fmt: skip
+        return ModelConfig(
+            vision=VisionConfig(**(vision | self.vision)),
+            adapter=AdapterConfig(**self.adapter),
+            decoder=DecoderConfig(**(decoder | self.decoder)),
+            dtype="float32",
+        )
+
+
+EXPORTS = {
+    "clip-llama-soft_slots": Export(
+        {"kind": "clip", "feature_layer": -2},
+        {"name": "weighted_sampler", "options": {"num_tokens": 4, "hidden": 6, "temporal_embed": "learned"}},
+        {},
+        "llama",
+        nested_tower=True,
+    ),
+    "siglip-qwen2-encoder_attn": Export(
+        {"kind": "siglip", "feature_layer": -2, "post_norm": True, "hidden_act": "gelu_pytorch_tanh"}
+        | {"attention_layer": 0, "layer_norm_eps": 1e-6},
+        {"name": "weighted_sampler", "options": {"reading": "encoder_attn", "num_tokens": 5}}
+        | {"connector": {"kind": "linear"}},
+        {"tie_word_embeddings": True, "attention_bias": True, "rms_norm_eps": 1e-6},
+        "qwen2",
+        nested_tower=True,
+    ),
+    "smolvlm-llama-frames": Export(
+        {"kind": "idefics3", "feature_layer": -1, "post_norm": True, "hidden_act": "gelu_pytorch_tanh"},
+        {"name": "frames", "options": {"pool": "average", "newline": "video"}, "connector": {"kind": "pixel_shuffle"}},
+        {},
+        "llama",
+    ),
+    "clip-mistral-encoder_attn": Export(
+        {"kind": "clip", "feature_layer": -1, "attention_layer": -1},
+        {"name": "weighted_sampler", "options": {"reading": "encoder_attn", "placement": "before_connector"}
+         | {"num_tokens": 4, "merge_rest": False}},
+        {},
+        "mistral",
+    ),
+}  # fmt: skip
 
 
 def copy_code(adapter: str, folder: Path) -> Path:
@@ -93,3 +156,11 @@ def write(folder: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def write_model(folder: Path, export: Export, model: nnx.Module) -> dict[str, np.ndarray]:
+    """A model's export; returns its segmented parameters."""
+    params = {"/".join(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
+    weights = tensors(params, export.config.vision.patch_size, export.nested_tower)
+    write(folder, config_json(export.config, export.decoder_type, export.tower_type), weights)
+    return params

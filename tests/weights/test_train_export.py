@@ -161,3 +161,15 @@ def ours(run: Path, clips: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.
     with jax.default_matmul_precision("highest"):
         answers, _ = greedy(params, batch)
         return np.asarray(answers), np.asarray(forward(params, batch))
+
+
+def test_the_export_is_asked_here_as_the_run_is(exported, recipe_data, data_root, tmp_path):
+    """It holds how frames are taken and prepared, the chat template and the length of answers; so does its import."""
+    run, export = exported
+    call(["-m", "vlvm_jax.convert", "import", str(export), f"{tmp_path}/imported"], data_root)
+    clip = next((recipe_data / "VideoChatGPT/videos").iterdir())
+    answers = []
+    for asked in (run, export, tmp_path / "imported"):
+        question = [f"--checkpoint={asked}", f"--video={clip}", f"--prompt={QUESTION}", "--max_new_tokens=6"]
+        answers.append(json.loads(call(["-m", "vlvm_jax.generate", *question, "--json"], data_root)))
+    assert answers[1] == answers[0] and answers[2] == answers[0]

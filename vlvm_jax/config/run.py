@@ -166,6 +166,13 @@ class Config(Settings):
                 )
         return self
 
+    def asked_frames(self, stage: str) -> int:
+        """Frames of a clip that questions are put with to the model of a stage: as the last evaluation has them, or a
+        stage before the last itself."""
+        trained = next(each for each in self.stages if each.name == stage)
+        part = self.evals[-1] if self.evals and trained is self.stages[-1] else trained
+        return self.answers.frames or part.frames_per_video
+
 
 def require_stages(config: Config) -> None:
     """Raises `InputError` for a recipe that trains nothing."""

@@ -14,7 +14,7 @@ from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images.image_rules import Settings, SquareRule, of_frames, read_files
 from vlvm_jax.errors import InputError
 from vlvm_jax.families import _unreadable
-from vlvm_jax.families.base import Access, Family, HFModel, StockFamily
+from vlvm_jax.families.base import Access, Family, HFModel, Preparation, StockFamily
 
 
 @functools.cache
@@ -51,6 +51,17 @@ def class_name(raw: dict[str, Any] | None) -> str | None:
     if raw is None or family is None:
         return None if raw is None else str(raw.get("model_type", ""))
     return family.class_of(raw)
+
+
+def preparation(directory: Path) -> Preparation | None:
+    """How the model of a directory is asked, if its `config.json` says so itself.
+
+    Raises:
+      InputError: what it says cannot be used.
+    """
+    raw = read_json(directory / "config.json")
+    family = of_config(raw)
+    return None if family is None else family.preparation(directory, raw)
 
 
 def check_readable(directory: Path, raw: Mapping[str, Any]) -> None:

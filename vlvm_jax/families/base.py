@@ -16,7 +16,16 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 
-from vlvm_jax.config import ConnectorConfig, DecoderConfig, FrameFit, FrameTokens, VisionConfig
+from vlvm_jax.config import (
+    AdapterConfig,
+    AnswerConfig,
+    ConnectorConfig,
+    DataConfig,
+    DecoderConfig,
+    FrameFit,
+    FrameTokens,
+    VisionConfig,
+)
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.images.image_rules import Settings, SquareRule, read_files
 from vlvm_jax.errors import InputError
@@ -86,7 +95,8 @@ class HFModel:
       family: name of the family whose layouts its files have.
       hf_family: name of the family of the transformers class that it is or corresponds to.
       vision, decoder, connector: None for what the checkpoint does not have (bare towers and decoders).
-      frame_tokens: what its class does with frames.
+      frame_tokens: what its class does with frames, where that can be said so.
+      adapter: otherwise.
       has_newline: whether `image_newline` is among the tensors.
       tower_source: for checkpoints that leave the tower in its own repository, its id.
       raw: `config.json`, but for what names code.
@@ -101,7 +111,21 @@ class HFModel:
     frame_tokens: FrameTokens = dataclasses.field(default_factory=FrameTokens)
     has_newline: bool = False
     tower_source: str | None = None
+    adapter: AdapterConfig | None = None
     raw: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How a model was trained to be asked.
+
+    Attributes:
+      frames: of a clip.
+    """
+
+    data: DataConfig
+    answers: AnswerConfig
+    frames: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +213,15 @@ class Family(abc.ABC):
           InputError: a file is missing or cannot be used.
         """
         return read_files(directory, self.class_of(raw))
+
+    def preparation(self, directory: Path, raw: dict[str, Any]) -> Preparation | None:
+        """How the model is asked, if the config says so beyond what the processors' files say.
+
+        Raises:
+          InputError: what it says cannot be used.
+        """
+        del directory, raw
+        return None
 
     def tiling(self, raw: dict[str, Any], size: int) -> dict[str, Any]:
         """What a config says about images in tiles, in the keys of transformers' classes.

@@ -2,13 +2,14 @@
 another."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import samples
+from vlvm_jax import families, samples
 from vlvm_jax.config import (
     AnswerConfig,
     Config,
@@ -140,9 +141,7 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         config = source.config
         model = config.model.model_copy(update={"init_from": checkpoint})
         data = _with_files(config.data, source.hf_files, f"{where}: {checkpoint}")
-        trained = [stage for stage in config.stages if stage.name == source.stages[-1]]
-        part = config.evals[-1] if config.evals and trained[0] is config.stages[-1] else trained[0]
-        return _Setup(model, data, config.answers, config.answers.frames or part.frames_per_video)
+        return _Setup(model, data, config.answers, config.asked_frames(source.stages[-1]))
     if source.vision is None or source.decoder is None or source.adapter is None:
         raise InputError(f"{where}: {checkpoint} is a bare tower or decoder; only a whole model answers")
     model = ModelConfig(
@@ -152,6 +151,8 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
     if files is None:
         raise InputError(f"{where}: {checkpoint} has no folder `hf` with its tokenizer; import the checkpoint again")
     local = side_files.local(files)
+    if (given := families.preparation(Path(local))) is not None:
+        return _Setup(model, given.data, given.answers, given.frames)
     data = DataConfig(
         tokenizer=str(local),
         processor=str(side_files.of_tower(local)),

@@ -28,12 +28,10 @@ from vlvm_jax.config import (
 )
 from vlvm_jax.errors import InputError
 from vlvm_jax.families import _unreadable as unreadable
-from vlvm_jax.families.base import HFModel
-from vlvm_jax.models import adapters
 from vlvm_jax.models.params import Params
 from vlvm_jax.weights import integrity, param_store
 from vlvm_jax.weights.hf import hub
-from vlvm_jax.weights.hf.source import HFSource, Tell, model_shapes, silent
+from vlvm_jax.weights.hf.source import HFSource, Tell, adapter_of, model_shapes, silent
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
@@ -83,7 +81,7 @@ class HFDirectory:
         hf = self.checkpoint.hf
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = self.checkpoint.shapes
         self.vision, self.decoder, self.connector = hf.vision, hf.decoder, hf.connector
-        self.adapter = class_adapter(hf)
+        self.adapter = adapter_of(hf)
         self.hf_files: epath.Path | None = directory
         self._tower: HFSource | None = None
         if hf.tower_source is not None:
@@ -108,13 +106,6 @@ class HFDirectory:
     def _holder(self, path: str) -> HFSource:
         in_tower = self._tower is not None and path not in self.checkpoint.shapes
         return self._tower if in_tower and self._tower is not None else self.checkpoint
-
-
-def class_adapter(hf: HFModel) -> AdapterConfig | None:
-    """The adapter that computes what the checkpoint's class does; None for a bare tower or decoder."""
-    if hf.connector is None:
-        return None
-    return adapters.stock(hf.connector, hf.frame_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,78 +13,18 @@ import pytest
 import torch
 from flax import nnx
 from support import hf, torch_export
+from support.torch_export import EXPORTS, SIZE, Export
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from vlvm_jax.config import AdapterConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.data.prompt import conversation
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.record import Turn
 from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.video_llm import VideoLLM
 
-SIZE, FRAMES, LENGTH, NEW = 16, 6, 80, 4
+FRAMES, LENGTH, NEW = 6, 80, 4
 TEMPLATE = TEMPLATES["bare"]
 RNG = np.random.default_rng(0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    vision: dict
-    adapter: dict
-    decoder: dict
-    decoder_type: str
-    nested_tower: bool = False
-    tower_type: str | None = None
-
-    @property
-    def config(self) -> ModelConfig:
-        vision = {
-            "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2,
-            "image_size": SIZE, "patch_size": 4, "image_mean": (0.4, 0.5, 0.6), "image_std": (0.3, 0.2, 0.25),
-        }  # fmt: skip
-        decoder = {
-            "vocab_size": 60, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "rope_theta": 5000.0,
-        }  # fmt: skip
-        return ModelConfig(
-            vision=VisionConfig(**(vision | self.vision)),
-            adapter=AdapterConfig(**self.adapter),
-            decoder=DecoderConfig(**(decoder | self.decoder)),
-            dtype="float32",
-        )
-
-
-EXPORTS = {
-    "clip-llama-soft_slots": Export(
-        {"kind": "clip", "feature_layer": -2},
-        {"name": "weighted_sampler", "options": {"num_tokens": 4, "hidden": 6, "temporal_embed": "learned"}},
-        {},
-        "llama",
-        nested_tower=True,
-    ),
-    "siglip-qwen2-encoder_attn": Export(
-        {"kind": "siglip", "feature_layer": -2, "post_norm": True, "hidden_act": "gelu_pytorch_tanh"}
-        | {"attention_layer": 0, "layer_norm_eps": 1e-6},
-        {"name": "weighted_sampler", "options": {"reading": "encoder_attn", "num_tokens": 5}}
-        | {"connector": {"kind": "linear"}},
-        {"tie_word_embeddings": True, "attention_bias": True, "rms_norm_eps": 1e-6},
-        "qwen2",
-        nested_tower=True,
-    ),
-    "smolvlm-llama-frames": Export(
-        {"kind": "idefics3", "feature_layer": -1, "post_norm": True, "hidden_act": "gelu_pytorch_tanh"},
-        {"name": "frames", "options": {"pool": "average", "newline": "video"}, "connector": {"kind": "pixel_shuffle"}},
-        {},
-        "llama",
-    ),
-    "clip-mistral-encoder_attn": Export(
-        {"kind": "clip", "feature_layer": -1, "attention_layer": -1},
-        {"name": "weighted_sampler", "options": {"reading": "encoder_attn", "placement": "before_connector"}
-         | {"num_tokens": 4, "merge_rest": False}},
-        {},
-        "mistral",
-    ),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +127,7 @@ def write_export(folder: Path, export: Export) -> dict[str, np.ndarray]:
     config = export.config
     with jax.default_matmul_precision("highest"):
         model = hf.fill(lambda: VideoLLM(config, rngs=nnx.Rngs(0)), seed=3)
-        params = {"/".join(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(nnx.state(model))}
-        weights = torch_export.tensors(params, config.vision.patch_size, export.nested_tower)
-        torch_export.write(folder, torch_export.config_json(config, export.decoder_type, export.tower_type), weights)
+        torch_export.write_model(folder, export, model)
         batch, lengths = make_batch(model, make_tokenizer(folder))
         expected = expected_of(model, batch, lengths)
     cases, arrays = [], {}

@@ -78,6 +78,18 @@ def read_files(folder: Path, stands_for: str | None = None) -> Settings:
         config = transformers_config(folder, stands_for)
     except ImportError as error:
         raise InputError(f"config.data.processor needs {REQUIRED} ({brief(error)})") from None
+    return read_processors(folder, config)
+
+
+def read_processors(folder: Path, config: Any) -> Settings:
+    """Reads the processors' files of a directory.
+
+    Args:
+      config: transformers' of the model whose processors they are.
+
+    Raises:
+      InputError: there are none.
+    """
     processor = read_json(folder / "processor_config.json")
     image, file = processor.get("image_processor"), "processor_config.json"
     if image is None:

@@ -26,13 +26,16 @@ def build_adapter(config: ModelConfig, *, dtype, rngs: nnx.Rngs) -> VideoAdapter
     return _class(config.adapter.name)(options, config, dtype=dtype, rngs=rngs)
 
 
-def options_of(name: str, given: Mapping[str, Any]) -> Settings:
+def options_of(name: str, given: Mapping[str, Any], where: str = "config.model.adapter") -> Settings:
     """An adapter's options, checked, with defaults for those that are not given.
+
+    Args:
+      where: what gave them, for messages.
 
     Raises:
       InputError: as `build_adapter`.
     """
-    return build(_class(name).Options, dict(given), "config.model.adapter.options")
+    return build(_class(name, where).Options, dict(given), f"{where}.options")
 
 
 def frame_tokens(config: AdapterConfig) -> FrameTokens | None:
@@ -46,7 +49,7 @@ def stock(connector: ConnectorConfig, tokens: FrameTokens) -> AdapterConfig:
     return AdapterConfig(name=name, connector=connector, options=tokens.model_dump(exclude_unset=True))
 
 
-def _class(name: str) -> Any:
+def _class(name: str, where: str = "config.model.adapter") -> Any:
     if name not in available():
-        raise InputError(f"config.model.adapter.name: no adapter {name!r}; there are {', '.join(available())}")
+        raise InputError(f"{where}.name: no adapter {name!r}; there are {', '.join(available())}")
     return importlib.import_module(f"{__name__}.{name}").Adapter

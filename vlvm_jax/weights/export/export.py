@@ -15,6 +15,7 @@ from vlvm_jax.data.files import read_json, without_code
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.prompt.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import vlvm
 from vlvm_jax.families._vlm import Media
 from vlvm_jax.families.base import Exported, Layout, MediaTokens, Rule
 from vlvm_jax.models import adapters
@@ -212,7 +213,9 @@ class ModelExport(Export):
 
     @property
     def layout(self) -> Layout:
-        return own_layout(self.vision) if self.rung.stock is None else super().layout
+        if self.rung.stock is not None:
+            return super().layout
+        return vlvm.FLAT if self.vision.kind == "idefics3" else vlvm.NESTED
 
     @property
     def end_id(self) -> int | None:
@@ -238,7 +241,16 @@ class ModelExport(Export):
             return super().config()
         ids = {"image_token_id": self.tokens.image, "video_token_id": self.tokens.video}
         fields = own_names.config_fields(self.model, **ids)
-        return fields | config_json.parts(self.exported(), self.base) | {"dtype": self.dtype}
+        return fields | config_json.parts(self.exported(), self.base) | {"dtype": self.dtype} | self._asked()
+
+    def _asked(self) -> dict[str, Any]:
+        """What our own class's config says for whoever asks the model here."""
+        base, run, files = self.base or {}, self.run, self.source.hf_files
+        asked = base.get("preparation") if run is None else vlvm.preparation_fields(run, self.source.stages[-1])
+        towers = None if files is None else side_files.of_tower(files) / "config.json"
+        processed = None if towers is None else vlvm.processed_as(without_code(read_json(towers)))
+        given = {"preparation": asked, "processed_as": processed}
+        return {key: value for key, value in given.items() if value is not None}
 
     def rules(self) -> list[Rule]:
         stock = self.rung.stock
@@ -254,10 +266,7 @@ class ModelExport(Export):
         own = [path for path in self.source.shapes if path not in known and not lora.is_lora(path)]
         if own and stock is not None:
             raise AssertionError(f"{own} have no place in {stock.name}, which was found exact")
-        for path in own:
-            name, transpose = own_names.adapter_tensor_name(path)
-            rules.append(Rule(name, path, "transpose" if transpose else "same"))
-        return rules
+        return rules + own_names.adapter_rules(own)
 
     def _value(self, path: str) -> np.ndarray:
         """A whole parameter on the host, LoRA merged, the vocabulary with its added rows."""
@@ -293,20 +302,6 @@ def plan(source: HFDirectory | Stored, options: Options) -> BareExport | ModelEx
     if source.adapter is None or source.vision is None or source.decoder is None:
         return BareExport(source, options, base, rung)
     return ModelExport(source, options, base, rung, source.adapter)
-
-
-def own_layout(vision: VisionConfig) -> Layout:
-    """Tensor names of our own class; CLIP's and SigLIP's towers with the inner prefix that transformers 5.0 wants."""
-    return Layout(
-        ladder.OWN_CLASS,
-        {
-            "tower": "model.vision_tower." + ("" if vision.kind == "idefics3" else "vision_model."),
-            "decoder": "model.language_model.",
-            "head": "",
-            "connector": "model.adapter.connector.",
-            "newline": "model.adapter.",
-        },
-    )
 
 
 def _base_config(source: Source) -> dict[str, Any] | None:

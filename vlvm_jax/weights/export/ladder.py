@@ -10,11 +10,12 @@ import dataclasses
 from vlvm_jax import families
 from vlvm_jax.config import AdapterConfig, DecoderConfig, FrameTokens, VisionConfig
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import vlvm
 from vlvm_jax.families._vlm import VLM, Media
 from vlvm_jax.families.base import StockFamily
 from vlvm_jax.models import adapters
 
-OWN_CLASS = "vlvm"
+OWN_CLASS = vlvm.Family.name
 _CONNECTORS = ("mlp2x_gelu", "pixel_shuffle")  # the LLaVA repositories know linear ones, transformers does not
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vlvm_jax import families
-from vlvm_jax.config import ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
+from vlvm_jax.config import AdapterConfig, ConnectorConfig, DecoderConfig, ModelConfig, VisionConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.families.base import Access, HFModel, Layout, Rule
 from vlvm_jax.models import adapters
@@ -17,6 +17,7 @@ from vlvm_jax.models.params import Model, Params
 from vlvm_jax.weights import tables
 from vlvm_jax.weights.hf import hub
 from vlvm_jax.weights.hf.safetensors_files import SafetensorsReader
+from vlvm_jax.weights.torch_model import names as own_names
 
 Index = tuple[slice, ...]
 Tell = Callable[[int], None]  # takes the bytes read since the last call, counted in the wanted dtype
@@ -147,6 +148,10 @@ class HFSource(TensorFiles):
         }
         self.layout: Layout
         self.layout, rules = tables.best_layout(family.layouts, self.reader.tensors, **parts)
+        wanted = model_shapes(self.hf)
+        if self.hf.adapter is not None:
+            known = {rule.path for rule in rules}
+            rules += own_names.adapter_rules(path for path in wanted if path not in known)
         self.carried = tables.match(
             set(self.reader.tensors) - self._tied_heads(),
             rules,
@@ -155,7 +160,6 @@ class HFSource(TensorFiles):
             where=str(directory),
         )
         self.rules = {rule.path: rule for rule in rules}
-        wanted = model_shapes(self.hf)
         self.shapes = {rule.path: self.checked(rule, wanted[rule.path].shape, self.hf.vision) for rule in rules}
         self._check_tied_head(rules)
 
@@ -189,12 +193,26 @@ class HFSource(TensorFiles):
         return all(np.array_equal(self.reader.read(first, part), self.reader.read(second, part)) for part in parts)
 
 
+def adapter_of(hf: HFModel) -> AdapterConfig | None:
+    """The adapter that computes what the checkpoint's class does; None for a bare tower or decoder.
+
+    Raises:
+      InputError: the config names one that is not there, or an option that it does not have.
+    """
+    if hf.connector is None:
+        return None
+    if hf.adapter is None:
+        return adapters.stock(hf.connector, hf.frame_tokens)
+    adapters.options_of(hf.adapter.name, hf.adapter.options, f"{hf.directory}/config.json: adapter")
+    return hf.adapter
+
+
 def model_shapes(hf: HFModel) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of our parameters for a checkpoint's config; parts it does not have are there in some size."""
     config = ModelConfig(
         vision=hf.vision or _ANY_TOWER,
         decoder=hf.decoder or _ANY_DECODER,
-        adapter=adapters.stock(hf.connector or ConnectorConfig(), hf.frame_tokens),
+        adapter=adapter_of(hf) or adapters.stock(ConnectorConfig(), hf.frame_tokens),
     )
     return jax.eval_shape(params_lib.join, Model(config).abstract())
 

@@ -3,10 +3,12 @@
 The code itself stands beside this file and is copied as it is. Nothing here imports torch.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from vlvm_jax.config import ModelConfig, to_json
 from vlvm_jax.errors import InputError
+from vlvm_jax.families.base import Rule
 from vlvm_jax.models import adapters
 
 AUTO_MAP = {
@@ -29,6 +31,12 @@ def adapter_tensor_name(path: str) -> tuple[str, bool]:
     if part != "adapter":
         raise ValueError(f"{path} is not a parameter of the adapter")
     return ".".join(["model", "adapter", *names, _LAST.get(last, last)]), last == "kernel"
+
+
+def adapter_rules(paths: Iterable[str]) -> list[Rule]:
+    """Rules for parameters of an adapter that no other part's rules name."""
+    names = [(path, *adapter_tensor_name(path)) for path in paths]
+    return [Rule(name, path, "transpose" if transposed else "same") for path, name, transposed in names]
 
 
 def source_files(adapter: str) -> dict[str, Path]:
