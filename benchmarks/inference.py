@@ -21,13 +21,14 @@ on the clock.
   not run it, prompt. `cold` has `clip` and `tower` before it. transformers reads embeddings that are ready, of exactly
   the prompt's length, where our prompts are padded to their bucket.
 - `tokens/s`: of the tokens after it, with a cache of that length; `generate` for transformers.
+- Ratios also of the tower alone over a clip's frames, here and in transformers, and, in fp32, of the prompt's matrix
+  products alone: what of `first token` belongs to the backends.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import platform
 import statistics
@@ -40,19 +41,24 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # an accelerator's memory is for two
 
-import av
 import jax
 import numpy as np
 import torch
 import transformers
-from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from benchmarks.products import contenders, decoder_sizes
+from benchmarks.random_models import (
+    CLIP_SIZE,
+    QUESTION,
+    SCALES,
+    Scale,
+    threads,
+    write_clip_model,
+    write_llava,
+    write_video,
+)
 from configs import free_video_llm
 from vlvm_jax.config import Config, build
-from vlvm_jax.data.embedded import words as embedded_words
-from vlvm_jax.data.prompt.answers import PREFIXES, TEMPLATES
 from vlvm_jax.inference.answering import Answering, Request
 from vlvm_jax.inference.loading import load
 from vlvm_jax.inference.prompts import padded
@@ -66,115 +72,10 @@ BUDGETS = {
     "igvlm": "ig-vlm-7b",
 }
 FREE, BASELINES = ("2648", "1026", "513"), ("igvlm", "slowfast")
-QUESTION = "what does the person in the red shirt do after opening the door ?"
-CLIP_SIZE, CLIP_FRAMES = (640, 480), 120
-GRID = 24  # patches along a frame's side
-LONGEST = 4096
 CHECKED = 16  # tokens that both must say alike
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Sizes of a LLaVA and of the CLIP beside it. Heads of both towers are 64 wide, the decoder's `head`."""
-
-    tower: int
-    tower_layers: int
-    patch: int
-    width: int
-    inner: int
-    layers: int
-    head: int
-    vocabulary: int
-    dtype: str = "float32"
-
-
-SCALES = {
-    "tiny": Scale(64, 2, 2, 64, 128, 2, 16, 1024),
-    "small": Scale(128, 3, 14, 1024, 2752, 4, 128, 32064),
-    "7b": Scale(1024, 24, 14, 4096, 11008, 32, 128, 32064, "bfloat16"),
-}
-
-
 # --- what is loaded ----------------------------------------------------------------------------------------------
-
-
-def write_llava(folder: Path, scale: Scale) -> None:
-    """A checkpoint with its tokenizer and processor, random weights."""
-    size = GRID * scale.patch
-    words = tokenizer(scale.vocabulary - 64)
-    pinpoints = [[size * rows, size * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-    text = transformers.LlamaConfig(
-        vocab_size=scale.vocabulary, hidden_size=scale.width, intermediate_size=scale.inner,
-        num_hidden_layers=scale.layers, num_attention_heads=scale.width // scale.head, max_position_embeddings=LONGEST,
-        rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    config = transformers.LlavaNextConfig(
-        vision_config=tower(transformers.CLIPVisionConfig, scale, image_size=size, patch_size=scale.patch),
-        text_config=text, image_grid_pinpoints=pinpoints, image_token_index=words.get_vocab()["<image>"],
-    )  # fmt: skip
-    save(transformers.LlavaNextForConditionalGeneration, config, scale, folder)
-    words.save_pretrained(folder)
-    edges: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    images = LlavaNextImageProcessorPil(**edges, image_grid_pinpoints=pinpoints)
-    (folder / "processor_config.json").write_text(json.dumps({"image_processor": images.to_dict()}))
-
-
-def write_clip_model(folder: Path, scale: Scale) -> None:
-    """A CLIP that compares frames with questions. Its text tower has the image tower's depth and 3/4 of its width."""
-    words = embedded_words.prompt_tokenizer()
-    text = transformers.CLIPTextConfig(
-        vocab_size=words.get_vocab_size(), hidden_size=scale.tower * 3 // 4, intermediate_size=scale.tower * 3,
-        num_hidden_layers=max(scale.tower_layers // 2, 1), num_attention_heads=max(scale.tower * 3 // 256, 1),
-        bos_token_id=words.token_to_id("<s>"), eos_token_id=words.token_to_id("</s>"),
-    )  # fmt: skip
-    vision = tower(transformers.CLIPVisionConfig, scale, image_size=GRID * scale.patch, patch_size=scale.patch)
-    config = transformers.CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=scale.tower * 3 // 4
-    )
-    save(transformers.CLIPModel, config, scale, folder)
-    words.save(str(folder / "tokenizer.json"))
-
-
-def tower(cls: Any, scale: Scale, **sizes: int) -> Any:
-    return cls(
-        hidden_size=scale.tower, intermediate_size=4 * scale.tower, num_hidden_layers=scale.tower_layers,
-        num_attention_heads=scale.tower // 64, **sizes,
-    )  # fmt: skip
-
-
-def save(cls: Any, config: Any, scale: Scale, folder: Path) -> None:
-    torch.manual_seed(0)
-    cls(config).to(getattr(torch, scale.dtype)).save_pretrained(folder)
-
-
-def tokenizer(size: int) -> transformers.PreTrainedTokenizerFast:
-    """Knows the words of the recipes' prompts, as a real one does, so that these have about their real length."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<unk>", "<s>", "</s>", "<image>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    made.train_from_iterator([*TEMPLATES.values(), *PREFIXES.values(), QUESTION, "USER: ASSISTANT:\n"] * 4, trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
-    )
-
-
-def write_video(path: Path) -> None:
-    """A texture that moves."""
-    width, height = CLIP_SIZE
-    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    texture = np.asarray(coarse.resize((2 * width, 2 * height), Image.Resampling.BICUBIC))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=12)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(CLIP_FRAMES):
-            x, y = (int(side / 2 * (1 + math.sin(number / turn))) for side, turn in ((width, 7), (height, 11)))
-            frame = av.VideoFrame.from_ndarray(texture[y : y + height, x : x + width])
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def load_ours(folder: Path, names: list[str], scale: Scale) -> dict[str, Answering]:
@@ -204,10 +105,6 @@ def load_theirs(folder: Path, scale: Scale) -> Any:
     )
     model.generation_config.eos_token_id = None
     return model.eval().to("cuda" if platform == "gpu" else "cpu")
-
-
-def threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- one question ------------------------------------------------------------------------------------------------
@@ -321,6 +218,54 @@ def _between(start: Cost, end: Cost) -> Cost:
     return {kind: end[kind] - start[kind] for kind in start}
 
 
+def towers(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The LLaVA's tower alone over as many frames as the budget's clip has, here and in transformers.
+
+    Raises:
+      SystemExit: their features differ.
+    """
+    engine = case.answering.engine
+    vision = engine.model.config.vision
+    shape = (1, case.batch.media.shape[1], vision.image_size, vision.image_size, 3)
+    frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pixels = (frames[0] / 255 - np.asarray(vision.image_mean)) / np.asarray(vision.image_std)
+    theirs = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).to(case.theirs.device, case.theirs.dtype)
+    encode = jax.jit(lambda params, frames: engine.model.bind(params).encoder(frames).patches)
+    model = case.theirs.model.vision_tower
+
+    def run() -> Any:
+        with jax.set_mesh(engine.mesh):
+            return jax.block_until_ready(encode(engine.params, frames))
+
+    def run_theirs() -> Any:
+        with torch.no_grad():
+            return model(theirs, output_hidden_states=True).hidden_states[vision.feature_layer][:, 1:]
+
+    if engine.model.config.dtype == "float32":
+        difference = np.abs(np.asarray(run())[0] - run_theirs().numpy()).max()
+        if difference > 1e-3:
+            sys.exit(f"features of the tower differ from transformers' by {difference:.1e}")
+    return run, run_theirs
+
+
+def alone(case: Case, scale: Scale, rounds: int) -> dict[str, dict[str, list[Cost]]]:
+    """Costs of parts that both have alone, by part and contender."""
+    parts = {"tower": towers(case)}
+    if scale.dtype == "float32":
+        parts["products of the prompt"] = contenders(
+            case.tokens, *decoder_sizes(scale.width, scale.inner, scale.layers), backward=False
+        )
+    costs: dict[str, dict[str, list[Cost]]] = {}
+    for name, both in parts.items():
+        of = costs[name] = {"ours": [], "theirs": []}
+        for number in range(rounds + 1):
+            for who, work in zip(of, both, strict=True):
+                _, cost = timed(work)
+                if number:
+                    of[who].append(cost)
+    return costs
+
+
 def equal_tokens(name: str, case: Case) -> float:
     """Share of the first tokens that both say alike. An answer counts up to where they part."""
     ours = case.answer()[:CHECKED]
@@ -349,7 +294,7 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, dict[str, dict[str
     return costs
 
 
-def ratios(costs: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+def ratios(costs: dict[str, Any], parts: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """By the clock and of CPU time: theirs over ours in both parts, and the baselines' first token over Free's."""
     made: dict[str, dict[str, list[float]]] = {}
 
@@ -363,6 +308,8 @@ def ratios(costs: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
         for other in BASELINES:
             if free in costs and other in costs:
                 add(f"first: {other} / {free}", costs[other]["ours"]["first"], costs[free]["ours"]["first"])
+    for name, of in parts.items():
+        add(f"{name}: transformers / ours", of["theirs"], of["ours"])
     return made
 
 
@@ -443,6 +390,7 @@ def run(scale: Scale, names: list[str], rounds: int, new: int) -> dict[str, Any]
         if scale.dtype == "float32" and (parted := {name: share for name, share in equal.items() if share < 1}):
             sys.exit(f"not the same tokens as transformers, shares that are equal: {parted}")
         costs = measure(cases, rounds)
+        parts = {} if theirs is None else alone(next(iter(cases.values())), scale, rounds)
         return {
             "new": new, "rounds": rounds, "dtype": scale.dtype, "scale": dataclasses.asdict(scale), "host": host(),
             "budgets": {
@@ -452,7 +400,8 @@ def run(scale: Scale, names: list[str], rounds: int, new: int) -> dict[str, Any]
                 }
                 for name, case in cases.items()
             },
-            "ratios": ratios(costs),
+            "alone": parts,
+            "ratios": ratios(costs, parts),
         }  # fmt: skip
 
 

@@ -29,7 +29,9 @@ import torch
 import transformers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from benchmarks.inference import GRID, SCALES, save, threads, tokenizer, tower
+from benchmarks.products import contenders, decoder_sizes
+from benchmarks.random_models import GRID, SCALES, save, threads, tokenizer, tower
+from vlvm_jax import memory
 from vlvm_jax.config import MeshConfig, StageConfig
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models import params as params_lib
@@ -166,43 +168,15 @@ def theirs(folder: Path, batch: dict[str, np.ndarray], compiled: bool) -> Step:
 
 def products(rows: int, length: int) -> tuple[Step, Step]:
     """The decoder's matrix products and the head's, forward and backward, in jax and in PyTorch."""
-    width, positions = SCALE.width, rows * length
-    outs = [*[width] * 4, *[SCALE.inner] * 3] * SCALE.layers + [SCALE.vocabulary]
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((positions, width)).astype(np.float32)
-    kernels = {out: rng.standard_normal((width, out)).astype(np.float32) for out in set(outs)}
-
-    @jax.jit
-    def all_of(x, kernels):
-        total = 0.0
-        for number, out in enumerate(outs):
-            x = x + number  # or one product would do for all
-            y = x @ kernels[out]
-            total += (y @ kernels[out].T)[0, 0] + (x.T @ y)[0, 0]
-        return total
-
-    def products_of_jax() -> float:
-        return float(all_of(x, kernels))
-
-    with_torch = torch.from_numpy(x), {out: torch.from_numpy(kernel) for out, kernel in kernels.items()}
-
-    def products_of_torch() -> float:
-        x, kernels = with_torch
-        total = 0.0
-        for number, out in enumerate(outs):
-            x = x + number
-            y = x @ kernels[out]
-            total += float((y @ kernels[out].T)[0, 0] + (x.T @ y)[0, 0])
-        return total
-
-    return products_of_jax, products_of_torch
+    inputs, outputs = decoder_sizes(SCALE.width, SCALE.inner, SCALE.layers)
+    return contenders(rows * length, [*inputs, SCALE.width], [*outputs, SCALE.vocabulary], backward=True)
 
 
-def measured(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+def measured(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender's steps, in turn, after a round that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
-        for name, step in contenders.items():
+        for name, step in steps.items():
             start = time.perf_counter()
             step()
             if number:
@@ -227,16 +201,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(threads())
+    memory.keep_freed()  # as training does on a CPU; PyTorch allocates in the same way
     results: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_llava(Path(folder))
         image_token = transformers.AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<image>")
         for name, share in LEARNED.items():
             batch = rows_of(args.rows, args.length, share, image_token)
-            contenders = {"ours": ours(Path(folder), batch), "torch": theirs(Path(folder), batch, args.compile)}
-            check(name, *contenders.values())
-            results[name] = measured(contenders, args.rounds)
-            del contenders
+            both = {"ours": ours(Path(folder), batch), "torch": theirs(Path(folder), batch, args.compile)}
+            check(name, *both.values())
+            results[name] = measured(both, args.rounds)
+            del both
         jax_products, torch_products = products(args.rows, args.length)
         results["products"] = measured({"ours": jax_products, "torch": torch_products}, args.rounds)
     print(f"{platform.machine()}, {threads()} threads, jax {jax.__version__}, torch {torch.__version__}")

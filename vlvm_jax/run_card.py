@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+FILE = "run_card.json"
+
 
 def environment() -> dict[str, Any]:
     """Versions of the packages, and the devices."""

@@ -13,6 +13,7 @@ from benchmarks import inference
 pytestmark = pytest.mark.slow
 NEW = 6
 VISUAL = {"2648": 2648, "1026": 1026, "513": 513, "slowfast": 3680, "igvlm": 2640}
+ALONE = {"tower", "products of the prompt"}
 PARTS = {"clip", "tower", "first", "decode"}
 
 
@@ -43,7 +44,8 @@ def test_every_part_is_measured(made):
         assert set(case["theirs"]) == {"first", "decode"}
         for costs in (*case["ours"].values(), *case["theirs"].values()):
             assert len(costs) == 1 and costs[0]["wall"] > 0
-    assert len(result["ratios"]) == 2 * len(VISUAL) + len(inference.FREE) * len(inference.BASELINES)
+    assert len(result["ratios"]) == 2 * len(VISUAL) + len(inference.FREE) * len(inference.BASELINES) + len(ALONE)
+    assert set(result["alone"]) == ALONE
 
 
 def test_the_table_is_whole(made):

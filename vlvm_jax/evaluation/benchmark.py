@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, storage
+from vlvm_jax import json_text, run_card, storage
 from vlvm_jax.config import Config, DType
 from vlvm_jax.console import Meter, Waiting, number_of, say
 from vlvm_jax.errors import InputError
@@ -21,11 +21,10 @@ from vlvm_jax.evaluation.results import Rules
 from vlvm_jax.inference import loading
 from vlvm_jax.inference.answering import Answering
 from vlvm_jax.inference.requests import Decoding
-from vlvm_jax.run_card import environment
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.weights.sources import open_source
 
-CARD, RESULTS, SCORED = "run_card.json", "results.json", "scored.jsonl"
+CARD, RESULTS, SCORED = run_card.FILE, "results.json", "scored.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _claim(options: Options, listed: QuestionList, config: Config | None) -> Non
         "limit": options.limit,
         "controls": list(options.controls),
         "rules": dataclasses.asdict(options.rules),
-        **environment(),
+        **run_card.environment(),
     }
     _write(options.output, CARD, json_text.readable(card, indent=2))
 

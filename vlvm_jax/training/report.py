@@ -11,13 +11,12 @@ from etils import epath
 from rich.table import Table
 
 from vlvm_jax import config as config_lib
-from vlvm_jax import json_text, storage
+from vlvm_jax import json_text, run_card, storage
 from vlvm_jax import pictures as pictures_lib
 from vlvm_jax.console import number_of, say, show_table
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel import processes
 from vlvm_jax.pictures import Picture
-from vlvm_jax.run_card import environment
 from vlvm_jax.training.plan import RunPlan
 
 matplotlib.use("Agg")
@@ -34,11 +33,11 @@ def write_run_card(plan: RunPlan, workdir: epath.Path) -> None:
     card = {
         "config": config.name,
         "config_hash": config_lib.fingerprint(config),
-        **environment(),
+        **run_card.environment(),
         "seeds": {"model": config.seed, **{p.stage.name: p.stage.seed for p in prepared}},
         "data": {p.stage.name: {"records": len(p.records), "hash": p.records.digest()[:16]} for p in prepared},
     }
-    storage.write_text(os.fspath(workdir / "run_card.json"), json_text.readable(card, indent=2))
+    storage.write_text(os.fspath(workdir / run_card.FILE), json_text.readable(card, indent=2))
 
 
 def print_plan(plan: RunPlan) -> None:

@@ -48,6 +48,7 @@ def exported(tmp_path_factory, data_root) -> Path:
     run = trained(folder, data_root, "tiny", **FEW)
     said = call(data_root, "vlvm_jax.convert", "export", str(run), f"{folder}/out", "--dtype=bfloat16")
     assert "class: llava" in said and "greedy answers equal" in said
+    assert (folder / "out" / "run_card.json").read_bytes() == (run / "run_card.json").read_bytes()
     return folder / "out"
 
 

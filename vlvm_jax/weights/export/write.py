@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlvm_jax import families
+from vlvm_jax import families, run_card
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.errors import InputError
@@ -21,7 +21,7 @@ from vlvm_jax.weights.export.export import Export, ModelExport, Options, plan
 from vlvm_jax.weights.export.ladder import Rung
 from vlvm_jax.weights.hf import side_files
 from vlvm_jax.weights.hf.safetensors_files import SafetensorsWriter
-from vlvm_jax.weights.sources import open_source
+from vlvm_jax.weights.sources import Stored, open_source
 from vlvm_jax.weights.torch_model import names as own_names
 
 
@@ -86,6 +86,7 @@ def write(export: Export, folder: Path, progress: Callable[[int, int], None] | N
     _write_json(folder / "config.json", export.config())
     if export.options.lora == "peft":
         _write_peft(export, folder / "adapter")
+    _write_run_card(export, folder)
     return writer.total_parameters, writer.total_bytes
 
 
@@ -127,6 +128,13 @@ def _write_processors(export: Export, folder: Path) -> None:
         return
     for name, values in family.processor_files(files, export.rung.stock, export.config()).items():
         _write_json(folder / name, values)
+
+
+def _write_run_card(export: Export, folder: Path) -> None:
+    """What a run was made with, if the source is one."""
+    root = export.source.root if isinstance(export.source, Stored) and export.trained else None
+    if root is not None and (root / run_card.FILE).exists():
+        (root / run_card.FILE).copy(folder / run_card.FILE)
 
 
 def _write_peft(export: Export, folder: Path) -> None:
