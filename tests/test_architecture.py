@@ -25,7 +25,7 @@ FLOORS = (
     ("ahead_of_time",),
     ("evaluation", "training"),
     ("inference",),
-    ("samples", "run_card"),
+    ("samples", "passes", "run_card"),
     ("weights",),
     ("models",),
     ("data.tools", "data.embedded"),

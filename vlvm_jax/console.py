@@ -13,7 +13,7 @@ from vlvm_jax.printing import PlainConsole
 
 console = PlainConsole(soft_wrap=True)
 
-_GRACE = 2.0  # seconds; work that is done by then is not worth a line
+GRACE = 2.0  # seconds; work that is done by then is not worth a line
 _TABLE_WIDTH = 120  # characters, at least, of a table that is not on a terminal
 
 
@@ -62,6 +62,17 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the terminal to another meter."""
+        if self._bar is not None:
+            self._bar.stop()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.start()
+
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
         if console.quiet or now - self._start < self.grace:
@@ -91,7 +102,7 @@ class Reading:
 
     def __call__(self, done: int, total: int) -> None:
         if self._meter is None:
-            self._meter = Meter(self.title, total, unit="bytes", grace=_GRACE)
+            self._meter = Meter(self.title, total, unit="bytes", grace=GRACE)
         self._meter.update(done)
         if done >= total:
             self._meter.__exit__()
@@ -105,7 +116,7 @@ class Waiting:
       every: seconds between two lines.
     """
 
-    def __init__(self, what: str = "", every: float = 10.0, grace: float = _GRACE):
+    def __init__(self, what: str = "", every: float = 10.0, grace: float = GRACE):
         self.every, self.grace = every, grace
         self._what, self._since = what, time.monotonic()
         self._changed, self._closed = threading.Event(), False

@@ -30,6 +30,9 @@ class MixtureEntry(Settings):
     `fraction` takes that share of what is kept, `count` that many, drawn with the stage's seed; `repeat` takes what is
     drawn several times.
 
+    `held_out` sets that share of the clips aside, and at least `held_out_clips` of them, and `side` says which of the
+    two the entry takes. A hash of a clip's name decides, so it stays on its side when others are added.
+
     `weight` mixes the entries of a stage, which then all have one, in this ratio: an epoch holds one entry's records
     once and those of the others as often as it takes, at least once.
     """
@@ -45,6 +48,9 @@ class MixtureEntry(Settings):
     count: PositiveInt | None = None
     repeat: PositiveInt = 1
     weight: PositiveFloat | None = None
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    held_out_clips: NonNegativeInt = 0
+    side: Literal["training", "held_out"] = "training"
 
     @pydantic.field_validator("fields", mode="after")
     @classmethod
@@ -68,6 +74,8 @@ class MixtureEntry(Settings):
             raise ValueError("weight already says how often; drop repeat")
         if self.count is not None and self.fraction < 1:
             raise ValueError("give one of fraction and count")
+        if not self.held_out and (self.held_out_clips or self.side == "held_out"):
+            raise ValueError("held_out: give the share of the clips that is set aside")
         return self
 
 

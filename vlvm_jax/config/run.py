@@ -27,6 +27,11 @@ class StageConfig(Settings):
     The head runs over learned positions only, in up to `loss_passes` passes over each device's rows; with `loss_chunks`
     over one piece of the vocabulary at a time, which takes less memory and one matrix product more.
 
+    `validation` are questions that the stage does not learn, put every `validate_every` steps (by default ten times)
+    and after the last: their loss, and the share that is answered rightly. With `best`, the checkpoint with the lowest
+    loss or the highest accuracy is kept and is the stage's result. Without a better one in `patience` validations the
+    stage ends.
+
     `objective` is what is learned: the next token of the text, or what the adapter itself has to learn before the
     decoder has a part in it (`LearnsByItself.own_losses`). With `accumulate`, micro-batches are contrasted one by one.
     """
@@ -51,6 +56,10 @@ class StageConfig(Settings):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip_norm: PositiveFloat | None = 1.0
+    validation: tuple[MixtureEntry, ...] = ()
+    validate_every: PositiveInt | None = None
+    best: Literal["loss", "accuracy"] | None = None
+    patience: PositiveInt | None = None
     loss_passes: PositiveInt = 8
     loss_chunks: PositiveInt = 1
     loss_on: Literal["answer", "all_text"] = "answer"
@@ -60,7 +69,7 @@ class StageConfig(Settings):
     save_every: PositiveInt | None = None
     log_every: PositiveInt = 10
 
-    _weights = pydantic.field_validator("data", mode="after")(all_weighted)
+    _weights = pydantic.field_validator("data", "validation", mode="after")(all_weighted)
 
     @pydantic.field_validator("trainable", "copied", mode="before")
     @classmethod
@@ -77,11 +86,34 @@ class StageConfig(Settings):
             raise ValueError("trainable names no parameters")
         if self.frames_per_video > self.frames:
             raise ValueError(f"video_frames {self.video_frames} do not fit the row's frames {self.frames}")
+        if self.validate_every is not None and not self.validation:
+            raise ValueError("validate_every: there is no validation")
+        if self.validation and self.objective != "text":
+            raise ValueError(f"validation: answers are what objective 'text' learns, not {self.objective!r}")
+        if self.best is not None and not self.validation:
+            raise ValueError(f"best {self.best!r} is of validation, and there is none")
+        if self.patience is not None and self.best is None:
+            raise ValueError("patience: give best, which says what has to get better")
         return self
 
     @property
     def frames_per_video(self) -> int:
         return self.video_frames or self.frames
+
+    @property
+    def validating(self) -> "EvalConfig":
+        """The stage's validation as questions of its own, in rows like those it learns from."""
+        return EvalConfig(
+            name="validation",
+            data=self.validation,
+            batch_size=self.batch_size // self.accumulate,
+            frames=self.frames,
+            video_frames=self.video_frames,
+            length=self.length,
+            pack=self.pack,
+            controls=(),
+            seed=self.seed,
+        )
 
 
 class EvalConfig(Settings):

@@ -5,26 +5,24 @@ that is so if and only if, fed the true answer, the model would say every one of
 pass and no decoding loop.
 """
 
+import contextlib
 import dataclasses
-import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vlvm_jax import passes
 from vlvm_jax.config import EvalConfig, ModelConfig
-from vlvm_jax.data.batch.dataset import empty_batch, make_dataset
-from vlvm_jax.data.batch.skipped import SkipLog
-from vlvm_jax.data.batch.stream import Part
 from vlvm_jax.data.record import Record
 from vlvm_jax.data.sample.spec import SampleSpec
-from vlvm_jax.models.batch import Batch, rows_to_device, to_device
+from vlvm_jax.models.batch import Batch
 from vlvm_jax.models.params import Model, Params
 from vlvm_jax.models.video_llm import right_tokens
-from vlvm_jax.parallel import processes, rules
+from vlvm_jax.parallel import rules
 from vlvm_jax.parallel.cpu_options import compiler_options
 
 
@@ -79,40 +77,14 @@ def ask(
     Records that cannot be read are left out.
     """
     learned_by, right_by = Counter[int](), Counter[int]()
-    share, shares = processes.batch_share(mesh)
-    dataset = make_dataset(
-        records,
-        spec,
-        rows=config.batch_size // shares,
-        pack=config.pack,
-        skip_log=SkipLog(records, 1.0),
-        seed=None,
-        workers=workers,
-        part=Part(reader=share, readers=shares),
-    )
-    iterator = iter(dataset)
-    try:
-        with jax.set_mesh(mesh):
-            for batch in _together(iterator, functools.partial(empty_batch, spec, config.batch_size // shares)):
-                record = rows_to_device(batch["record"], mesh)
-                learned, right, owner = jax.device_get(predict(params, to_device(batch, mesh), record))
-                learned_by.update(owner[learned].tolist())
-                right_by.update(owner[right].tolist())
-                on_batch(len(learned_by))
-    finally:
-        iterator.close()
+    together = passes.batches(records, spec, mesh, rows=config.batch_size, pack=config.pack, workers=workers)
+    with jax.set_mesh(mesh), contextlib.closing(together):
+        for batch, record in together:
+            learned, right, owner = jax.device_get(predict(params, batch, record))
+            learned_by.update(owner[learned].tolist())
+            right_by.update(owner[right].tolist())
+            on_batch(len(learned_by))
     return [Answered(records[i], learned_by[i] == right_by[i]) for i in sorted(learned_by)]
-
-
-def _together(
-    batches: Iterator[Mapping[str, np.ndarray]], empty: Callable[[], Mapping[str, np.ndarray]]
-) -> Iterator[Mapping[str, np.ndarray]]:
-    """This process's batches, and empty ones after its last until all processes have had theirs."""
-    while True:
-        batch = next(batches, None)
-        if not processes.any_of_them(batch is not None):
-            return
-        yield empty() if batch is None else batch
 
 
 def accuracy_by_type(answers: Sequence[Answered]) -> dict[str, float]:

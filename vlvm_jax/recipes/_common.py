@@ -82,7 +82,15 @@ def complete(config: dict, only: str = "") -> ConfigDict:
     return full
 
 
-_UNSET_OF_STAGES = {"steps": int, "epochs": float, "video_frames": int, "save_every": int}
+_UNSET_OF_STAGES = {
+    "steps": int,
+    "epochs": float,
+    "video_frames": int,
+    "save_every": int,
+    "validate_every": int,
+    "best": str,
+    "patience": int,
+}
 
 
 def _with_stages(config: dict, only: str) -> dict:

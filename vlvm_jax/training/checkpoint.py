@@ -10,7 +10,7 @@ Everything here raises `storage.StorageError` when storage fails.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ class Restored:
     opt_state: Any
     step: jax.Array
     rng: jax.Array
+    config: Mapping[str, Any]
 
 
 class _Position:
@@ -55,8 +56,24 @@ class _Position:
         raise AssertionError("only saved")
 
 
+class _NewestAndBest:
+    """Which checkpoints stay: the newest ones, and the best.
+
+    Attributes:
+      best: its step, as far as it is known.
+    """
+
+    def __init__(self, keep: int):
+        self.best: int | None = None
+        self._newest = ocp.training.preservation_policies.LatestN(keep)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        newest = self._newest.should_preserve(checkpoints, context=context)
+        return [kept or info.step == self.best for kept, info in zip(newest, checkpoints, strict=True)]
+
+
 class StageCheckpoints:
-    """Checkpoints by step in one folder, the newest `keep` of them.
+    """Checkpoints by step in one folder: the newest `keep` of them, and the best.
 
     Args:
       directory: local or gs://.
@@ -64,10 +81,10 @@ class StageCheckpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int):
         self.directory = epath.Path(directory)
-        newest: Any = ocp.training.preservation_policies.LatestN(keep)
+        self._kept: Any = _NewestAndBest(keep)
         with self._faults():
             self._checkpointer = ocp.training.Checkpointer(
-                self.directory, preservation_policy=newest, cleanup_tmp_directories=True
+                self.directory, preservation_policy=self._kept, cleanup_tmp_directories=True
             )
 
     def latest(self) -> int | None:
@@ -92,7 +109,15 @@ class StageCheckpoints:
         return int(whole.name)
 
     def save(
-        self, step: int, *, params: Params, opt_state: Any, rng: jax.Array, data: Any, config: Mapping[str, Any]
+        self,
+        step: int,
+        *,
+        params: Params,
+        opt_state: Any,
+        rng: jax.Array,
+        data: Any,
+        config: Mapping[str, Any],
+        best: int | None = None,
     ) -> None:
         """Copies what is to be saved and writes it in the background; waits for an earlier save first.
 
@@ -101,8 +126,10 @@ class StageCheckpoints:
         Args:
           params: whole parameters in buffers that nobody will donate.
           data: the batches; where they stand now is saved.
+          best: the step that is the best so far, which is kept.
         """
         self.wait()
+        self._kept.best = best
         if self.latest() == step:  # interrupted right after a save, or between a stage's last save and its result
             return
         items = {
@@ -129,9 +156,22 @@ class StageCheckpoints:
             with self._faults():
                 self._checkpointer.close()
 
-    def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-        """Whole parameters of the newest checkpoint, in the dtypes and shardings asked for."""
-        return self._load({"params": dict(abstract)})["params"]
+    def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None) -> Params:
+        """Whole parameters of a step, by default the newest, in the dtypes and shardings asked for."""
+        return self._load({"params": dict(abstract)}, step)["params"]
+
+    def has_whole(self, step: int) -> bool:
+        """Whether this step is there, and its files are what was written."""
+        self.wait()
+        folder = self.directory / str(step)
+        with self._faults():
+            there = any(checkpoint.step == step for checkpoint in self._checkpointer.checkpoints)
+        try:
+            if there:
+                integrity.check_step(folder)
+        except integrity.Damaged:  # which is said when what to do instead has been found
+            return False
+        return there
 
     def restore(self, abstract: Mapping[str, jax.ShapeDtypeStruct], opt_state: Any, data: Any, mesh: Mesh) -> Restored:
         """Everything a stage continues from; `data` (the batches) continue from where they stood.
@@ -145,13 +185,13 @@ class StageCheckpoints:
             "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
             "rng": jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere),
         }
-        items = {"params": dict(abstract), "opt_state": opt_state, "progress": progress, "data": data}
+        items = {"params": dict(abstract), "opt_state": opt_state, "progress": progress, "data": data, "config": None}
         loaded = self._load(items)
         progress = loaded["progress"]
-        return Restored(loaded["params"], loaded["opt_state"], progress["step"], progress["rng"])
+        return Restored(loaded["params"], loaded["opt_state"], progress["step"], progress["rng"], loaded["config"])
 
-    def _load(self, items: dict[str, Any]) -> dict[str, Any]:
-        step = self.newest_whole()
+    def _load(self, items: dict[str, Any], step: int | None = None) -> dict[str, Any]:
+        step = self.newest_whole() if step is None else step
         if step is None:
             raise InputError(f"{self.directory}: no complete checkpoint here")
         with self._faults(), Waiting(f"{self.directory}: reading step {step}"):

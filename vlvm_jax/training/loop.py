@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlvm_jax.config import StageConfig
-from vlvm_jax.console import Meter, Waiting
+from vlvm_jax.console import Meter, Waiting, say
 from vlvm_jax.errors import Interrupted
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.batch import to_device
@@ -26,6 +26,7 @@ from vlvm_jax.training.checkpoint import StageCheckpoints
 from vlvm_jax.training.flops import StepFlops
 from vlvm_jax.training.step import StepFunctions, TrainState
 from vlvm_jax.training.throughput import Throughput, Watch, brief
+from vlvm_jax.training.validation import Entry, Validation
 
 IN_FLIGHT = 2  # steps that are dispatched and not done, at most
 
@@ -39,6 +40,7 @@ class StageRun:
       config: as JSON, saved in every checkpoint.
       load_first: waits until the first batch is there, which stays the next one, also for a checkpoint.
       seconds: spent so far in this process, compilation included.
+      validation: of a stage that is validated.
     """
 
     stage: StageConfig
@@ -53,10 +55,20 @@ class StageRun:
     flops: StepFlops | None = None
     seconds: float = 0.0
     load_first: Callable[[], None] = lambda: None
+    validation: Validation | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether questions are to be put after this step."""
+        return self.validation is not None and self.validation.due(step)
+
+    def goes_on(self, step: int) -> bool:
+        """Whether anything is left to do after this step."""
+        ended = step >= self.num_steps or (self.validation is not None and self.validation.exhausted)
+        return self.due(step) or not ended
 
 
 def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None:
-    """Trains until `num_steps`; the last checkpoint is the stage's result.
+    """Trains until `num_steps`, or until validation gets no better; the last or the best checkpoint is the result.
 
     Raises:
       Interrupted: a signal came; the state is saved.
@@ -67,18 +79,21 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
     log = _Log(run, watch, first)
     in_flight: collections.deque[Any] = collections.deque()
     with jax.set_mesh(mesh), log.meter, log.waits:
-        while step < run.num_steps:
+        while run.goes_on(step):
             while len(in_flight) >= IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
-            if step == first and not stop.reached():  # compiling cannot be stopped: look before it
+            # Compiling cannot be stopped: look before it.
+            if step == first and not run.due(step) and not stop.reached():
                 log.waits.now(f"{name}: loading the first batch")
                 with log.waiting():
                     run.load_first()
-            if stop.reached():
+            if stop.reached() or (run.due(step) and not validate(run, step, log, stop)):
                 log.flush()
                 save(run, step)
                 run.checkpoints.wait()
                 raise Interrupted(f"saved stage {name!r} at step {step} of {run.num_steps}")
+            if not run.goes_on(step):
+                break
             if step > first and step % run.save_every == 0:
                 log.flush()
                 save(run, step)
@@ -102,6 +117,22 @@ def run_stage(run: StageRun, mesh: Mesh, watch: Watch, stop: StopSignal) -> None
         run.checkpoints.wait()
 
 
+def validate(run: StageRun, step: int, log: "_Log", stop: StopSignal) -> bool:
+    """Puts the stage's questions, and saves the step if it is the best so far; whether no signal came meanwhile."""
+    assert run.validation is not None
+    log.flush()
+    log.waits.now(f"{run.stage.name}: validation after step {step}")
+    with log.meter.paused():
+        entry = run.validation.run(step, run.state.params, run.frozen, stop)
+    if entry is not None:
+        best = run.validation.best == step
+        log.validated(entry, best)
+        if best:
+            save(run, step)
+    log.resume()
+    return entry is not None
+
+
 @jax.jit
 def _snapshot(state: TrainState, frozen: Params) -> tuple[Params, Any, jax.Array]:
     """Fresh buffers to save from: the next step donates the old ones."""
@@ -112,7 +143,10 @@ def _snapshot(state: TrainState, frozen: Params) -> tuple[Params, Any, jax.Array
 def save(run: StageRun, step: int) -> None:
     params, opt_state, rng = _snapshot(run.state, run.frozen)
     jax.block_until_ready(params)
-    run.checkpoints.save(step, params=params, opt_state=opt_state, rng=rng, data=run.data, config=run.config)
+    validation = run.validation
+    entries, best = ([], None) if validation is None else (list(validation.entries), validation.best)
+    config = {**run.config, "validation": entries}
+    run.checkpoints.save(step, params=params, opt_state=opt_state, rng=rng, data=run.data, config=config, best=best)
 
 
 class _Log:
@@ -142,6 +176,14 @@ class _Log:
         if step % self.stage.log_every == 0 and len(self._pending) > 1:
             self._read(self._pending[:-1])
             self._pending = self._pending[-1:]
+
+    def validated(self, entry: Entry, best: bool) -> None:
+        """After the stage's questions were put."""
+        values = {f"validation_{name}": entry[name] for name in ("loss", "accuracy")}
+        self.watch.metrics.write(self.stage.name, entry["step"], values)
+        self.watch.metrics.flush()
+        told = f"validation loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.3f}"
+        say(f"{self.stage.name}: step {entry['step']}: {told}{', the best so far' if best else ''}")
 
     def flush(self) -> None:
         if self._pending:

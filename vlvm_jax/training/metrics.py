@@ -72,7 +72,8 @@ class MetricsWriter:
         self.flush()
         curves: dict[str, list[tuple[int, float]]] = {}
         for entry in jsonl.read(self.path):
-            curves.setdefault(entry["stage"], []).append((entry["step"], entry["loss"]))
+            if "loss" in entry:  # else it is of a validation
+                curves.setdefault(entry["stage"], []).append((entry["step"], entry["loss"]))
         return curves
 
     def close(self) -> None:

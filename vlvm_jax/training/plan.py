@@ -9,10 +9,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from vlvm_jax.config import Config, EvalConfig, StageConfig, require_work
-from vlvm_jax.console import Waiting, say
+from vlvm_jax.console import Waiting, number_of, say
 from vlvm_jax.data.batch import packing
+from vlvm_jax.data.record import usable
 from vlvm_jax.data.sample import loader as loader_lib
 from vlvm_jax.data.sample import spec as spec_lib
+from vlvm_jax.data.sample import turns
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.data.sources import mixture
 from vlvm_jax.data.sources.mixture import Mixture
@@ -31,19 +33,25 @@ from vlvm_jax.samples import (
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import partition as partition_lib
 from vlvm_jax.training.partition import Partition
+from vlvm_jax.training.validation import Questions
 from vlvm_jax.training.workdir import check_workdir
 from vlvm_jax.weights.initial import Initial
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedStage:
-    """A stage with everything checked before anything runs."""
+    """A stage with everything checked before anything runs.
+
+    Attributes:
+      questions: what it is validated on.
+    """
 
     stage: StageConfig
     records: Mixture
     spec: SampleSpec
     num_steps: int
     partition: Partition
+    questions: Questions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +79,8 @@ def make(config: Config, workdir: epath.Path, stop: StopSignal) -> RunPlan:
       Interrupted: a signal came while the data set was made.
     """
     require_work(config)
-    for entry in (entry for part in (*config.stages, *config.evals) for entry in part.data):
+    entries = [entry for part in (*config.stages, *config.evals) for entry in part.data]
+    for entry in (*entries, *(entry for stage in config.stages for entry in stage.validation)):
         mixture.check_entry(entry)
     with Waiting("starting the devices"):
         mesh = make_mesh(config.mesh)
@@ -170,7 +179,34 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
     partition_lib.copies(stage, shapes)
     sizes = loader_lib.check_lengths(loader, where, config.data.max_bad_share)
     steps = num_steps(stage, len(source), sizes)
-    return PreparedStage(stage, source, spec, steps, partition_lib.resolve(config.model, stage))
+    partition = partition_lib.resolve(config.model, stage)
+    questions = prepare_questions(config, stage)
+    if questions is not None and any(entry.held_out for entry in stage.data):
+        whole = len(source) + questions.set_aside
+        before = num_steps(stage, whole, sizes)
+        changed = f"; {number_of(steps, 'step')} instead of {before:,}" if before != steps else ""
+        say(f"{stage.name}: {questions.set_aside:,} of {whole:,} records are set aside for validation{changed}")
+    return PreparedStage(stage, source, spec, steps, partition, questions)
+
+
+def prepare_questions(config: Config, stage: StageConfig) -> Questions | None:
+    """What a stage is validated on, each question alone; None for a stage that is not validated, or has too few clips to
+    set some aside."""
+    if not stage.validation:
+        return None
+    where, asked = f"config.stages.{stage.name}.validation", stage.validating
+    try:
+        source = mixture.read_mixture(asked.data, asked.seed)
+    except mixture.NothingLeft:
+        if not all(entry.held_out for entry in asked.data):
+            raise
+        say(f"{stage.name}: too few clips to set some aside for validation; all are trained on")
+        return None
+    spec = sample_spec(config, asked)
+    spec.check(where, source.kind_counts["video"] > 0)
+    questions = turns.split_turns(usable(source))
+    loader_lib.check_lengths(loader_lib.SampleLoader(questions, spec), where, config.data.max_bad_share)
+    return Questions(questions, spec, len(source))
 
 
 def num_steps(stage: StageConfig, records: int, sizes: Sequence[tuple[int, int]]) -> int:

@@ -167,7 +167,8 @@ def draw(
     figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
     panels: list[Any] = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if losses:
-        _draw_losses(panels.pop(0), losses, written)
+        validated = {stage["name"]: stage.get("validation", ()) for stage in summary["stages"]}
+        _draw_losses(panels.pop(0), losses, validated, written)
     if evals:
         axes = panels.pop(0).subplots(1, len(evals), squeeze=False)[0]
         for axis, (name, result) in zip(axes, evals, strict=True):
@@ -177,11 +178,20 @@ def draw(
     return figure
 
 
-def _draw_losses(panel: Any, losses: Mapping[str, list[tuple[int, float]]], written: pictures_lib.PictureText) -> None:
+def _draw_losses(
+    panel: Any,
+    losses: Mapping[str, list[tuple[int, float]]],
+    validated: Mapping[str, Sequence[Mapping[str, Any]]],
+    written: pictures_lib.PictureText,
+) -> None:
     axes = np.atleast_1d(panel.subplots(1, len(losses), sharey=True))
     for axis, (name, curve) in zip(axes, losses.items(), strict=True):
         steps, values = zip(*curve, strict=True)
-        axis.plot(steps, values, linewidth=0.8)
+        axis.plot(steps, values, linewidth=0.8, label="training")
+        if entries := validated.get(name):
+            places = [entry["step"] for entry in entries]
+            axis.plot(places, [entry["loss"] for entry in entries], "o-", markersize=3, label="validation")
+            axis.legend(fontsize=7)
         axis.set(title=written(name, _NAME), xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("loss")

@@ -42,10 +42,11 @@ from vlvm_jax.training.plan import PreparedStage, RunPlan
 from vlvm_jax.training.profiling import Profiler
 from vlvm_jax.training.step import StepFunctions, make_step
 from vlvm_jax.training.throughput import Timeline, Watch
+from vlvm_jax.training.validation import Entry, Validation, make_put
 from vlvm_jax.training.workdir import check_shared, claim_workdir
 from vlvm_jax.weights import integrity
 from vlvm_jax.weights.initial import Initial, draw
-from vlvm_jax.weights.sources import HF_FOLDER
+from vlvm_jax.weights.sources import HF_FOLDER, result_step
 
 
 class Evaluate(Protocol):
@@ -155,10 +156,10 @@ def train_stage(
     checkpoints = StageCheckpoints(folder / "checkpoints", config.checkpoint.keep)
     result_file = folder / "result.json"
     try:
-        result = read_result(result_file) if checkpoints.newest_whole() == num_steps else None
-        if result is not None:
+        result = read_result(result_file)
+        if result is not None and is_finished(result, num_steps) and checkpoints.has_whole(result_step(result)):
             say(f"{stage.name}: done before")
-            return result, checkpoints.restore_params(abstract)
+            return result, checkpoints.restore_params(abstract, result_step(result))
         if processes.primary() and (drawn := prepared.records.drawn()):
             storage.write_text(os.fspath(folder / "mix.json"), json.dumps({"seed": stage.seed, "drawn": drawn}))
         functions = make_step(
@@ -197,9 +198,16 @@ def train_stage(
         result = stage_result(config, prepared, run, watch.metrics, skip_log)
         if processes.primary():
             storage.write_text(os.fspath(result_file), json_text.readable(manifest.sealed(result), indent=2))
+        if result_step(result) != int(run.state.step):
+            return result, checkpoints.restore_params(abstract, result_step(result))
         return result, params_lib.join({**run.frozen, **run.state.params})
     finally:
         checkpoints.close()
+
+
+def is_finished(result: Mapping[str, Any], num_steps: int) -> bool:
+    """Whether a stage's result is that of so many steps, or of as many as validation asked for."""
+    return result["steps"] == num_steps or result.get("ended_early", False)
 
 
 def read_result(file: epath.Path) -> dict[str, Any] | None:
@@ -277,6 +285,7 @@ def start_stage(
         )
         restored = checkpoints.restore(abstract, opt_state, data, mesh)
         say(f"{stage.name}: continuing from step {latest}")
+    entries = restored.config.get("validation", ()) if restored else ()
     whole = restored.params if restored else initial()
     trainable, frozen = divide(whole, partition, functions, stage)
     if restored:
@@ -298,7 +307,22 @@ def start_stage(
         save_every=stage.save_every or config.checkpoint.save_every,
         flops=model_flops(config, stage),
         config={"stage": stage.name, "steps": prepared.num_steps, "config": config_lib.to_json(config)},
+        validation=start_validation(config, prepared, functions, mesh, entries),
     )
+
+
+def start_validation(
+    config: Config, prepared: PreparedStage, functions: StepFunctions, mesh: Mesh, entries: Sequence[Entry]
+) -> Validation | None:
+    """A stage's validation.
+
+    Args:
+      entries: of before a restart.
+    """
+    if prepared.questions is None:
+        return None
+    put = make_put(config, prepared.stage, prepared.partition, functions, prepared.questions, mesh, config.data.workers)
+    return Validation(prepared.stage, prepared.num_steps, put, entries)
 
 
 def model_flops(config: Config, stage: StageConfig) -> StepFlops | None:
@@ -335,8 +359,9 @@ def initial_params(
     if isinstance(start, Initial):
         return start.params(abstract, mesh, config.seed, console.Reading())
     checkpoints = StageCheckpoints(start / "checkpoints", config.checkpoint.keep)
+    result = read_result(start / "result.json")
     try:
-        return checkpoints.restore_params(abstract)
+        return checkpoints.restore_params(abstract, None if result is None else result_step(result))
     finally:
         checkpoints.close()
 
@@ -380,12 +405,17 @@ def stage_result(
     config: Config, prepared: PreparedStage, run: StageRun, writer: MetricsWriter, skip_log: SkipLog
 ) -> dict[str, Any]:
     losses = writer.losses().get(run.stage.name, [])
+    steps = int(run.state.step)
+    validated: dict[str, Any] = {}
+    if run.validation is not None:
+        validated = {"best_step": run.validation.best, "validation": run.validation.entries}
+        validated["ended_early"] = steps < run.num_steps
     spec = prepared.spec
     tokens = {"image": spec.image_tokens, "video": spec.video_tokens[-1], "text": 0}
     kinds = prepared.records.kind_counts
     return {
         "name": run.stage.name,
-        "steps": run.num_steps,
+        "steps": steps,
         "first_loss": losses[0][1] if losses else None,
         "last_loss": losses[-1][1] if losses else None,
         "seconds": round(run.seconds, 2),
@@ -393,7 +423,8 @@ def stage_result(
         "trainable_parameters": sum(v.size for v in run.state.params.values()),
         "frozen_parameters": sum(v.size for v in run.frozen.values()),
         "visual_tokens_per_sample": {kind: tokens[kind] for kind in sorted(tokens) if kinds[kind]},
-        "checkpoint": str(run.checkpoints.directory / str(run.num_steps)),
+        "checkpoint": str(run.checkpoints.directory / str(validated.get("best_step") or steps)),
+        **validated,
         "skipped": skip_log.summary(),
         "cut_prompts": len(skip_log.cut_prompts),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -7,9 +7,9 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from vlvm_jax.config import (
     VisionConfig,
     build,
 )
-from vlvm_jax.errors import InputError
+from vlvm_jax.errors import InputError, brief
 from vlvm_jax.families import _unreadable as unreadable
 from vlvm_jax.models.params import Params
 from vlvm_jax.weights import integrity, param_store
@@ -261,7 +261,7 @@ def _stored_run(directory: epath.Path, workdir: epath.Path, stage: str | None, s
     steps = {int(path.name): path for path in _steps(workdir, stage)}
     if not steps:
         raise InputError(f"{directory}: no complete checkpoint here")
-    params = workdir / stage / "checkpoints" / str(max(steps) if step is None else step)
+    params = workdir / stage / "checkpoints" / str(_result_of(workdir, stage, steps) if step is None else step)
     others = [str(other) for other in sorted(steps) if str(other) != params.name]
     advice = f"; its stage also has step {', '.join(others)}" if others else "; its stage has no other step"
     integrity.check_step(params, (_ITEM,), f"{advice} (--fallback takes the newest one that is not damaged)")
@@ -306,6 +306,35 @@ def _finished(workdir: epath.Path) -> list[str]:
 
 def _is_finished(workdir: epath.Path, stage: str) -> bool:
     return (workdir / stage / "result.json").exists()
+
+
+def result_step(result: Mapping[str, Any]) -> int:
+    """The step whose checkpoint is the result of a finished stage.
+
+    Args:
+      result: what its `result.json` holds.
+    """
+    return int(result.get("best_step") or result["steps"])
+
+
+def _result_of(workdir: epath.Path, stage: str, steps: Collection[int]) -> int:
+    """The step to take of a stage: its result, or the newest of one that is not finished.
+
+    Raises:
+      InputError: the file that names the result is damaged.
+    """
+    file = workdir / stage / "result.json"
+    if not file.exists():
+        return max(steps)
+    try:
+        step = result_step(manifest.unsealed(file.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: damaged ({brief(error)}); give the training command again, which writes it anew"
+        ) from None
+    if step not in steps:
+        _tell_once(f"{workdir / stage}: step {step}, its result, is not there; taking the newest, {max(steps)}")
+    return step if step in steps else max(steps)
 
 
 def _steps(workdir: epath.Path, stage: str) -> list[epath.Path]:

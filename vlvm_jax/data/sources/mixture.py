@@ -18,7 +18,7 @@ from vlvm_jax import storage
 from vlvm_jax.config import MixtureEntry
 from vlvm_jax.data import json_lines, media_names, yaml_text
 from vlvm_jax.data.record import KINDS, STILLS, Record, Source, short
-from vlvm_jax.data.sources import formats, shards
+from vlvm_jax.data.sources import formats, shards, sides
 from vlvm_jax.data.sources.annotations import read_annotations
 from vlvm_jax.data.sources.stores import Columns, ParquetFile, Shard, TfdsSplit
 from vlvm_jax.data.sources.text_pages import TextPagesFile
@@ -37,6 +37,10 @@ class Part:
     source: Source
     chosen: np.ndarray
     length: int
+
+
+class NothingLeft(InputError):
+    """A mixture has no record."""
 
 
 class Mixture(Source):
@@ -122,7 +126,7 @@ def read_mixture(entries: Sequence[MixtureEntry], seed: int) -> Mixture:
     parts = []
     for number, entry in enumerate(entries):
         source = open_source(entry, (seed, number))
-        chosen = np.flatnonzero(_wanted(source, entry))
+        chosen = np.flatnonzero(_wanted(source, entry) & sides.chosen(source, entry))
         keep = len(chosen) if entry.count is None else entry.count
         if keep > len(chosen):
             raise InputError(f"{entry.path}: count {keep}, but {len(chosen)} records are there to be drawn")
@@ -135,7 +139,7 @@ def read_mixture(entries: Sequence[MixtureEntry], seed: int) -> Mixture:
     paths = ", ".join(entry.path for entry in entries)
     if not any(part.length for part in parts):
         by = "media and types" if any(entry.types for entry in entries) else "media"
-        raise InputError(f"{paths}: no record is left after filtering by {by}")
+        raise NothingLeft(f"{paths}: no record is left after filtering by {by}")
     weights = [entry.weight for entry in entries if entry.weight is not None]
     if weights:
         parts = _weighted(parts, weights, seed)
