@@ -190,8 +190,7 @@ def prepare_stage(config: Config, stage: StageConfig) -> PreparedStage:
 
 
 def prepare_questions(config: Config, stage: StageConfig) -> Questions | None:
-    """What a stage is validated on, each question alone; None for a stage that is not validated, or has too few clips to
-    set some aside."""
+    """What a stage is validated on, each question alone; None where nothing is, or too few clips could be set aside."""
     if not stage.validation:
         return None
     where, asked = f"config.stages.{stage.name}.validation", stage.validating
