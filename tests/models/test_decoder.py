@@ -1,4 +1,4 @@
-"""Decoder against transformers' Llama, Mistral and Qwen2; KV cache, packing, and the stack of layers."""
+"""Decoder against transformers' Llama, Mistral, Qwen2 and Qwen3; KV cache, packing, and the stack of layers."""
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,8 @@ FAMILIES = [
     ("Llama", {}, {"num_key_value_heads": 4, "rope_theta": 500.0, "hidden_act": "gelu"}),
     ("Mistral", {"sliding_window": None}, {"num_key_value_heads": 2, "head_dim": 6, "rope_theta": 1e6}),
     ("Qwen2", {"use_sliding_window": False}, {"attention_bias": True, "tie_word_embeddings": True}),
+    ("Qwen3", {}, {"qk_norm": True, "head_dim": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
+    ("Qwen3", {"attention_bias": True}, {"qk_norm": True, "attention_bias": True, "attention_out_bias": True}),
 ]
 
 
@@ -79,7 +81,7 @@ def test_hidden_states_and_logits_equal_transformers(family, theirs, ours):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     cfg = config(**(PLAIN | ours))
-    shared = cfg.model_dump(exclude={"attention_bias", "attention_out_bias", "rope_theta"})
+    shared = cfg.model_dump(exclude={"attention_bias", "attention_out_bias", "rope_theta", "qk_norm"})
     if family == "Qwen2":
         shared.pop("head_dim")
     reference = hf.randomize(

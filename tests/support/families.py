@@ -55,6 +55,10 @@ def qwen2(**changes):
     return transformers.Qwen2Config(**(TEXT | changes))
 
 
+def qwen3(**changes):
+    return transformers.Qwen3Config(**(TEXT | {"head_dim": 12} | changes))
+
+
 def rope(kind: str, theta: float = 10000.0, **values) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **values}}
 
@@ -192,10 +196,14 @@ SPECS: Mapping[str, Spec] = {
     ),
     "mistral window": Spec("mistral", lambda: bare("MistralForCausalLM", mistral(sliding_window=64)), "float16"),
     "qwen2 tied": Spec("qwen2", lambda: bare("Qwen2ForCausalLM", qwen2(tie_word_embeddings=True))),
+    "qwen3 gqa1": Spec("qwen3", lambda: bare("Qwen3ForCausalLM", qwen3(num_key_value_heads=1)), "bfloat16"),
+    "llava siglip qwen3 tied": Spec(
+        "llava", lambda: vlm("llava", siglip(), qwen3(tie_word_embeddings=True), vision_feature_layer=-1)
+    ),
 }  # fmt: skip
 VLMS = tuple(name for name, spec in SPECS.items() if spec.family in NAMES)
 TOWERS = tuple(name for name, spec in SPECS.items() if spec.family in ("clip", "siglip"))
-DECODERS = tuple(name for name, spec in SPECS.items() if spec.family in ("llama", "mistral", "qwen2"))
+DECODERS = tuple(name for name, spec in SPECS.items() if spec.family in ("llama", "mistral", "qwen2", "qwen3"))
 
 
 def layouts(name: str) -> tuple[str, ...]:
@@ -267,7 +275,7 @@ def legacy_keys(config: dict[str, Any]) -> None:
             scaled = parameters["rope_type"] != "default"
             part["rope_scaling"] = parameters if scaled else None
         part.pop("layer_types", None)
-        if part.get("model_type") == "qwen2":
+        if part.get("model_type") in ("qwen2", "qwen3"):
             part["use_sliding_window"], part["sliding_window"], part["max_window_layers"] = False, 512, 2
     if "text_config" in config and config["model_type"] != "smolvlm":
         config["tie_word_embeddings"] = False  # transformers 4 wrote it with the language model only

@@ -137,7 +137,8 @@ class FrameTokens(Settings):
 
 
 class DecoderConfig(Settings):
-    """A decoder of the Llama family; field names are HF's."""
+    """A decoder of the Llama family; field names are HF's. `qk_norm`: queries and keys are normalised within each head
+    before they are rotated."""
 
     vocab_size: PositiveInt
     hidden_size: PositiveInt
@@ -152,6 +153,7 @@ class DecoderConfig(Settings):
     rms_norm_eps: PositiveFloat = 1e-5
     attention_bias: bool = False
     attention_out_bias: bool = False
+    qk_norm: bool = False
     tie_word_embeddings: bool = False
     max_position_embeddings: PositiveInt = 4096
 

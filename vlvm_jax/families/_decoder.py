@@ -23,9 +23,14 @@ _SAME = (  # settings that have one name in transformers' configs and here
 
 
 class DecoderFamily(base.StockFamily):
-    """A bare decoder; `decoder_config` and `decoder_fields` serve the VLMs that hold one too."""
+    """A bare decoder; `decoder_config` and `decoder_fields` serve the VLMs that hold one too.
+
+    Attributes:
+      qk_norm: whether queries and keys are normalised.
+    """
 
     sees = False
+    qk_norm: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("legacy", {"decoder": "model.", "head": ""}),)
 
     def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
@@ -43,7 +48,7 @@ class DecoderFamily(base.StockFamily):
         return base
 
     def suits(self, decoder: DecoderConfig) -> bool:
-        """Whether a decoder that was trained from scratch goes out as this class."""
+        """Whether a decoder that was trained from scratch, with norms as here, goes out as this class."""
         del decoder
         return False
 
@@ -77,6 +82,7 @@ class DecoderFamily(base.StockFamily):
             rope_scaling=_rope_scaling(config.rope_parameters, where),
             attention_bias=attention_bias,
             attention_out_bias=attention_out_bias,
+            qk_norm=self.qk_norm,
             tie_word_embeddings=tied,
             max_position_embeddings=positions,
         )
@@ -87,7 +93,7 @@ class DecoderFamily(base.StockFamily):
         Raises:
           InputError: no class has such biases.
         """
-        _check_biases(decoder)
+        _check(decoder)
         fields: dict[str, Any] = {
             "model_type": self.name,
             **{name: getattr(decoder, name) for name in _SAME},
@@ -130,17 +136,24 @@ def decoder_fields(decoder: DecoderConfig, base: dict[str, Any] | None) -> dict[
 
     Args:
       base: `config.json` of the checkpoint that the model came from, whose decoder's class is kept; without one, the
-        class that has these biases is taken.
+        class that has these biases and norms is taken.
     """
-    _check_biases(decoder)
+    _check(decoder)
     known = decoder_families()
     model_type = ((base or {}).get("text_config") or {}).get("model_type")
     if model_type is None:
-        return next(family for family in known.values() if family.suits(decoder)).decoder_fields(decoder)
+        alike = [family for family in known.values() if family.qk_norm == decoder.qk_norm]
+        return next(family for family in alike if family.suits(decoder)).decoder_fields(decoder)
     return known[model_type].decoder_fields(decoder)
 
 
-def _check_biases(decoder: DecoderConfig) -> None:
+def _check(decoder: DecoderConfig) -> None:
+    """Raises `InputError` for a decoder that no class of transformers is."""
+    if decoder.qk_norm and decoder.attention_bias != decoder.attention_out_bias:
+        raise InputError(
+            "config.model.decoder.qk_norm: no class of transformers has norms of queries and keys and a bias at the "
+            "attention's input alone, so this model cannot be exported"
+        )
     if decoder.attention_out_bias and not decoder.attention_bias:
         raise InputError(
             "config.model.decoder.attention_out_bias: no class of transformers has a bias at the attention's output "

@@ -1,6 +1,7 @@
-"""Decoder of the Llama family: Llama, Vicuna, Mistral, Qwen2, SmolLM. Module names follow HF's `LlamaForCausalLM`.
+"""Decoder of the Llama family: Llama, Vicuna, Mistral, Qwen2, Qwen3, SmolLM, with HF's module names.
 
-The family's members differ by configuration only: grouped key/value heads, biases on q/k/v, rotary base, tied head.
+The family's members differ by configuration only: grouped key/value heads, biases on q/k/v, norms of q and k, rotary
+base, tied head.
 """
 
 import dataclasses
@@ -102,6 +103,11 @@ class DecoderAttention(nnx.Module):
         self.v_proj = linear(width, config.num_key_value_heads * head, bias)
         self.o_proj = linear(config.num_attention_heads * head, width, config.attention_out_bias)
 
+        def norm():
+            return nnx.RMSNorm(head, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs) if config.qk_norm else None
+
+        self.q_norm, self.k_norm = norm(), norm()
+
     def __call__(self, x: Float[Array, "B L C"], cos, sin, mask: SelfMask | Bool[Array, "B 1 L S"], index, cache):
         """Attends within `x`, or within the cache after writing `x`'s keys and values at slot `index`.
 
@@ -112,9 +118,10 @@ class DecoderAttention(nnx.Module):
         """
         batch, length, _ = x.shape
         head = self.config.head_dim
-        q = apply_rotary(self.q_proj(x).reshape(batch, length, -1, head), cos, sin)
-        k = apply_rotary(self.k_proj(x).reshape(batch, length, -1, head), cos, sin)
-        v = self.v_proj(x).reshape(batch, length, -1, head)
+        q, k, v = (part(x).reshape(batch, length, -1, head) for part in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         kept = None
         if cache is not None:
             held, number = cache

@@ -54,11 +54,13 @@ def clip_rules(config: ClipConfig) -> list[Rule]:
 
 
 def decoder_rules(config: DecoderConfig) -> list[Rule]:
-    """Llama, Mistral, Qwen2, names relative to the model without its head."""
+    """Llama, Mistral, Qwen2, Qwen3, names relative to the model without its head."""
     layers = [Rule(f"{name}.weight", f"{name}/scale") for name in ("input_layernorm", "post_attention_layernorm")]
     for name in ("q_proj", "k_proj", "v_proj"):
         layers += _linear(f"self_attn.{name}", bias=config.attention_bias)
     layers += _linear("self_attn.o_proj", bias=config.attention_out_bias)
+    if config.qk_norm:
+        layers += [Rule(f"self_attn.{name}.weight", f"self_attn.{name}/scale") for name in ("q_norm", "k_norm")]
     for name in ("gate_proj", "up_proj", "down_proj"):
         layers += _linear(f"mlp.{name}", bias=False)
     stacked = [_in_stack(rule, "layers", config.num_hidden_layers) for rule in layers]
