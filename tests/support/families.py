@@ -68,7 +68,7 @@ LLAMA3_ROPE = rope(
 )
 NAMES = {
     "llava": "Llava", "llava_next": "LlavaNext", "llava_next_video": "LlavaNextVideo",
-    "llava_onevision": "LlavaOnevision", "smolvlm": "SmolVLM", "idefics3": "Idefics3",
+    "llava_onevision": "LlavaOnevision", "smolvlm": "SmolVLM", "idefics3": "Idefics3", "internvl": "InternVL",
 }  # fmt: skip
 
 
@@ -88,10 +88,18 @@ def vlm(family: str, vision, text, **changes):
             values["image_grid_pinpoints"] = [[size * rows, size * columns] for rows, columns in shapes]
         if family in ("llava_next_video", "llava_onevision"):
             values["video_token_index"] = VIDEO
+    elif family == "internvl":
+        grid = vision.image_size[0] // vision.patch_size[0]
+        values |= {"image_token_id": IMAGE, "image_seq_length": (grid // 2) ** 2}
     else:
         values |= {"image_token_id": IMAGE, "scale_factor": 2}
     config = getattr(transformers, f"{NAMES[family]}Config")(**(values | changes))
     return randomized(getattr(transformers, f"{NAMES[family]}ForConditionalGeneration"), config)
+
+
+def internvit(size: int = 16, **changes):
+    sides = {"image_size": [size, size], "patch_size": [4, 4]}
+    return transformers.InternVLVisionConfig(**(VISION | sides | changes))
 
 
 def idefics_tower(kind: str, size: int, **changes):
@@ -186,6 +194,14 @@ SPECS: Mapping[str, Spec] = {
             mistral(max_position_embeddings=2048), scale_factor=1,
         ),
     ),
+    "internvl qwen2": Spec("internvl", lambda: vlm("internvl", internvit(attention_bias=True), qwen2()), "bfloat16"),
+    "internvl qwen3 tied gqa1": Spec(
+        "internvl", lambda: vlm("internvl", internvit(24), qwen3(tie_word_embeddings=True, num_key_value_heads=1))
+    ),
+    "internvl shuffle4 qwen3": Spec(
+        "internvl",
+        lambda: vlm("internvl", internvit(32), qwen3(), downsample_ratio=0.25, image_seq_length=4), "float16",
+    ),
     "clip": Spec("clip", lambda: full("CLIP", clip())),
     "clip vision": Spec("clip", lambda: bare("CLIPVisionModel", clip(20, hidden_act="gelu")), "float16"),
     "siglip": Spec("siglip", lambda: full("Siglip", siglip(head=True))),
@@ -277,7 +293,7 @@ def legacy_keys(config: dict[str, Any]) -> None:
         part.pop("layer_types", None)
         if part.get("model_type") in ("qwen2", "qwen3"):
             part["use_sliding_window"], part["sliding_window"], part["max_window_layers"] = False, 512, 2
-    if "text_config" in config and config["model_type"] != "smolvlm":
+    if "text_config" in config and config["model_type"] not in ("smolvlm", "internvl"):
         config["tie_word_embeddings"] = False  # transformers 4 wrote it with the language model only
 
 

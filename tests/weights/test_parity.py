@@ -127,7 +127,7 @@ class Pair:
         match self.family:
             case "llava":
                 return text | {"image": [self.square], "images": [self.square] * 3}
-            case "smolvlm" | "idefics3":
+            case "smolvlm" | "idefics3" | "internvl":
                 few = 1 if self.vision.grid > 9 else 3
                 return text | {"image": [self.square], "frames of a clip": [self.square] * few}
             case "llava_next":
@@ -239,7 +239,7 @@ class Pair:
             inputs["pixel_values_videos"] = torch.stack(clips)
         if not images:
             return inputs
-        if self.family == "llava":
+        if self.family in ("llava", "internvl"):
             return inputs | {"pixel_values": torch.cat(images)}
         if self.family in ("smolvlm", "idefics3"):
             return inputs | {"pixel_values": torch.cat(images)[None]}
@@ -268,6 +268,7 @@ INPUTS = {
     "llava": ("text", "image", "images"),
     "smolvlm": ("text", "image", "frames of a clip"),
     "idefics3": ("text", "image", "frames of a clip"),
+    "internvl": ("text", "image", "frames of a clip"),
     "llava_next": ("text", "image", "images"),
     "llava_next_video": ("text", "video", "image", "image and video"),
     "llava_onevision": ("text", "video", "image", "images", "image and video"),
@@ -278,6 +279,12 @@ CASES = [(name, given) for name in VLMS for given in INPUTS[SPECS[name].family]]
 def test_every_input_of_every_class_is_tried(pairs):
     for name in VLMS:
         assert tuple(pairs(name).given) == INPUTS[SPECS[name].family]
+
+
+def squared(features: torch.Tensor) -> torch.Tensor:
+    """[F, N, D] to [F, rows, columns, D]."""
+    side = round(features.shape[1] ** 0.5)
+    return features.unflatten(1, (side, side))
 
 
 @pytest.mark.parametrize("name", VLMS)
@@ -296,8 +303,11 @@ def test_features_and_connector(pairs, name, record_property):
         else:
             layer = pair.theirs.config.vision_feature_layer
             out = inner.vision_tower(pixels, output_hidden_states=True)
-            expected = out.hidden_states[layer][:, pair.vision.kind == "clip" :]
-            connected = inner.multi_modal_projector(expected)
+            expected = out.hidden_states[layer][:, pair.vision.has_class_token :]
+            joined = expected
+            if pair.family == "internvl":
+                joined = inner.pixel_shuffle(squared(expected), pair.theirs.config.downsample_ratio).flatten(1, 2)
+            connected = inner.multi_modal_projector(joined)
     same(record_property, "features", features[0, :count], expected)
     same(record_property, "connector", tokens[0, :count], connected)
 

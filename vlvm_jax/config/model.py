@@ -12,7 +12,8 @@ Remat = Literal["none", "minimal", "full", "offload"]
 
 
 class VisionConfig(Settings):
-    """A ViT tower; field names are HF's. `idefics3` is SigLIP with Idefics3's own position rule (also SmolVLM's).
+    """A ViT tower; field names are HF's. `idefics3` is SigLIP with Idefics3's own position rule (also SmolVLM's),
+    `internvl` InternViT-300M. `attention_bias`: queries, keys and values have biases, which only InternViT may lack.
 
     `feature_layer` is the layer whose output is used, counted as HF counts hidden states: -1 the last, -2 the
     penultimate (LLaVA's choice). `position_init` is the standard deviation of fresh position embeddings (default
@@ -21,7 +22,7 @@ class VisionConfig(Settings):
     `encoder_attn` sampler ranks by.
     """
 
-    kind: Literal["clip", "siglip", "idefics3"] = "clip"
+    kind: Literal["clip", "siglip", "idefics3", "internvl"] = "clip"
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
     num_hidden_layers: PositiveInt
@@ -30,6 +31,7 @@ class VisionConfig(Settings):
     patch_size: PositiveInt
     hidden_act: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"
     layer_norm_eps: PositiveFloat = 1e-5
+    attention_bias: bool = True
     feature_layer: int = -2
     post_norm: bool = False
     position_init: PositiveFloat | None = None
@@ -47,6 +49,10 @@ class VisionConfig(Settings):
         return self.grid**2
 
     @property
+    def has_class_token(self) -> bool:
+        return self.kind in ("clip", "internvl")
+
+    @property
     def num_used_layers(self) -> int:
         return self.num_hidden_layers + self.feature_layer + 1
 
@@ -58,6 +64,10 @@ class VisionConfig(Settings):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+        if self.kind != "internvl" and not self.attention_bias:
+            raise ValueError(f"attention_bias: a {self.kind} tower has biases")
+        if self.kind == "internvl" and self.post_norm:
+            raise ValueError("post_norm: an internvl tower has no norm after its layers")
         if not 0 < self.num_used_layers <= self.num_hidden_layers:
             raise ValueError(f"feature_layer {self.feature_layer} is outside {self.num_hidden_layers} layers")
         if (
@@ -170,13 +180,18 @@ class DecoderConfig(Settings):
 
 
 class ConnectorConfig(Settings):
-    """`bias` is of the linear kinds, `scale_factor` of `pixel_shuffle`, `num_queries`, a square number, of `resampler`;
-    see `models.connector`."""
+    """`bias` is of the linear kinds, `scale_factor` of the shuffling ones, `num_queries`, a square number, of
+    `resampler`; see `models.connector`."""
 
-    kind: Literal["linear", "mlp2x_gelu", "pixel_shuffle", "resampler"] = "mlp2x_gelu"
+    kind: Literal["linear", "mlp2x_gelu", "pixel_shuffle", "pixel_shuffle_mlp", "resampler"] = "mlp2x_gelu"
     bias: bool = True
     scale_factor: PositiveInt = 2
     num_queries: PositiveInt = 256
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether squares of patches become one token each."""
+        return self.kind in ("pixel_shuffle", "pixel_shuffle_mlp")
 
     @pydantic.model_validator(mode="after")
     def _check(self):

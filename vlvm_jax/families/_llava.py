@@ -51,7 +51,7 @@ class LlavaLike(VLM):
     def read_tower(self, config: Any, directory: Path, where: str) -> VisionConfig:
         statistics = pixel_statistics(directory)
         vision = tower(config.vision_config, where, feature_layer=config.vision_feature_layer, statistics=statistics)
-        wanted = "default" if vision.kind == "clip" else "full"
+        wanted = "default" if vision.has_class_token else "full"
         if config.vision_feature_select_strategy != wanted:
             raise InputError(
                 f"{where}: vision_feature_select_strategy {config.vision_feature_select_strategy!r} with a "
@@ -120,7 +120,7 @@ class LlavaLike(VLM):
         fields: dict[str, Any] = {
             "image_token_index": tokens.image,
             "vision_feature_layer": _feature_layer(vision, base),
-            "vision_feature_select_strategy": "default" if vision.kind == "clip" else "full",
+            "vision_feature_select_strategy": "default" if vision.has_class_token else "full",
             "projector_hidden_act": "gelu",
             "multimodal_projector_bias": connector.bias,
         }

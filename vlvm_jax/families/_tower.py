@@ -17,14 +17,21 @@ KINDS = {
     "idefics3_vision": "idefics3",
     "idefics3": "idefics3",  # as in files of before it had a name of its own
     "smolvlm_vision": "idefics3",
+    "internvl_vision": "internvl",
 }
-_WRITTEN = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefics3": "idefics3_vision"}
+_WRITTEN = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "idefics3": "idefics3_vision",
+    "internvl": "internvl_vision",
+}
 _BICUBIC = 3  # as Pillow and transformers number it
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 STATISTICS = {  # mean and standard deviation of pixels, where no processor's file states them
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "siglip": _HALF,
     "idefics3": _HALF,
+    "internvl": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 _SAME = (  # settings that have one name in transformers' configs and here
     "hidden_size",
@@ -73,7 +80,11 @@ class TowerFamily(base.StockFamily):
 def tower(
     config: Any, where: str, *, feature_layer: Any = None, post_norm: bool = False, statistics: tuple | None = None
 ) -> VisionConfig:
-    """Settings of a tower. `feature_layer` None (a bare tower) takes LLaVA's: -2 for CLIP, -1 for SigLIP."""
+    """Settings of a tower. `feature_layer` None (a bare tower) takes LLaVA's: -2 for CLIP, -1 for SigLIP.
+
+    Args:
+      config: transformers' of it, its sizes as numbers.
+    """
     if config.model_type not in KINDS:
         raise InputError(
             f"{where}: vision_config.model_type {config.model_type!r}: this library runs {', '.join(KINDS)}"
@@ -91,6 +102,7 @@ def tower(
         f"{where}: vision_config",
         kind=kind,
         **{name: getattr(config, name) for name in _SAME},
+        attention_bias=config.attention_bias if kind == "internvl" else True,
         feature_layer=feature_layer,
         post_norm=post_norm,
         image_mean=tuple(mean),
@@ -120,4 +132,10 @@ def tower_fields(vision: VisionConfig, has_head: bool = False, model_type: str |
       model_type: by default that of the tower's kind.
     """
     fields = {"model_type": model_type or _WRITTEN[vision.kind], **{name: getattr(vision, name) for name in _SAME}}
-    return fields | ({"vision_use_head": has_head} if vision.kind == "siglip" else {})
+    if vision.kind == "siglip":
+        return fields | {"vision_use_head": has_head}
+    if vision.kind == "internvl":
+        sides = {name: [getattr(vision, name)] * 2 for name in ("image_size", "patch_size")}
+        own = {"attention_bias": vision.attention_bias, "norm_type": "layer_norm", "use_mean_pooling": True}
+        return fields | sides | own
+    return fields

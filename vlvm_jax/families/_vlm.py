@@ -20,11 +20,11 @@ class VLM(base.StockFamily):
     Attributes:
     rung: where the class stands on the ladder of exports, the lowest number first; None for a class that only a model
       that came from it goes out as.
-    pixel_shuffle: whether its connector is the pixel shuffle, not the two-layer MLP.
+    connector: the kind of its connector.
     """
 
     rung: ClassVar[int | None] = None
-    pixel_shuffle: ClassVar[bool] = False
+    connector: ClassVar[str] = "mlp2x_gelu"
 
     def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
         del access

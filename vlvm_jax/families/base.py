@@ -46,12 +46,14 @@ class Rule:
       transform: `same`; `transpose` (HF keeps Linear weights as [out, in]); `patches` (a convolution [D, 3, P, P] that
         is a [P * P * 3, D] kernel here, in row, column, channel order).
       layers: how many layers there are, None for a parameter outside the stacks.
+      outer: axes of size 1 that the tensor has before those of the parameter.
     """
 
     tensor: str
     path: str
     transform: Transform = "same"
     layers: int | None = None
+    outer: int = 0
 
     def tensors(self) -> list[str]:
         return [self.tensor] if self.layers is None else [self.tensor.format(i=i) for i in range(self.layers)]
@@ -281,6 +283,11 @@ class StockFamily(Family):
     def image_rule(self, settings: Settings) -> SquareRule:
         """How images and frames become squares of the tower's size."""
         return SquareRule(settings)
+
+    def token(self, tokenizer: Any, kind: str) -> str | None:
+        """The token that stands for an `image` or `video`, where transformers' processor looks for it in its tokenizer;
+        None where that has none."""
+        return getattr(tokenizer, f"{kind}_token", None)
 
     def joined_patches(self, config: Any) -> int:
         """The side of the squares of patches that become one token; `config` is transformers' of the model."""

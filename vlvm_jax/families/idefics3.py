@@ -32,7 +32,7 @@ class Family(VLM):
         "decoder": "model.text_model",
         "encoder": "model.vision_model.encoder",
     }
-    pixel_shuffle = True
+    connector = "pixel_shuffle"
     batched_images = True
     clips_are_images = True
     tower_type: ClassVar[str] = "idefics3_vision"

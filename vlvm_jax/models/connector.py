@@ -15,7 +15,8 @@ class Connector(nnx.Module):
     """Features of one frame to tokens in decoder width.
 
     `linear`: one affine map. `mlp2x_gelu`: affine, exact GELU, affine (LLaVA-1.5). `pixel_shuffle`: each square of
-    `scale_factor` x `scale_factor` patches joined to one token, then a linear map (Idefics3, SmolVLM). `resampler`:
+    `scale_factor` x `scale_factor` patches joined to one token, then a linear map (Idefics3, SmolVLM).
+    `pixel_shuffle_mlp`: the same squares, a layer norm, affine, exact GELU, affine (InternVL). `resampler`:
     `num_queries` learned queries read the frame by cross-attention (Qwen-VL).
 
     Names follow HF's `multi_modal_projector.linear_1` / `linear_2` and `connector.modality_projection.proj`.
@@ -32,14 +33,16 @@ class Connector(nnx.Module):
             return Linear(inputs, out_features, use_bias=config.bias, dtype=dtype, rngs=rngs)
 
         shuffled = width * config.scale_factor**2
-        shuffle = config.kind == "pixel_shuffle"
-        self.modality_projection = ModalityProjection(shuffled, out_features, dtype, rngs) if shuffle else None
+        project = config.kind == "pixel_shuffle"
+        self.modality_projection = ModalityProjection(shuffled, out_features, dtype, rngs) if project else None
         resample = config.kind == "resampler"
         self.resampler = (
             Resampler(width, out_features, config.num_queries, dtype=dtype, rngs=rngs) if resample else None
         )
-        self.linear_1 = None if shuffle or resample else linear(width)
-        self.linear_2 = linear(out_features) if config.kind == "mlp2x_gelu" else None
+        normed = config.kind == "pixel_shuffle_mlp"
+        self.layer_norm = nnx.LayerNorm(shuffled, epsilon=1e-5, dtype=dtype, rngs=rngs) if normed else None
+        self.linear_1 = None if project or resample else linear(shuffled if normed else width)
+        self.linear_2 = linear(out_features) if config.kind in ("mlp2x_gelu", "pixel_shuffle_mlp") else None
 
     def __call__(self, features: Float[Array, "*batch N D"]) -> Float[Array, "*batch M C"]:
         """`linear` and `mlp2x_gelu` work token by token, so N may be any number for them."""
@@ -48,6 +51,8 @@ class Connector(nnx.Module):
         if self.resampler is not None:
             return self._resample(self.resampler, features)
         assert self.linear_1 is not None
+        if self.layer_norm is not None:
+            features = self.layer_norm(self._shuffle(features))
         hidden = self.linear_1(features)
         if self.linear_2 is None:
             return hidden
@@ -88,7 +93,7 @@ def num_tokens(config: ConnectorConfig, vision: VisionConfig) -> int:
     """
     if config.kind == "resampler":
         return config.num_queries
-    if config.kind != "pixel_shuffle":
+    if not config.shuffles:
         return vision.num_patches
     if vision.grid % config.scale_factor:
         raise InputError(

@@ -2,7 +2,8 @@
 
 What differs between the two: CLIP has a class token, a layer norm before the layers and no bias in the patch
 embedding; SigLIP has none of the first two and has the bias. Idefics3's tower (also SmolVLM's) is SigLIP's but for how
-it finds the position of a patch.
+it finds the position of a patch. InternViT has a class token and that bias, scales what each block adds (LayerScale),
+and has no layer norm before or after the layers.
 """
 
 import dataclasses
@@ -52,12 +53,12 @@ class VisionAttention(nnx.Module):
         self.num_heads = config.num_attention_heads
         width = config.hidden_size
 
-        def linear():
-            return Linear(width, width, dtype=dtype, rngs=rngs)
+        def linear(use_bias: bool = config.attention_bias):
+            return Linear(width, width, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = linear(), linear(), linear(), linear()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = linear(), linear(), linear(), linear(True)
         self.with_attention = config.attention_layer is not None
-        self.has_class_token = config.kind == "clip"
+        self.has_class_token = config.has_class_token
 
     def __call__(self, x: Float[Array, "B N D"]):
         batch, length, width = x.shape
@@ -85,12 +86,30 @@ class VisionLayer(nnx.Module):
         self.self_attn = VisionAttention(config, dtype=dtype, rngs=rngs)
         self.layer_norm2 = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = VisionMLP(config, dtype=dtype, rngs=rngs)
+        scale = LayerScale if config.kind == "internvl" else _no_scale
+        self.lambda_1, self.lambda_2 = scale(config.hidden_size, dtype), scale(config.hidden_size, dtype)
 
     def __call__(self, x: Float[Array, "B N D"], layer_input=None):
         del layer_input
         out, received = self.self_attn(self.layer_norm1(x))
-        x = x + out
-        return constrain(x + self.mlp(self.layer_norm2(x)), "frames", None, None), received
+        x = x + (out if self.lambda_1 is None else self.lambda_1(out))
+        out = self.mlp(self.layer_norm2(x))
+        return constrain(x + (out if self.lambda_2 is None else self.lambda_2(out)), "frames", None, None), received
+
+
+class LayerScale(nnx.Module):
+    """A learned factor for each channel of what a block adds."""
+
+    def __init__(self, width: int, dtype):
+        self.scale = nnx.Param(jnp.full(width, 0.1))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return x * self.scale[...].astype(self.dtype)
+
+
+def _no_scale(*_) -> None:
+    """For towers without LayerScale."""
 
 
 class VisionTower(nnx.Module):
@@ -104,12 +123,12 @@ class VisionTower(nnx.Module):
         self.config = config
         self.dtype = dtype
         width, num_patches = config.hidden_size, config.num_patches
-        clip = config.kind == "clip"
+        clip, token = config.kind == "clip", config.has_class_token
         init = nnx.initializers.normal(width**-0.5)
         self.patch_embedding = Linear(config.patch_size**2 * 3, width, use_bias=not clip, dtype=dtype, rngs=rngs)
-        self.class_embedding = nnx.Param(init(rngs.params(), (width,))) if clip else None
+        self.class_embedding = nnx.Param(init(rngs.params(), (width,))) if token else None
         place = nnx.initializers.normal(config.position_init or width**-0.5)
-        self.position_embedding = nnx.Param(place(rngs.params(), (num_patches + clip, width)))
+        self.position_embedding = nnx.Param(place(rngs.params(), (num_patches + token, width)))
         self.pre_layrnorm = (
             nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs) if clip else None
         )
@@ -122,7 +141,11 @@ class VisionTower(nnx.Module):
             remat=remat,
             rngs=rngs,
         )
-        self.post_layernorm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.post_layernorm = (
+            None
+            if config.kind == "internvl"
+            else nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        )
 
     def __call__(self, frames: UInt8[Array, "B T H W 3"], *, final: bool = False) -> VisionFeatures:
         """Runs the tower over every frame.
@@ -141,9 +164,9 @@ class VisionTower(nnx.Module):
             if config.num_used_layers < config.num_hidden_layers:
                 last, _ = self.layers(x, start=config.num_used_layers, stop=config.num_hidden_layers)
             last = last.reshape(batch, num_frames, *last.shape[1:])
-        if config.post_norm:
+        if config.post_norm and self.post_layernorm is not None:
             x = self.post_layernorm(x)
-        skip = int(config.kind == "clip")
+        skip = int(config.has_class_token)
         patches = x[:, skip:].reshape(batch, num_frames, config.num_patches, config.hidden_size)
         if received is not None:
             received = received[config.attention_layer][:, skip:].reshape(batch, num_frames, config.num_patches)

@@ -50,6 +50,7 @@ PARAMETER_AXES: ParameterAxes = (
     (r"(text_projection|visual_projection)/kernel", ("embed", "mlp")),
     (r"logit_scale", ()),
     (r"(layernorm|layer_norm1|layer_norm2|layrnorm|norm)/(scale|bias)", ("norm",)),
+    (r"(lambda_1|lambda_2)/scale", ("norm",)),
     (r"patch_embedding/kernel", ("small", "embed")),
     (r"patch_embedding/bias", ("norm",)),
     (r"class_embedding", ("norm",)),

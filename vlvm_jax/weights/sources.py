@@ -327,8 +327,9 @@ def _result_of(workdir: epath.Path, stage: str, steps: Collection[int]) -> int:
     if not file.exists():
         return max(steps)
     try:
-        step = result_step(manifest.unsealed(file.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+        result = manifest.unsealed(file.read_text())
+        step = result_step(result) if "steps" in result else max(steps)
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"{file}: damaged ({brief(error)}); give the training command again, which writes it anew"
         ) from None

@@ -19,7 +19,9 @@ DROPPED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 
 
 def tower_rules(config: VisionConfig) -> list[Rule]:
-    """CLIP, SigLIP and Idefics3 towers, names relative to the vision transformer."""
+    """CLIP, SigLIP, Idefics3 and InternViT towers, names relative to the vision transformer."""
+    if config.kind == "internvl":
+        return _internvit_rules(config)
     rules = [Rule("embeddings.patch_embedding.weight", "patch_embedding/kernel", "patches")]
     if config.kind == "clip":
         rules += [Rule("embeddings.class_embedding", "class_embedding"), *_norm("pre_layrnorm")]
@@ -27,6 +29,26 @@ def tower_rules(config: VisionConfig) -> list[Rule]:
         rules.append(Rule("embeddings.patch_embedding.bias", "patch_embedding/bias"))
     rules.append(Rule("embeddings.position_embedding.weight", "position_embedding"))
     return [*rules, *_encoder_layers(config), *_norm("post_layernorm")]
+
+
+def _internvit_rules(config: VisionConfig) -> list[Rule]:
+    layers = []
+    for name in ("q_proj", "k_proj", "v_proj"):
+        layers += _renamed(_linear(f"attention.{name}", bias=config.attention_bias), "attention", "self_attn")
+    layers += _renamed(
+        _linear("attention.projection_layer", bias=True), "attention/projection_layer", "self_attn/out_proj"
+    )
+    layers += [rule for name in ("mlp.fc1", "mlp.fc2") for rule in _linear(name, bias=True)]
+    for theirs, ours in (("layernorm_before", "layer_norm1"), ("layernorm_after", "layer_norm2")):
+        layers += _renamed(_norm(theirs), theirs, ours)
+    layers += [Rule(name, f"{name}/scale") for name in ("lambda_1", "lambda_2")]
+    return [
+        Rule("embeddings.patch_embeddings.projection.weight", "patch_embedding/kernel", "patches"),
+        Rule("embeddings.patch_embeddings.projection.bias", "patch_embedding/bias"),
+        Rule("embeddings.cls_token", "class_embedding", outer=2),
+        Rule("embeddings.position_embeddings", "position_embedding", outer=1),
+        *(_in_stack(rule, "encoder.layer", config.num_hidden_layers) for rule in layers),
+    ]
 
 
 def text_tower_rules(config: TextConfig) -> list[Rule]:
@@ -70,6 +92,8 @@ def decoder_rules(config: DecoderConfig) -> list[Rule]:
 def connector_rules(config: ConnectorConfig) -> list[Rule]:
     if config.kind == "pixel_shuffle":
         return _linear("modality_projection.proj", bias=False)
+    if config.kind == "pixel_shuffle_mlp":
+        return [*_norm("layer_norm"), *_linear("linear_1", bias=True), *_linear("linear_2", bias=True)]
     if config.kind == "resampler":
         return []  # no layout on disk has one; an export names its tensors as an adapter's
     names = ["linear_1"] + (["linear_2"] if config.kind == "mlp2x_gelu" else [])
@@ -164,6 +188,11 @@ def _linear(name: str, bias: bool) -> list[Rule]:
     path = name.replace(".", "/")
     rules = [Rule(f"{name}.weight", f"{path}/kernel", "transpose")]
     return [*rules, Rule(f"{name}.bias", f"{path}/bias")] if bias else rules
+
+
+def _renamed(rules: list[Rule], theirs: str, ours: str) -> list[Rule]:
+    """The rules with other paths, where our modules are named otherwise."""
+    return [dataclasses.replace(rule, path=rule.path.replace(theirs, ours)) for rule in rules]
 
 
 def _norm(name: str) -> list[Rule]:

@@ -32,6 +32,7 @@ PROCESSORS = (
     "LlavaOnevisionImageProcessor",
     "Idefics3ImageProcessor",
     "SmolVLMImageProcessor",
+    "GotOcr2ImageProcessor",
 )
 
 
@@ -303,6 +304,39 @@ class SplitRule(SquareRule):
         del alone
         rows, columns = anyres.split_grid(size, self.longest, self.size) if self.splits else (0, 0)
         return Cut(1 + rows * columns, grid=(rows, columns))
+
+
+class CanvasRule(SquareRule):
+    """InternVL: tiles of a canvas of the shape nearest to the image's and, last, the whole image squashed; an image of
+    one tile is that alone. Frames of clips are never cut.
+
+    Args:
+      video: settings of the processor for frames of clips.
+    """
+
+    def __init__(self, settings: Settings, processor: str, *, video: dict[str, Any]):
+        kind = _kind(settings.image, processor)
+        self.size = settings.tower.image_size
+        self._images = PixelProcessor(kind, {**settings.image, "crop_to_patches": True}, self.size, settings.where)
+        self._whole = PixelProcessor(kind, {**settings.image, "crop_to_patches": False}, self.size, settings.where)
+        frames = {**video, "crop_to_patches": False}
+        self._frames = PixelProcessor(kind, frames, self.size, f"{settings.directory}: video processor")
+
+    def whole(self, images: Sequence[Picture]) -> Frames:
+        return self._whole(images)
+
+    def cut(self, size: Size, alone: bool) -> Cut:
+        del alone
+        processor = self._images.processor
+        tiles = processor.get_number_of_image_patches(*size)
+        if tiles == 1:
+            return Cut(1)
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+        columns, rows = get_optimal_tiled_canvas(
+            tuple(size), (self.size, self.size), processor.min_patches, processor.max_patches
+        )
+        return Cut(tiles, grid=(rows, columns))
 
 
 def of_frames(rule: SquareRule, settings: Settings) -> SquareRule:

@@ -307,7 +307,7 @@ class Processor:
 
     def _named(self, tokenizer: Any, kind: MediaKind) -> str:
         """The family's token for a kind of medium, found where transformers' processors look for it."""
-        given = getattr(tokenizer, f"{kind}_token", None) or self.settings.processor.get(f"{kind}_token")
+        given = self.family.token(tokenizer, kind) or self.settings.processor.get(f"{kind}_token")
         return given or f"<{kind}>"
 
     def _visual_tokens_of(self, tokenizer: Any) -> dict[MediaKind, str]:

@@ -124,6 +124,7 @@ class Export:
             elif rule.transform == "patches":
                 patch = round((part.shape[0] // 3) ** 0.5)
                 part = part.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+            part = part.reshape((1,) * rule.outer + part.shape)
             yield name, self.cast(part)
 
     def parameter(self, path: str) -> np.ndarray:
@@ -215,7 +216,7 @@ class ModelExport(Export):
     def layout(self) -> Layout:
         if self.rung.stock is not None:
             return super().layout
-        return vlvm.FLAT if self.vision.kind == "idefics3" else vlvm.NESTED
+        return vlvm.NESTED if self.vision.kind in ("clip", "siglip") else vlvm.FLAT
 
     @property
     def end_id(self) -> int | None:

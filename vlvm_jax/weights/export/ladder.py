@@ -16,7 +16,6 @@ from vlvm_jax.families.base import StockFamily
 from vlvm_jax.models import adapters
 
 OWN_CLASS = vlvm.Family.name
-_CONNECTORS = ("mlp2x_gelu", "pixel_shuffle")  # the LLaVA repositories know linear ones, transformers does not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,8 @@ def choose(
     if adapter is None or vision is None or decoder is None:
         assert base_family is not None
         return Rung(0, base_family, "a bare tower or decoder is its own class")
-    has_class = adapter.connector.kind in _CONNECTORS and own_clips is None
+    # The LLaVA repositories know linear connectors, transformers does not.
+    has_class = own_clips is None and any(adapter.connector.kind == family.connector for family in _known())
     if not trained and has_class and base_family is not None and asked in (None, base_family):
         return Rung(1, base_family, "an import as it came")
     candidates = _candidates(adapter, base_family)
@@ -90,16 +90,24 @@ def choose(
 
 def _candidates(adapter: AdapterConfig, base_family: str | None) -> list[tuple[int, VLM]]:
     """The classes of the ladder, the one that the model came from first."""
-    shuffle = adapter.connector.kind == "pixel_shuffle"
-    known = [family for family in families.every().values() if isinstance(family, VLM)]
-    ladder = [(f.rung, f) for f in known if f.rung is not None and f.pixel_shuffle == shuffle]
-    ladder.sort(key=lambda candidate: candidate[0])
-    base = next((f for f in known if f.name == base_family), None)
-    if base is None or (shuffle and not base.pixel_shuffle):
+    kind = adapter.connector.kind
+    alike = [f for f in _known() if f.connector == kind] if adapter.connector.shuffles else _unshuffled()
+    ladder = sorted(((f.rung, f) for f in alike if f.rung is not None), key=lambda candidate: candidate[0])
+    base = next((f for f in _known() if f.name == base_family), None)
+    if base is None or (adapter.connector.shuffles and base.connector != kind):
         return ladder
-    if shuffle:
+    if adapter.connector.shuffles:
         return [(1, base)]
     return [(1, base), *((number, family) for number, family in ladder if family is not base)]
+
+
+def _known() -> list[VLM]:
+    return [family for family in families.every().values() if isinstance(family, VLM)]
+
+
+def _unshuffled() -> list[VLM]:
+    """Those whose refusals a model with any other connector is told."""
+    return [family for family in _known() if family.connector == "mlp2x_gelu"]
 
 
 def inexact(family: VLM, vision: VisionConfig, adapter: AdapterConfig, media: Media) -> str | None:

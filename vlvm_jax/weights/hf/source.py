@@ -98,7 +98,8 @@ class TensorFiles:
             return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])[tuple(index)]
         if rule.transform == "transpose":
             return self.reader.read(tensor, tuple(reversed(index))).T
-        return self.reader.read(tensor, tuple(index))
+        value = self.reader.read(tensor, (slice(None),) * rule.outer + tuple(index))
+        return value.reshape(value.shape[rule.outer :])
 
     def checked(self, rule: Rule, wanted: tuple[int, ...], vision: VisionConfig | None) -> jax.ShapeDtypeStruct:
         """Shape and dtype of a parameter; every tensor of it must have the shape that the config asks for.
@@ -114,6 +115,7 @@ class TensorFiles:
             if rule.transform == "patches":
                 patch = vision.patch_size if vision else 0
                 expected = (inner[1], 3, patch, patch)
+            expected = (1,) * rule.outer + expected
             if info.shape != expected:
                 raise InputError(
                     f"{info.file}: tensor {name} has shape {list(info.shape)}, but config.json asks for "

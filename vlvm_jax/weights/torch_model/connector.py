@@ -8,14 +8,15 @@ class Connector(nn.Module):
     """Features [F, N, D] of frames to tokens [F, M, C] in decoder width.
 
     `linear`: one affine map. `mlp2x_gelu`: affine, exact GELU, affine. `pixel_shuffle`: each square of patches joined
-    to one token, then a linear map. `resampler`: learned queries read the frame.
+    to one token, then a linear map. `pixel_shuffle_mlp`: the same squares, a layer norm, affine, exact GELU, affine.
+    `resampler`: learned queries read the frame.
     """
 
     def __init__(self, config):
         super().__init__()
         settings, vision = config.adapter["connector"], config.vision_config
         self.kind, self.scale_factor = settings["kind"], settings["scale_factor"]
-        self.grid = vision.image_size // vision.patch_size
+        self.grid = side_of(vision, "image_size") // side_of(vision, "patch_size")
         width, out_features = vision.hidden_size, config.text_config.hidden_size
         if self.kind == "pixel_shuffle":
             proj = nn.Linear(width * self.scale_factor**2, out_features, bias=False)
@@ -25,6 +26,12 @@ class Connector(nn.Module):
         if self.kind == "resampler":
             self.resampler = Resampler(width, out_features, settings["num_queries"])
             self.num_tokens = settings["num_queries"]
+            return
+        if self.kind == "pixel_shuffle_mlp":
+            shuffled = width * self.scale_factor**2
+            self.num_tokens = (self.grid // self.scale_factor) ** 2
+            self.layer_norm = nn.LayerNorm(shuffled)
+            self.linear_1, self.linear_2 = nn.Linear(shuffled, out_features), nn.Linear(out_features, out_features)
             return
         if self.kind not in ("linear", "mlp2x_gelu"):
             raise ValueError(f"config.json: adapter.connector.kind is {self.kind!r}, which this code does not know")
@@ -39,6 +46,8 @@ class Connector(nn.Module):
         if self.kind == "resampler":
             of = round(self.num_tokens**0.5)
             return self.resampler(features, grid_positions(self.grid, self.resampler.query.shape[1], of))
+        if self.kind == "pixel_shuffle_mlp":
+            features = self.layer_norm(self.shuffle(features))
         hidden = self.linear_1(features)
         return hidden if self.kind == "linear" else self.linear_2(nn.functional.gelu(hidden))
 
@@ -48,6 +57,12 @@ class Connector(nn.Module):
         scale, side = self.scale_factor, self.grid // self.scale_factor
         squares = features.reshape(frames, side, scale, side, scale, width).permute(0, 1, 3, 2, 4, 5)
         return squares.reshape(frames, side * side, scale * scale * width)
+
+
+def side_of(vision, key: str) -> int:
+    """A size of the tower's, of which some configs give two alike."""
+    value = getattr(vision, key)
+    return value if isinstance(value, int) else value[0]
 
 
 class Resampler(nn.Module):

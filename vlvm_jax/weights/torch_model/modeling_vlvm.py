@@ -17,9 +17,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .configuration_vlvm import VlvmConfig
-from .connector import Connector
+from .connector import Connector, side_of
 from .video_adapter import VideoAdapter  # pyright: ignore[reportMissingImports]  the export names it so
 
+INTERNVIT = "internvl_vision"
 VISUAL_INPUTS = ("pixel_values", "pixel_values_videos")
 # What transformers calls the keys and values of past tokens: `cache` from 5.24 on, `past_key_values` before.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -62,13 +63,13 @@ class VlvmModel(VlvmPreTrainedModel):
         used += vision.num_hidden_layers + 1 if used < 0 else 0
         read_at = None if config.attention_layer is None else range(used)[config.attention_layer]
         received = None
-        for index, layer in enumerate(tower.encoder.layers[:used]):
+        for index, layer in enumerate(layers_of(tower)[:used]):
             if index == read_at:
                 received = attention_received(layer, hidden, vision)
-            hidden = layer(hidden, attention_mask=None)
+            hidden = layer(hidden) if vision.model_type == INTERNVIT else layer(hidden, attention_mask=None)
         if config.vision_post_norm:
             hidden = tower.post_layernorm(hidden)
-        num_patches = (vision.image_size // vision.patch_size) ** 2
+        num_patches = (side_of(vision, "image_size") // side_of(vision, "patch_size")) ** 2
         return hidden[:, -num_patches:], None if received is None else received[:, -num_patches:]
 
     def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool):
@@ -284,7 +285,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
 
     def preprocess(self, frames, image_processor=None):
         """uint8 frames [F, H, W, 3] (or a list of images) to normalised pixels [F, 3, size, size]."""
-        size = self.config.vision_config.image_size
+        size = side_of(self.config.vision_config, "image_size")
         if image_processor is not None:
             pixels = image_processor(images=list(frames), return_tensors="pt")["pixel_values"]
             pixels = pixels.reshape(-1, *pixels.shape[-3:])
@@ -302,9 +303,16 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
         return pixels.to(self.device)
 
 
+def layers_of(tower):
+    """The tower's layers, which InternViT has under another name."""
+    return tower.encoder.layer if hasattr(tower.encoder, "layer") else tower.encoder.layers
+
+
 def embed_patches(tower, vision, pixel_values):
-    """The tower's input [F, M, D]: patches, after a class token for CLIP."""
+    """The tower's input [F, M, D]: patches, after a class token for CLIP and InternViT."""
     embeddings = tower.embeddings
+    if vision.model_type == INTERNVIT:
+        return embeddings(pixel_values)
     pixel_values = pixel_values.to(embeddings.patch_embedding.weight)
     if vision.model_type in ("idefics3_vision", "smolvlm_vision"):
         side = vision.image_size // vision.patch_size
@@ -317,11 +325,13 @@ def embed_patches(tower, vision, pixel_values):
 def attention_received(layer, hidden, vision):
     """Attention [F, M] that each token receives in a layer, mean over heads: from the class token where there is one,
     else from all tokens on average. fp32."""
-    x = layer.layer_norm1(hidden)
+    own = vision.model_type == INTERNVIT
+    x = layer.layernorm_before(hidden) if own else layer.layer_norm1(hidden)
+    attention = layer.attention if own else layer.self_attn
     heads = (*x.shape[:2], vision.num_attention_heads, -1)
-    query = layer.self_attn.q_proj(x).reshape(heads).transpose(1, 2).float()
-    key = layer.self_attn.k_proj(x).reshape(heads).transpose(1, 2).float()
-    if vision.model_type == "clip_vision_model":
+    query = attention.q_proj(x).reshape(heads).transpose(1, 2).float()
+    key = attention.k_proj(x).reshape(heads).transpose(1, 2).float()
+    if vision.model_type in ("clip_vision_model", INTERNVIT):
         query = query[:, :, :1]
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     return logits.softmax(-1).mean((1, 2))
