@@ -208,7 +208,7 @@ def config_of(base: Path, options: dict[str, Any]) -> Config:
     }  # fmt: skip
     entries = [{"path": f"{{embedded}}/train_{kind}.json"} for kind in ("videos", "images")]
     stage = {
-        "name": "mixed", "data": entries, "steps": 1, "batch_size": 8, "frames": 2, "length": 112,
+        "name": "mixed", "data": entries, "steps": 1, "batch_size": 8, "frames": 2, "length": 176,
         "trainable": {"adapter/**": 0.1, "decoder/**": 0.1}, "schedule": "constant",
     }  # fmt: skip
     data = {"embedded": DATA, "tokenizer": "{embedded}/tokenizer.json", "chat_template": "bare", "workers": 0}

@@ -11,7 +11,6 @@ from typing import Any
 from vlvm_jax import families
 from vlvm_jax.config import AdapterConfig, AnswerConfig, Config, DataConfig, VisionConfig, build, to_json
 from vlvm_jax.data.images.image_rules import Settings, read_processors
-from vlvm_jax.data.prompt.answers import read_template
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.families import base
 from vlvm_jax.families._decoder import decoder_config
@@ -115,14 +114,13 @@ def preparation_fields(config: Config, stage: str) -> dict[str, Any]:
     """What an export keeps of how a run's model is asked.
 
     Args:
+      config: of the run; its prompt template is no file.
       stage: the last one it has been through.
     """
     data = {key: value for key, value in to_json(config.data).items() if key not in _NOT_KEPT}
-    answers = config.answers
-    template = read_template(answers.prompt_template, "config.answers.prompt_template")
     return {
         "data": data,
-        "answers": to_json(answers.model_copy(update={"prompt_template": template})),
+        "answers": to_json(config.answers),
         "frames": config.asked_frames(stage),
         "processor": config.data.processor is not None,
     }

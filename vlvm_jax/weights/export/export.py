@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from vlvm_jax import families
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, FrameTokens, LoraConfig, ModelConfig, VisionConfig
 from vlvm_jax.data.files import read_json, without_code
+from vlvm_jax.data.prompt.answers import read_template
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.data.prompt.tokenizer_files import checkpoint_tokenizer
 from vlvm_jax.errors import InputError
@@ -247,7 +248,11 @@ class ModelExport(Export):
     def _asked(self) -> dict[str, Any]:
         """What our own class's config says for whoever asks the model here."""
         base, run, files = self.base or {}, self.run, self.source.hf_files
-        asked = base.get("preparation") if run is None else vlvm.preparation_fields(run, self.source.stages[-1])
+        asked = base.get("preparation")
+        if run is not None:
+            template = read_template(run.answers.prompt_template, "config.answers.prompt_template")
+            answers = run.answers.model_copy(update={"prompt_template": template})
+            asked = vlvm.preparation_fields(run.model_copy(update={"answers": answers}), self.source.stages[-1])
         towers = None if files is None else side_files.of_tower(files) / "config.json"
         processed = None if towers is None else vlvm.processed_as(without_code(read_json(towers)))
         given = {"preparation": asked, "processed_as": processed}
