@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import av
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -193,6 +194,33 @@ def adapter_of(options, side, width):
 def clip_layout(frames):
     media = jnp.ones((1, frames), jnp.int32)
     return FrameLayout(media, media > 0)
+
+
+@pytest.mark.parametrize(("mode", "tokens"), [("average", 13 * 14), ("bilinear", 14 * 15), (None, 14 * 15)])
+def test_llava_videos_tokens_of_a_frame(mode, tokens):
+    """SigLIP's 27 x 27 patches, pooled by two, with a newline after every row."""
+    raw = {"mm_spatial_pool_mode": mode, "mm_newline_position": "grid", "mm_patch_merge_type": "spatial_unpad"}
+    options = llava_layout.clip_options(raw)
+    assert options is not None and llava_layout.clip_tokens(options, 27) == (tokens, 0)
+
+
+def test_llava_video_takes_its_frames_and_says_their_times(folder, tmp_path):
+    """As its script does: from the first frame to the last, then a sentence in the words it was trained with."""
+    source = copied(folder, "video", tmp_path / "timed", force_sample=True, add_time_instruction=True)
+    asked = load(str(source), frames=3)
+    (medium,) = asked.prompts.media(Request("1", (("video", str(folder / "clip.mp4")),), "what is it ?"))
+    with av.open(str(folder / "clip.mp4")) as container:
+        times = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+    wanted = [times[number] for number in np.linspace(0, len(times) - 1, 3, dtype=int)]
+    assert medium.times == pytest.approx(wanted)
+    stamps = ",".join(f"{time:.2f}s" for time in wanted)
+    assert medium.expansion.note.startswith("The video lasts for ")
+    assert medium.expansion.note.endswith(
+        f" seconds, and 3 frames are uniformly sampled from it. These frames are located at {stamps}."
+        "Please answer the following questions related to this video."
+    )
+    with pytest.raises(InputError, match="says its clips' times in words of its own"):
+        load_processor(str(source), time_instruction=True)
 
 
 def test_a_grid_of_newlines_has_a_class_of_its_own(folder, tmp_path):

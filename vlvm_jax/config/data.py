@@ -10,7 +10,7 @@ from vlvm_jax.config.settings import FrozenDict, Settings
 
 MAX_WORKERS = 1024  # processes that load samples
 
-FrameRule = Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt"]
+FrameRule = Literal["uniform", "fps", "segment", "segment_mid", "segment_start", "video_chatgpt", "ends"]
 ShortVideo = Literal["formula", "identity"]
 FrameFit = Literal["auto", "crop", "squash", "pad"]
 ImageLayout = Literal["single", "anyres"]
@@ -99,10 +99,10 @@ class DataConfig(Settings):
     `frame_sampling` says which frames of a clip are taken (`data.media.frame_rules`): `uniform` midpoints of equal
     parts, `fps` what is on screen every 1/`fps` seconds (at midpoints of equal parts, if those are more than are asked
     for), `segment`, in training one drawn from each equal part, `segment_mid`, rounded midpoints (of Video-ChatGPT,
-    SlowFast-LLaVA, Free Video-LLM and others; `video_chatgpt` takes no frame twice), or `segment_start`, IG-VLM's first
-    frames of parts. `short_video` `identity` takes each frame once of a clip of no more frames than are asked for,
-    where `formula` has the rule repeat some. A clip kept as images has `folder_fps` frames a second where nothing else
-    says.
+    SlowFast-LLaVA, Free Video-LLM and others; `video_chatgpt` takes no frame twice), `segment_start`, IG-VLM's first
+    frames of parts, or `ends`, LLaVA-Video's equal steps from the first frame to the last. `short_video` `identity`
+    takes each frame once of a clip of no more frames than are asked for, where `formula` has the rule repeat some. A
+    clip kept as images has `folder_fps` frames a second where nothing else says.
 
     `frame_fit` says how frames, and images shown as one square, become squares: `crop` keeps the middle, `squash`
     scales both edges, `pad` adds the tower's mean colour, `auto` is what the processor does, and `crop` without one.

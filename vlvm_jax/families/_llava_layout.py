@@ -63,8 +63,8 @@ KEYS: dict[str, Literal["computed", "no effect"] | tuple[Any, ...]] = {
     "image_grid_pinpoints": COMPUTED,
     "add_faster_video": (False,),
     "s2": (False,),
-    "add_time_instruction": (False,),
-    "force_sample": (False,),
+    "add_time_instruction": (False, True),
+    "force_sample": (False, True),
     "mm_use_im_patch_token": NO_EFFECT,  # rows of the vocabulary, which no prompt uses
     "mm_projector_lr": NO_EFFECT,
     "mm_vision_tower_lr": NO_EFFECT,
@@ -82,14 +82,6 @@ KEYS: dict[str, Literal["computed", "no effect"] | tuple[Any, ...]] = {
     "mm_qformer_depth": NO_EFFECT,
     "mm_qformer_latents": NO_EFFECT,
     "mm_qformer_pretrained": NO_EFFECT,
-}
-# What keys that lmms-lab's script reads have it do with clips, where this library cannot do the same.
-_OF_THE_SCRIPT = {
-    "add_time_instruction": "has lmms-lab's script put a sentence with the clip's length and its frames' times before "
-    "the question, whose words this library does not write; set it to false to go without, or with "
-    "config.data.time_instruction, which writes other words after the clip",
-    "force_sample": "has lmms-lab's script always take frames at equal steps from the first to the last, which no rule "
-    "of this library does; set it to false to take frames by config.data.frame_sampling",
 }
 _TYPES: dict[str, tuple[type, str]] = {
     "mm_vision_tower": (str, "a text, the tower's hub id or directory"),
@@ -137,8 +129,6 @@ def check(raw: dict[str, Any], where: str) -> None:
             raise InputError(
                 f"{where}: {key} {value!r}: a key that this library does not know; remove it if it is idle"
             )
-        if key in _OF_THE_SCRIPT and value is True:
-            raise InputError(f"{where}: {key} true {_OF_THE_SCRIPT[key]}")
         expected = f"only {', '.join(map(repr, allowed))} can be run exactly" if allowed else "only null can be run"
         raise InputError(f"{where}: {key} {value!r}: {expected}")
     _check_together(raw, where)

@@ -122,12 +122,28 @@ class Preparation:
     """How a model was trained to be asked.
 
     Attributes:
-      frames: of a clip.
+      frames: of a clip, None where that is not said.
     """
 
     data: DataConfig
-    answers: AnswerConfig
-    frames: int
+    answers: AnswerConfig = dataclasses.field(default_factory=AnswerConfig)
+    frames: int | None = None
+
+
+def own_data(directory: Path, tower: Path | None = None, **settings: Any) -> DataConfig:
+    """Settings with which a checkpoint is asked in its own way.
+
+    Args:
+      tower: where the files of the tower are, if not in the directory.
+      settings: that differ from the usual ones.
+    """
+    return DataConfig(
+        tokenizer=str(directory),
+        processor=str(tower or directory),
+        chat_template="checkpoint",
+        image_layout="anyres",
+        **settings,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from vlvm_jax.families import base
 from vlvm_jax.families._decoder import decoder_families
 from vlvm_jax.families._llava import POOLING_HEAD
 from vlvm_jax.families._tower import tower
-from vlvm_jax.families.base import Access, HFModel, Layout
+from vlvm_jax.families.base import Access, HFModel, Layout, Preparation, own_data
 
 _DECODERS = {"Llama": "llama", "Qwen": "qwen2", "Mistral": "mistral"}
 _TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
@@ -136,7 +136,14 @@ class Family(base.Family):
             frames=None if clips is None else tower,
             clip_tokens=None if clips is None else llava_layout.clip_tokens(clips, size // sizes["patch_size"]),
             around=("<im_start>", "<im_end>") if raw.get("mm_use_im_start_end") else None,
+            says_times=bool(raw.get("add_time_instruction")),
         )
+
+    def preparation(self, directory: Path, raw: dict[str, Any]) -> Preparation | None:
+        """lmms-lab's script takes frames in its own way; nothing else is said beyond the processors' files."""
+        if not raw.get("force_sample"):
+            return None
+        return Preparation(own_data(directory, frame_sampling="ends"))
 
     def tiling(self, raw: dict[str, Any], size: int) -> dict[str, Any]:
         return llava_layout.tiling(raw, size)

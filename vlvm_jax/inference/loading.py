@@ -24,6 +24,7 @@ from vlvm_jax.config import (
 from vlvm_jax.console import Reading, Waiting
 from vlvm_jax.data.sample.spec import SampleSpec
 from vlvm_jax.errors import InputError
+from vlvm_jax.families.base import own_data
 from vlvm_jax.inference.answering import CACHE_BYTES, ROWS, Answering
 from vlvm_jax.inference.engine import Engine
 from vlvm_jax.inference.prompts import Prompts
@@ -152,13 +153,8 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         raise InputError(f"{where}: {checkpoint} has no folder `hf` with its tokenizer; import the checkpoint again")
     local = side_files.local(files)
     if (given := families.preparation(Path(local))) is not None:
-        return _Setup(model, given.data, given.answers, given.frames)
-    data = DataConfig(
-        tokenizer=str(local),
-        processor=str(side_files.of_tower(local)),
-        chat_template="checkpoint",
-        image_layout="anyres",
-    )
+        return _Setup(model, given.data, given.answers, given.frames or FRAMES)
+    data = own_data(Path(local), Path(side_files.of_tower(local)))
     return _Setup(model, data, AnswerConfig(), FRAMES)
 
 

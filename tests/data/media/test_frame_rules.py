@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vlvm_jax.data.media.frame_rules import (
     choose,
+    end_indices,
     fps_indices,
     fps_times,
     segment_indices,
@@ -49,6 +50,15 @@ def test_uniform_is_sorted_distinct_and_spread(total, count):
     # The first and last parts are treated alike, up to rounding down.
     if chosen:
         assert abs(chosen[0] - (total - 1 - chosen[-1])) <= 1
+
+
+@given(total=st.integers(0, 10_000), count=st.integers(1, 256))
+def test_ends_are_llava_videos_frames(total, count):
+    chosen = end_indices(total, count)
+    assert chosen == choose(total, 25, count, rule="ends") == sorted(chosen)
+    if total:
+        assert len(chosen) == count and chosen[0] == 0
+        assert count == 1 or chosen[-1] == total - 1
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class Settings:
       frames: settings of the image processor for frames of clips, if these are not treated as in the family.
       clip_tokens: visual tokens of a frame of a clip and at the clip's end, if these are not the family's.
       around: tokens before and after every image and clip in the prompt.
+      says_times: whether a sentence with its frames' times follows every clip, in LLaVA-Video's words.
     """
 
     directory: Path
@@ -59,6 +60,7 @@ class Settings:
     frames: dict[str, Any] | None = None
     clip_tokens: tuple[int, int] | None = None
     around: tuple[str, str] | None = None
+    says_times: bool = False
 
     @property
     def tower(self) -> Any:

@@ -19,8 +19,8 @@ def choose(
     short_video: ShortVideo = "formula",
 ) -> list[int]:
     """At most `count` of a clip's `total` frames, in time order, by a rule: `uniform_indices`, `fps_indices`,
-    `segment_indices`, `segment_mid_indices`, `segment_start_indices`; `video_chatgpt` is `segment_mid` with a frame
-    that comes twice taken once.
+    `segment_indices`, `segment_mid_indices`, `segment_start_indices`, `end_indices`; `video_chatgpt` is `segment_mid`
+    with a frame that comes twice taken once.
 
     Args:
       short_video: of a clip of no more than `count` frames, what the rule's `formula` gives, or (`identity`) each frame
@@ -34,6 +34,8 @@ def choose(
         return segment_mid_indices(total, count)
     if rule == "segment_start":
         return segment_start_indices(total, count)
+    if rule == "ends":
+        return end_indices(total, count)
     if rule == "video_chatgpt":
         return sorted(set(segment_mid_indices(total, count)))
     if rule == "fps":
@@ -92,6 +94,14 @@ def segment_mid_indices(total: int, count: int) -> list[int]:
     parts = min(total, count)
     edges = np.round((total - 1) / max(parts, 1) * np.arange(parts + 1)).astype(int)
     return ((edges[:-1] + edges[1:]) // 2).tolist()
+
+
+def end_indices(total: int, count: int) -> list[int]:
+    """Equal steps from the first frame to the last, rounded down; of a shorter clip some frames come twice.
+
+    LLaVA-Video's rule (LLaVA-VL/LLaVA-NeXT, `load_video` with `force_sample`).
+    """
+    return np.linspace(0, total - 1, count, dtype=int).tolist() if total else []
 
 
 def segment_start_indices(total: int, count: int) -> list[int]:

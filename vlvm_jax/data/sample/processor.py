@@ -179,6 +179,11 @@ class Processor:
 
     def check(self) -> None:
         """Reads the image settings and tries them out, and checks that the numbers of tokens suit the layout."""
+        if self.time_instruction and self.settings.says_times:
+            raise InputError(
+                "config.data.time_instruction: this checkpoint says its clips' times in words of its own "
+                "(add_time_instruction); leave it off"
+            )
         if self.time_instruction and self.family.stamps_frames:
             raise InputError(
                 f"config.data.time_instruction: {self.family.name} writes every frame's time already; leave it off"
@@ -273,6 +278,8 @@ class Processor:
         return expansion, anyres.in_order(num_frames, per_frame, self.side**2, newline=bool(newline), taps=self.taps)
 
     def _note(self, times: Sequence[float], duration: float | None) -> str:
+        if self.settings.says_times:
+            return time_instruction.write_llava_video(times, duration)
         return time_instruction.write(times, duration) if self.time_instruction else ""
 
     def _expansion(self, pieces: Pieces, kind: MediaKind = "image", note: str = "") -> Expansion:
