@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from support.hf_checkpoints import processor
 from transformers.video_utils import VideoMetadata
 
-from vlvm_jax.families import idefics3, smolvlm
+from vlvm_jax.families import idefics3, internvl, smolvlm
 
-IDEFICS3, SMOLVLM = idefics3.Family(), smolvlm.Family()
+IDEFICS3, SMOLVLM, INTERNVL = idefics3.Family(), smolvlm.Family(), internvl.Family()
 
 
-def written(pieces):
-    return "".join("<image>" * piece if isinstance(piece, int) else piece for piece in pieces)
+def written(pieces, token="<image>"):
+    return "".join(token * piece if isinstance(piece, int) else piece for piece in pieces)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1, 2), (2, 1), (3, 4)])
@@ -23,6 +23,22 @@ def test_idefics_images(rows, columns):
     hf = processor("idefics3")
     expected = hf.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
     assert written(IDEFICS3.image_pieces(hf.tokenizer, (rows, columns), hf.image_seq_len)) == expected
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1, 2), (2, 1), (2, 3)])
+def test_internvl_images(rows, columns):
+    hf = processor("internvl")
+    expected = hf.replace_image_token({"num_patches": [rows * columns + 1]}, 0)
+    pieces = INTERNVL.image_pieces(hf.tokenizer, (rows, columns), hf.image_seq_length)
+    assert written(pieces, "<IMG_CONTEXT>") == expected
+
+
+@pytest.mark.parametrize("frames", [1, 2, 11])
+def test_internvl_clips(frames):
+    hf = processor("internvl")
+    expected = hf.replace_video_token({"pixel_values_videos": np.zeros((1, frames, 3, 32, 32))}, 0)
+    pieces = INTERNVL.clip_pieces(hf.tokenizer, [0.0] * frames, None, hf.image_seq_length)
+    assert written(pieces, "<IMG_CONTEXT>") == expected
 
 
 times = st.lists(st.floats(0, 9000), min_size=1, max_size=30).map(sorted)

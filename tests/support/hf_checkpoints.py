@@ -1,5 +1,6 @@
 """Tiny checkpoints on disk as transformers writes them, without weights, and transformers' own processors for them."""
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ CORPUS = [
 ] * 20
 PINPOINTS = [[64, 32], [32, 64], [64, 64], [96, 32], [32, 96]]
 WIDE_PINPOINTS = [[32 * rows, 32 * columns] for rows in range(1, 5) for columns in range(1, 5)]
-FAMILIES = ("llava", "llava_next", "llava_next_video", "llava_onevision", "idefics3", "smolvlm")
+FAMILIES = ("llava", "llava_next", "llava_next_video", "llava_onevision", "idefics3", "smolvlm", "internvl")
 
 # What the published checkpoints' templates do, each in its own way.
 USER_COLON = (
@@ -47,7 +48,14 @@ UTTERANCES = (
     "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+NAMED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif c['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TEMPLATES = {
+    "internvl": NAMED,
     "llava": USER_COLON,
     "llava_next": INST,
     "llava_next_video": USER_COLON,
@@ -56,6 +64,11 @@ TEMPLATES = {
     "smolvlm": UTTERANCES,
 }
 MARKS = ["<image>", "<video>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>"]
+INTERNVL_TOKENS = {
+    "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}  # fmt: skip
+MARKS += [*INTERNVL_TOKENS.values()]
 MARKS += ["<global-img>", *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))]
 
 
@@ -91,8 +104,21 @@ def llama_like():
 TOKENIZERS = {"byte_level": byte_level, "llama_like": llama_like}
 
 
+@functools.cache
+def tokenizer_of(family: str, name: str):
+    """A tokenizer as a family's checkpoints have it: InternVL's names its tokens for media."""
+    made = TOKENIZERS[name]()
+    if family != "internvl":
+        return made
+    named = copy.deepcopy(made)
+    for key, token in INTERNVL_TOKENS.items():
+        named._set_model_specific_special_tokens({key: token})
+    return named
+
+
 def pil(name):
     module = {"SmolVLM": "smolvlm", "LlavaNext": "llava_next", "LlavaOnevision": "llava_onevision"}
+    module["GotOcr2"] = "got_ocr2"
     module = module.get(name, name.lower())
     return getattr(
         __import__(f"transformers.models.{module}.image_processing_pil_{module}", fromlist=["*"]),
@@ -112,6 +138,7 @@ def image_processor(family, size, **changes):
         "llava_onevision": ("LlavaOnevision", {"size": square, "image_grid_pinpoints": wide}),
         "idefics3": ("Idefics3", {"size": {"longest_edge": 4 * size}, "max_image_size": {"longest_edge": size}}),
         "smolvlm": ("SmolVLM", {"size": {"longest_edge": 4 * size}, "max_image_size": {"longest_edge": size}}),
+        "internvl": ("GotOcr2", {"size": square, "crop_to_patches": True, "min_patches": 1, "max_patches": 6}),
     }
     name, settings = make[family]
     return pil(name)(**{**settings, **changes})
@@ -145,6 +172,10 @@ def model_config(family, size, patch, **changes):
         ),
         "idefics3": ("Idefics3", {"vision_config": tower, "text_config": llama, "scale_factor": 2}),
         "smolvlm": ("SmolVLM", {"vision_config": tower, "text_config": llama, "scale_factor": 2}),
+        "internvl": (
+            "InternVL",
+            {"vision_config": {"model_type": "internvl_vision", **tower}, "text_config": qwen, "image_seq_length": 4},
+        ),
     }
     name, settings = make[family]
     return getattr(transformers, f"{name}Config")(**{**settings, **changes})
@@ -171,7 +202,7 @@ def unchecked(name):
 
 def processor(family, tokenizer="byte_level", *, size=32, patch=8, **image_changes):
     """transformers' processor of a family. SmolVLM's needs the package num2words."""
-    images, words = image_processor(family, size, **image_changes), TOKENIZERS[tokenizer]()
+    images, words = image_processor(family, size, **image_changes), tokenizer_of(family, tokenizer)
     template, grid = TEMPLATES[family], size // patch
     if family == "llava_onevision":
         return unchecked("LlavaOnevisionProcessor")(
@@ -180,6 +211,9 @@ def processor(family, tokenizer="byte_level", *, size=32, patch=8, **image_chang
         )  # fmt: skip
     if family == "idefics3":
         return transformers.Idefics3Processor(images, words, image_seq_len=(grid // 2) ** 2, chat_template=template)
+    if family == "internvl":
+        options = {"image_seq_length": (grid // 2) ** 2, "chat_template": template}
+        return unchecked("InternVLProcessor")(images, words, None, **options)
     if family == "smolvlm":
         video = video_processor(family, size)
         return unchecked("SmolVLMProcessor")(images, words, video, (grid // 2) ** 2, chat_template=template)
@@ -194,7 +228,7 @@ def checkpoint(folder, family, tokenizer="byte_level", *, size=32, patch=8, lega
     """A directory with everything but weights. `legacy` writes the files that older releases wrote."""
     folder = Path(folder)
     model_config(family, size, patch).save_pretrained(folder)
-    TOKENIZERS[tokenizer]().save_pretrained(folder)
+    tokenizer_of(family, tokenizer).save_pretrained(folder)
     images = image_processor(family, size, **image_changes)
     has_videos = family in ("llava_next_video", "llava_onevision", "smolvlm")
     if legacy:
@@ -204,6 +238,8 @@ def checkpoint(folder, family, tokenizer="byte_level", *, size=32, patch=8, lega
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATES[family]}))
         return folder
     parts = {"image_processor": images.to_dict()}
+    if family == "internvl":  # whose video processor cannot be imported without torchvision
+        parts["video_processor"] = {"size": {"height": size, "width": size}, "resample": 3, "do_resize": True}
     if has_videos:
         parts["video_processor"] = json.loads(video_processor(family, size).to_json_string())
     (folder / "processor_config.json").write_text(json.dumps(parts))

@@ -18,7 +18,7 @@ from vlvm_jax.data.sample.processor import load_processor
 from vlvm_jax.errors import InputError
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
-SHOW_VIDEOS = ("llava_next_video", "llava_onevision", "smolvlm")
+SHOW_VIDEOS = ("llava_next_video", "llava_onevision", "smolvlm", "internvl")
 
 
 def text(words):
@@ -127,7 +127,7 @@ def test_clips(ours, theirs, family, tokenizer, frames):
     clip = Clip(np.zeros((frames, 32, 32, 3), np.uint8), tuple(metadata.timestamps), metadata.duration)
     sample = ours(family, tokenizer).sample(messages, videos=[clip])
     np.testing.assert_array_equal(sample["token_ids"], ids)
-    visual = hf.image_token_id if family == "smolvlm" else hf.video_token_id
+    visual = hf.image_token_id if family in ("smolvlm", "internvl") else hf.video_token_id
     np.testing.assert_array_equal(sample["media_mask"], ids == visual)
     assert sample["is_video"].tolist() == [True] * frames and sample["media"].tolist() == [1] * frames
 
