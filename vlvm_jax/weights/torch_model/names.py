@@ -17,7 +17,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_vlvm.VlvmForConditionalGeneration",
 }
 # Each file after those that it imports.
-IMPORT_ORDER = ("connector.py", "video_adapter.py", "configuration_vlvm.py", "modeling_vlvm.py")
+IMPORT_ORDER = ("connector.py", "frame_paths.py", "video_adapter.py", "configuration_vlvm.py", "modeling_vlvm.py")
 _LAST = {"kernel": "weight", "scale": "weight"}
 
 
@@ -53,7 +53,9 @@ def source_files(adapter: str) -> dict[str, Path]:
             f"config.model.adapter.name: {adapter!r} has no PyTorch code, so it cannot be exported; use it from here, "
             f"or add {chosen.name} beside those of {known}"
         )
-    shared = ("configuration_vlvm.py", "modeling_vlvm.py", "connector.py")
+    shared = ["configuration_vlvm.py", "modeling_vlvm.py", "connector.py"]
+    if "from .frame_paths import" in chosen.read_text(encoding="utf-8"):
+        shared.append("frame_paths.py")
     return {name: folder / name for name in shared} | {"video_adapter.py": chosen}
 
 
