@@ -249,7 +249,7 @@ def own_class(folder: Path, adapter: str) -> Any:
     package = f"vlvm_jax_export_{adapter}"
     if f"{package}.modeling_vlvm" not in sys.modules:
         sys.modules[package] = types.ModuleType(package)
-        for name in own_names.IMPORT_ORDER:
+        for name in (name for name in own_names.IMPORT_ORDER if name in sources):
             full = f"{package}.{Path(name).stem}"
             spec = importlib.util.spec_from_file_location(full, sources[name])
             assert spec is not None and spec.loader is not None
