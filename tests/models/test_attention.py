@@ -144,6 +144,22 @@ def test_long_sequences_go_by_blocks_unless_they_are_split_over_devices(mesh, bl
     assert text.count("dot_general[") == 2 * blocks
 
 
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, context=4)], ids=["whole", "split"])
+@pytest.mark.parametrize("window", [1, 40, 130])
+def test_splash_with_a_window(window, mesh):
+    """Two samples a row: who sees whom is told by positions, the kernel goes by places in the row."""
+    length = 256 if mesh is None else 1024
+    query, key, value = inputs(length, 2, 1, 64)
+    segments, positions = packed(length)
+    mask = segment_mask(segments, segments, positions, positions, window)
+    assert 0 < mask.sum() < segment_mask(segments, segments, positions, positions).sum()
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(make_mesh(mesh)):
+        run = jax.jit(lambda *a: splash_attention(*a, causal=True, window=window, interpret=True))
+        got = run(query, key, value, segments)
+    real = (segments > 0)[:, :, None, None]
+    np.testing.assert_allclose(jnp.where(real, got, 0), jnp.where(real, plain(query, key, value, mask), 0), atol=2e-5)
+
+
 def test_splash_on_a_mesh_splits_rows_and_heads():
     query, key, value = inputs(128, 4, 2, 64, batch=4)
     segments, positions = packed(128, batch=4)

@@ -70,6 +70,7 @@ FAMILIES = [
     ("Llama", {"attention_bias": True}, {"attention_bias": True, "attention_out_bias": True, "rms_norm_eps": 1e-3}),
     ("Llama", {}, {"num_key_value_heads": 4, "rope_theta": 500.0, "hidden_act": "gelu"}),
     ("Mistral", {"sliding_window": None}, {"num_key_value_heads": 2, "head_dim": 6, "rope_theta": 1e6}),
+    ("Mistral", {"sliding_window": 4}, {"num_key_value_heads": 2, "sliding_window": 4}),
     ("Qwen2", {"use_sliding_window": False}, {"attention_bias": True, "tie_word_embeddings": True}),
     ("Qwen3", {}, {"qk_norm": True, "head_dim": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
     ("Qwen3", {"attention_bias": True}, {"qk_norm": True, "attention_bias": True, "attention_out_bias": True}),
@@ -81,7 +82,7 @@ def test_hidden_states_and_logits_equal_transformers(family, theirs, ours):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     cfg = config(**(PLAIN | ours))
-    shared = cfg.model_dump(exclude={"attention_bias", "attention_out_bias", "rope_theta", "qk_norm"})
+    shared = cfg.model_dump(exclude={"attention_bias", "attention_out_bias", "rope_theta", "qk_norm", "sliding_window"})
     if family == "Qwen2":
         shared.pop("head_dim")
     reference = hf.randomize(
@@ -155,8 +156,10 @@ def test_logits_of_bfloat16_are_summed_in_fp32():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_decoding_with_a_cache_equals_the_whole_sequence(model):
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 3}, {"qk_norm": True}], ids=["plain", "window", "qk_norm"])
+def test_decoding_with_a_cache_equals_the_whole_sequence(changes):
     """Prompts of 4 and 2 tokens, right-padded to 4; then four single steps; the cache keeps free slots."""
+    model = hf.fill(make(config(**changes)))
     prompts, steps = np.array([4, 2]), 4
     positions = np.broadcast_to(np.arange(LENGTH), (3, LENGTH))
     segments = (np.arange(LENGTH) < np.array([[8], [6], [0]])).astype(int)
@@ -176,8 +179,10 @@ def test_decoding_with_a_cache_equals_the_whole_sequence(model):
     np.testing.assert_array_equal(cache.segments[0], [1] * 8 + [0] * 3)
 
 
-def test_packed_samples_equal_each_alone(model):
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 3}, {"qk_norm": True}], ids=["plain", "window", "qk_norm"])
+def test_packed_samples_equal_each_alone(changes):
     """Rows: both samples packed; each alone. Tokens of padding are arbitrary."""
+    model = hf.fill(make(config(**changes)))
     first, second = 4, 5
     tokens = TOKENS.copy()
     tokens[1, :first] = tokens[0, :first]

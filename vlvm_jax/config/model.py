@@ -148,7 +148,7 @@ class FrameTokens(Settings):
 
 class DecoderConfig(Settings):
     """A decoder of the Llama family; field names are HF's. `qk_norm`: queries and keys are normalised within each head
-    before they are rotated."""
+    before they are rotated. `sliding_window`: how many positions a token sees, its own among them; None for all."""
 
     vocab_size: PositiveInt
     hidden_size: PositiveInt
@@ -166,6 +166,7 @@ class DecoderConfig(Settings):
     qk_norm: bool = False
     tie_word_embeddings: bool = False
     max_position_embeddings: PositiveInt = 4096
+    sliding_window: PositiveInt | None = None
 
     @pydantic.model_validator(mode="after")
     def _check(self):

@@ -27,10 +27,12 @@ class DecoderFamily(base.StockFamily):
 
     Attributes:
       qk_norm: whether queries and keys are normalised.
+      slides: whether its class has a window that all layers share.
     """
 
     sees = False
     qk_norm: ClassVar[bool] = False
+    slides: ClassVar[bool] = False
     layouts: ClassVar[tuple[Layout, ...]] = (Layout("legacy", {"decoder": "model.", "head": ""}),)
 
     def read(self, directory: Path, raw: dict[str, Any], access: Access) -> HFModel:
@@ -56,6 +58,11 @@ class DecoderFamily(base.StockFamily):
         """Whether the attention has biases at its inputs, and at its output."""
         given = bool(getattr(config, "attention_bias", False))
         return given, given
+
+    def window(self, config: Any) -> int | None:
+        """How many positions a token sees, where that is not all."""
+        del config
+        return None
 
     def positions(self, config: Any, where: str) -> int:
         """How many positions can be run exactly."""
@@ -85,6 +92,7 @@ class DecoderFamily(base.StockFamily):
             qk_norm=self.qk_norm,
             tie_word_embeddings=tied,
             max_position_embeddings=positions,
+            sliding_window=self.window(config),
         )
 
     def decoder_fields(self, decoder: DecoderConfig) -> dict[str, Any]:
@@ -142,7 +150,11 @@ def decoder_fields(decoder: DecoderConfig, base: dict[str, Any] | None) -> dict[
     known = decoder_families()
     model_type = ((base or {}).get("text_config") or {}).get("model_type")
     if model_type is None:
-        alike = [family for family in known.values() if family.qk_norm == decoder.qk_norm]
+        alike = [
+            family
+            for family in known.values()
+            if family.qk_norm == decoder.qk_norm and (family.slides or decoder.sliding_window is None)
+        ]
         return next(family for family in alike if family.suits(decoder)).decoder_fields(decoder)
     return known[model_type].decoder_fields(decoder)
 
@@ -153,6 +165,11 @@ def _check(decoder: DecoderConfig) -> None:
         raise InputError(
             "config.model.decoder.qk_norm: no class of transformers has norms of queries and keys and a bias at the "
             "attention's input alone, so this model cannot be exported"
+        )
+    if decoder.sliding_window is not None and (decoder.qk_norm or decoder.attention_bias):
+        raise InputError(
+            "config.model.decoder.sliding_window: no class of transformers has one window for all layers beside biases "
+            "or norms of queries and keys, so this model cannot be exported"
         )
     if decoder.attention_out_bias and not decoder.attention_bias:
         raise InputError(

@@ -10,12 +10,19 @@ class Family(DecoderFamily):
     name = "mistral"
     model_types = ("mistral",)
     architecture = "MistralForCausalLM"
+    slides = True
+
+    def suits(self, decoder: DecoderConfig) -> bool:
+        return decoder.sliding_window is not None
+
+    def window(self, config: Any) -> int | None:
+        """None where no row is longer."""
+        window = config.sliding_window
+        return window if window and window < config.max_position_embeddings else None
 
     def positions(self, config: Any, where: str) -> int:
-        """Within the window, sliding attention is full attention; beyond it, this library would not be exact."""
-        if config.sliding_window:
-            return min(config.max_position_embeddings, config.sliding_window)
-        return super().positions(config, where)
+        del where
+        return config.max_position_embeddings
 
     def own_fields(self, decoder: DecoderConfig) -> dict[str, Any]:
-        return super().own_fields(decoder) | {"sliding_window": None}
+        return super().own_fields(decoder) | {"sliding_window": decoder.sliding_window}

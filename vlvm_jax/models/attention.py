@@ -9,7 +9,7 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,17 +45,21 @@ class SelfMask:
     Attributes:
       segments: [B, L] 0 for padding.
       visible: [B, 1, L, L], or None for kernels that work it out block by block.
+      window: how many positions a query sees, its own among them; None for all before it.
     """
 
     segments: Int[Array, "B L"]
     visible: Bool[Array, "B 1 L L"] | None
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
-def causal_mask(segments: Int[Array, "B L"], positions: Int[Array, "B L"], dtype) -> SelfMask:
-    """Positions must count up within each segment."""
+def causal_mask(
+    segments: Int[Array, "B L"], positions: Int[Array, "B L"], dtype, window: int | None = None
+) -> SelfMask:
+    """Positions must count up by one within each segment."""
     if kernel_here(dtype) == "splash":
-        return SelfMask(segments, None)
-    return SelfMask(segments, segment_mask(segments, segments, positions, positions))
+        return SelfMask(segments, None, window)
+    return SelfMask(segments, segment_mask(segments, segments, positions, positions, window), window)
 
 
 def segment_mask(
@@ -63,14 +67,17 @@ def segment_mask(
     key_segments: Int[Array, "B S"],
     query_positions: Int[Array, "B Q"] | None = None,
     key_positions: Int[Array, "B S"] | None = None,
+    window: int | None = None,
 ) -> Bool[Array, "B 1 Q S"]:
-    """True where a query may look: same non-zero segment and, when positions are given, not into the future.
+    """True where a query may look: same non-zero segment and, when positions are given, not into the future, nor
+    further back than the window.
 
     Segment 0 is padding. A padding query sees nothing; `attention` returns a finite value for it all the same.
     """
     mask = (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
     if query_positions is not None and key_positions is not None:
-        mask &= key_positions[:, None, :] <= query_positions[:, :, None]
+        back = query_positions[:, :, None] - key_positions[:, None, :]
+        mask &= back >= 0 if window is None else (back >= 0) & (back < window)
     return mask[:, None]
 
 
@@ -90,8 +97,9 @@ def attention(
     """
     kernel = kernel_here(query.dtype)
     if kernel == "splash" and not isinstance(mask, jax.Array):
-        segments = None if mask is None else mask.segments
-        return splash_attention(query, key, value, segments, causal=mask is not None)
+        if mask is None:
+            return splash_attention(query, key, value, None, causal=False)
+        return splash_attention(query, key, value, mask.segments, causal=True, window=mask.window)
     visible = mask.visible if isinstance(mask, SelfMask) else mask
     if kernel == "xla" and isinstance(mask, SelfMask) and visible is not None and _worth_blocks(query.shape[1]):
         return blocked_attention(query, key, value, visible)
@@ -184,6 +192,7 @@ def splash_attention(
     segments: Int[Array, "B L"] | None,
     *,
     causal: bool,
+    window: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B L H F"]:
     """Self-attention by jax's splash kernel: no [L, L] matrix in memory, forward or backward.
@@ -194,6 +203,7 @@ def splash_attention(
 
     Args:
       causal: rows are sequences (`batch`); else they are single frames (`frames`).
+      window: of causal sequences, see `SelfMask`.
       interpret: run the kernel step by step on any device (tests).
     """
     batch, length, heads, width = query.shape
@@ -211,7 +221,9 @@ def splash_attention(
     if not mesh.empty and rules.divided("heads", key.shape[2], mesh):
         of_heads = rules.divided("heads", heads, mesh)
     local_heads = heads // rules.width("heads", mesh) if of_heads else heads
-    kernel = _splash_kernel(local_heads, length + spare, causal=causal, shards=shards, interpret=interpret)
+    kernel = _splash_kernel(
+        local_heads, length + spare, causal=causal, window=window, shards=shards, interpret=interpret
+    )
     run = functools.partial(_splash_rows, shards=shards)
     if not mesh.empty:
         rows = rules.divided("batch" if causal else "frames", batch, mesh)
@@ -225,12 +237,14 @@ def splash_attention(
     return out.swapaxes(1, 2)[:, :length]
 
 
-def _splash_kernel(heads: int, length: int, *, causal: bool, shards: int, interpret: bool):
+def _splash_kernel(heads: int, length: int, *, causal: bool, window: int | None, shards: int, interpret: bool):
     """The kernel with its block tables, for sequences split into `shards` as `_exchange` leaves them."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import, for TPUs only
 
     if causal:
-        mask = splash.CausalMask((length, length))
+        mask: Any = splash.CausalMask((length, length))
+        if window is not None:  # within a segment, positions are as far apart as places in the row
+            mask = splash.LocalMask((length, length), (window - 1, 0), 0)
         if shards > 1:
             mask.q_sequence = np.arange(length, dtype=np.int32).reshape(2 * shards, -1)[_halves(shards)].reshape(-1)
     else:

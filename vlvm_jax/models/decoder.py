@@ -219,17 +219,18 @@ class Decoder(nnx.Module):
         """
         config = self.config
         cos, sin = rotary_embedding(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+        window = config.sliding_window
         if cache is None:
-            mask = causal_mask(segment_ids, positions, self.dtype)
+            mask = causal_mask(segment_ids, positions, self.dtype, window)
             x, _ = self.layers(embeddings, cos, sin, mask, None)
             return self.norm(x), None
         update = jax.lax.dynamic_update_slice_in_dim
         key_positions = update(cache.positions, positions, cache.index, axis=1)
         key_segments = update(cache.segments, segment_ids, cache.index, axis=1)
         if prefill:
-            mask = causal_mask(segment_ids, positions, self.dtype)
+            mask = causal_mask(segment_ids, positions, self.dtype, window)
         else:
-            mask = segment_mask(segment_ids, key_segments, positions, key_positions)
+            mask = segment_mask(segment_ids, key_segments, positions, key_positions, window)
         x, (key, value) = self.layers(embeddings, cos, sin, mask, cache.index, state=(cache.key, cache.value))
         cache = KVCache(key, value, key_positions, key_segments, cache.index + positions.shape[1])
         return self.norm(x), cache
