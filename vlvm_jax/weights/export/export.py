@@ -20,6 +20,7 @@ from vlvm_jax.families import vlvm
 from vlvm_jax.families._vlm import Media
 from vlvm_jax.families.base import Exported, Layout, MediaTokens, Rule
 from vlvm_jax.models import adapters
+from vlvm_jax.models.params import Model
 from vlvm_jax.weights import tables
 from vlvm_jax.weights.export import config_json, ladder, lora, media_tokens
 from vlvm_jax.weights.export.ladder import Rung
@@ -272,7 +273,7 @@ class ModelExport(Export):
         own = [path for path in self.source.shapes if path not in known and not lora.is_lora(path)]
         if own and stock is not None:
             raise AssertionError(f"{own} have no place in {stock.name}, which was found exact")
-        return rules + own_names.adapter_rules(own)
+        return rules + own_names.adapter_rules(own, Model(self.model).adapter.clip_config)
 
     def _value(self, path: str) -> np.ndarray:
         """A whole parameter on the host, LoRA merged, the vocabulary with its added rows."""

@@ -153,7 +153,8 @@ class HFSource(TensorFiles):
         wanted = model_shapes(self.hf)
         if self.hf.adapter is not None:
             known = {rule.path for rule in rules}
-            rules += own_names.adapter_rules(path for path in wanted if path not in known)
+            held = Model(model_of(self.hf)).adapter.clip_config
+            rules += own_names.adapter_rules((path for path in wanted if path not in known), held)
         self.carried = tables.match(
             set(self.reader.tensors) - self._tied_heads(),
             rules,
@@ -211,12 +212,16 @@ def adapter_of(hf: HFModel) -> AdapterConfig | None:
 
 def model_shapes(hf: HFModel) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of our parameters for a checkpoint's config; parts it does not have are there in some size."""
-    config = ModelConfig(
+    return jax.eval_shape(params_lib.join, Model(model_of(hf)).abstract())
+
+
+def model_of(hf: HFModel) -> ModelConfig:
+    """A checkpoint's config as a model's; parts it does not have are there in some size."""
+    return ModelConfig(
         vision=hf.vision or _ANY_TOWER,
         decoder=hf.decoder or _ANY_DECODER,
         adapter=adapter_of(hf) or adapters.stock(ConnectorConfig(), hf.frame_tokens),
     )
-    return jax.eval_shape(params_lib.join, Model(config).abstract())
 
 
 _ANY_TOWER = VisionConfig(

@@ -3,13 +3,15 @@
 The code itself stands beside this file and is copied as it is. Nothing here imports torch.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from vlvm_jax.config import ModelConfig, to_json
+from vlvm_jax.config import ClipConfig, ModelConfig, to_json
 from vlvm_jax.errors import InputError
 from vlvm_jax.families.base import Rule
 from vlvm_jax.models import adapters
+from vlvm_jax.weights import tables
 
 AUTO_MAP = {
     "AutoConfig": "configuration_vlvm.VlvmConfig",
@@ -33,10 +35,20 @@ def adapter_tensor_name(path: str) -> tuple[str, bool]:
     return ".".join(["model", "adapter", *names, _LAST.get(last, last)]), last == "kernel"
 
 
-def adapter_rules(paths: Iterable[str]) -> list[Rule]:
-    """Rules for parameters of an adapter that no other part's rules name."""
-    names = [(path, *adapter_tensor_name(path)) for path in paths]
-    return [Rule(name, path, "transpose" if transposed else "same") for path, name, transposed in names]
+def adapter_rules(paths: Iterable[str], clip: ClipConfig | None) -> list[Rule]:
+    """Rules for parameters of an adapter that no other part's rules name.
+
+    Args:
+      clip: sizes of the CLIP that the adapter holds; its tensors have the names of `CLIPModel`.
+    """
+    of_clip = [] if clip is None else tables.clip_rules(clip)
+    rules = [
+        dataclasses.replace(rule, tensor=f"model.adapter.clip.{rule.tensor}", path=f"adapter/clip/{rule.path}")
+        for rule in of_clip
+    ]
+    known = {rule.path for rule in rules}
+    names = [(path, *adapter_tensor_name(path)) for path in paths if path not in known]
+    return rules + [Rule(name, path, "transpose" if transposed else "same") for path, name, transposed in names]
 
 
 def source_files(adapter: str) -> dict[str, Path]:
