@@ -2,9 +2,11 @@
 
 usage: python -m vlvm_jax.convert import SRC DST
        python -m vlvm_jax.convert export SRC DST [flags]
+       python -m vlvm_jax.convert export --config=RECIPE DST [flags]
 
   SRC   What to read. For import: a hub id or a directory in Hugging Face format (config.json and safetensors). For
-        export: a training run, one of its stages or steps, an import, or a Hugging Face directory.
+        export: a training run, one of its stages or steps, an import, or a Hugging Face directory. A recipe that trains
+        nothing is exported by its --config.
   DST   The new directory. For import: local or gs://; `init_from` and `export` accept it. For export: local;
         transformers loads it.
 
@@ -20,6 +22,7 @@ from absl import flags
 from vlvm_jax import cli, memory
 from vlvm_jax.errors import InputError
 
+_CONFIG = cli.define_recipe("A recipe that trains nothing, to export as it is (export).")
 _FORMAT = flags.DEFINE_string(
     "format",
     None,
@@ -56,6 +59,10 @@ _FALLBACK = flags.DEFINE_bool(
 
 
 def main(arguments: list[str]) -> None:
+    if _CONFIG.value is not None:
+        if len(arguments) != 2 or arguments[0] != "export":
+            raise InputError("--config: expected `export --config=RECIPE DST`; see --help")
+        arguments = ["export", "", arguments[1]]
     if len(arguments) != 3 or arguments[0] not in ("import", "export"):
         problem = ""
         if arguments and arguments[0] not in ("import", "export"):
@@ -91,6 +98,7 @@ def _import(source: str, destination: str) -> None:
 
 
 def _export(source: str, destination: str) -> None:
+    from vlvm_jax.config import command_line
     from vlvm_jax.console import Meter, say
     from vlvm_jax.weights import sources
     from vlvm_jax.weights.export import verify, write
@@ -101,9 +109,10 @@ def _export(source: str, destination: str) -> None:
     target = Path(destination).expanduser().resolve()
     if _FALLBACK.value:
         sources.set_aside_damaged(source, "SRC")
+    exported = source if _CONFIG.value is None else command_line.read()
     with Meter("export", 100) as meter:
         result = write.export_checkpoint(
-            source, target, options, lambda done, total: meter.update(100 * done // total, "%")
+            exported, target, options, lambda done, total: meter.update(100 * done // total, "%")
         )
     rung = result.rung
     say(f"class: {rung.family}" + (f" (rung {rung.number})" if rung.number else "") + f": {rung.reason}")

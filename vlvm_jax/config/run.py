@@ -198,12 +198,17 @@ class Config(Settings):
                 )
         return self
 
-    def asked_frames(self, stage: str) -> int:
+    def asked_frames(self, stage: str | None) -> int | None:
         """Frames of a clip that questions are put with to the model of a stage: as the last evaluation has them, or a
-        stage before the last itself."""
-        trained = next(each for each in self.stages if each.name == stage)
-        part = self.evals[-1] if self.evals and trained is self.stages[-1] else trained
-        return self.answers.frames or part.frames_per_video
+        stage before the last itself. None where nothing says.
+
+        Args:
+          stage: None for a model that no stage has trained.
+        """
+        parts = [each for each in self.stages if each.name == stage]
+        if self.evals and (stage is None or parts[0] is self.stages[-1]):
+            parts = [self.evals[-1]]
+        return self.answers.frames or (parts[0].frames_per_video if parts else None)
 
 
 def require_stages(config: Config) -> None:

@@ -28,6 +28,7 @@ NESTED = Layout("nested-tower", {"tower": "model.vision_tower.vision_model.", **
 FLAT = Layout("flat-tower", {"tower": "model.vision_tower.", **_PREFIXES})
 # Settings of a machine or of training, and files whose place is known.
 _NOT_KEPT = ("tokenizer", "processor", "prompt_tokenizer", "embedded", "workers", "cache_mb", "max_bad_share")
+GUIDE_FOLDER = "clip"  # of the tokenizer of a CLIP that an adapter holds
 
 
 class Family(base.Family):
@@ -69,16 +70,17 @@ class Family(base.Family):
         try:
             data, answers, frames = dict(given["data"]), given["answers"], given["frames"]
             processor = str(directory) if given["processor"] else None
+            guide = str(directory / GUIDE_FOLDER) if given.get("guided") else None
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{where}: expected data, answers, frames and processor ({brief(error)})") from None
         if known := [key for key in _NOT_KEPT if key in data]:
             raise InputError(f"{where}.data: {known[0]} has no place in an export")
-        if not isinstance(frames, int) or frames < 1:
+        if frames is not None and (not isinstance(frames, int) or frames < 1):
             raise InputError(f"{where}.frames: {frames!r} is no number of frames")
         asked = build(AnswerConfig, answers, f"{where}.answers")
         if asked.prompt_template.endswith(".txt"):
             raise InputError(f"{where}.answers.prompt_template: {asked.prompt_template!r}: a file has no place here")
-        files = {"tokenizer": str(directory), "processor": processor}
+        files = {"tokenizer": str(directory), "processor": processor, "prompt_tokenizer": guide}
         return Preparation(build(DataConfig, {**data, **files}, f"{where}.data"), asked, frames)
 
     def settings(self, directory: Path, raw: dict[str, Any]) -> Settings:
@@ -110,12 +112,12 @@ def _part(raw: dict[str, Any], key: str, where: str) -> Any:
         raise InputError(f"{where}: {key}: transformers cannot read it ({brief(error)})") from None
 
 
-def preparation_fields(config: Config, stage: str) -> dict[str, Any]:
+def preparation_fields(config: Config, stage: str | None) -> dict[str, Any]:
     """What an export keeps of how a run's model is asked.
 
     Args:
       config: of the run; its prompt template is no file.
-      stage: the last one it has been through.
+      stage: the last one it has been through, if any.
     """
     data = {key: value for key, value in to_json(config.data).items() if key not in _NOT_KEPT}
     return {
@@ -123,6 +125,7 @@ def preparation_fields(config: Config, stage: str) -> dict[str, Any]:
         "answers": to_json(config.answers),
         "frames": config.asked_frames(stage),
         "processor": config.data.processor is not None,
+        "guided": config.data.prompt_tokenizer is not None,
     }
 
 

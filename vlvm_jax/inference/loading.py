@@ -142,7 +142,7 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         config = source.config
         model = config.model.model_copy(update={"init_from": checkpoint})
         data = _with_files(config.data, source.hf_files, f"{where}: {checkpoint}")
-        return _Setup(model, data, config.answers, config.asked_frames(source.stages[-1]))
+        return _Setup(model, data, config.answers, config.asked_frames(source.stages[-1]) or FRAMES)
     if source.vision is None or source.decoder is None or source.adapter is None:
         raise InputError(f"{where}: {checkpoint} is a bare tower or decoder; only a whole model answers")
     model = ModelConfig(

@@ -61,7 +61,7 @@ class Initial:
                 self._check_whole(abstract, prefix, source)
             elif source.connector is not None:
                 same_part(self.model.adapter.connector, source.connector, "adapter.connector", source.name)
-        for path, source in self._taken(abstract).items():
+        for path, source in self.taken(abstract).items():
             have, want = source.shapes[path].shape, abstract[path].shape
             if have != want:
                 raise InputError(
@@ -90,7 +90,8 @@ class Initial:
                 f"{source.name} is exact to {have} positions only"
             )
 
-    def _taken(self, paths: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Source]:
+    def taken(self, paths: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Source]:
+        """The source of each parameter that one has."""
         return {
             path: source
             for path in paths
@@ -100,7 +101,7 @@ class Initial:
 
     def missing(self, paths: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
         """Those that no source has, and that would start fresh."""
-        taken = self._taken(paths)
+        taken = self.taken(paths)
         return [path for path in paths if path not in taken]
 
     def params(
@@ -116,7 +117,7 @@ class Initial:
           tell: called with the bytes that this process has read so far, and with all that it will read.
         """
         on_mesh = Model(self.model).on_mesh(abstract, mesh)
-        taken = self._taken(on_mesh)
+        taken = self.taken(on_mesh)
         total, done = sum(local_bytes(on_mesh[path]) for path in taken), 0
 
         def read(more: int) -> None:

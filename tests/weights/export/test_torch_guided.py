@@ -1,5 +1,7 @@
 """The PyTorch code of `prompt_guided` against the JAX adapter: the same frames, boxes and tokens, for every option."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +134,7 @@ def test_same_visual_tokens(code, name):
     shown = torch.nn.Module()
     shown.post_layernorm = norm
     taken = [torch.from_numpy(np.array(x)[is_video]) for x in (pixels, seen.patches, seen.final)]
-    guide = video_adapter.Guide(taken[0], torch.from_numpy(ids), shown, taken[2])
+    guide = SimpleNamespace(pixel_values=taken[0], prompt_ids=torch.from_numpy(ids), tower=shown, final=taken[2])
     with torch.no_grad():
         tokens = theirs(taken[1], None, counts, True, guide)
     expected = np.concatenate([np.asarray(found.tokens)[row][np.asarray(found.valid)[row]] for row in range(2)])

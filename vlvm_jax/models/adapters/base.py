@@ -116,6 +116,11 @@ class VideoAdapter(nnx.Module, abc.ABC):
         return None
 
     @property
+    def only_here(self) -> str | None:
+        """The option that no PyTorch code of an export computes, and why; None if there is none."""
+        return None
+
+    @property
     def prompt_length(self) -> int:
         """P of `Guidance.prompt_ids`; 0 for an adapter that reads no prompt."""
         return 0

@@ -140,6 +140,11 @@ class Adapter(PathsAdapter, LearnsByItself):
         return self.clip.config
 
     @property
+    def only_here(self) -> str | None:
+        drawn = next((key for key in ("frame_select", "roi_box") if getattr(self.options, key) == "random"), None)
+        return None if drawn is None else f"{drawn}: 'random' is drawn by JAX's generator, which PyTorch does not have"
+
+    @property
     def prompt_length(self) -> int:
         return self.clip.config.text.max_position_embeddings
 

@@ -25,6 +25,7 @@ from vlvm_jax.weights import tables
 from vlvm_jax.weights.export import config_json, ladder, lora, media_tokens
 from vlvm_jax.weights.export.ladder import Rung
 from vlvm_jax.weights.hf import side_files
+from vlvm_jax.weights.recipe_source import RecipeSource
 from vlvm_jax.weights.sources import HFDirectory, Source, Stored
 from vlvm_jax.weights.torch_model import names as own_names
 
@@ -61,7 +62,7 @@ class Export:
       carried: tensors of the transformers class that have no place here, by their names relative to the tower.
     """
 
-    def __init__(self, source: HFDirectory | Stored, options: Options, base: dict[str, Any] | None, rung: Rung):
+    def __init__(self, source: Source, options: Options, base: dict[str, Any] | None, rung: Rung):
         self.source, self.options, self.base, self.rung = source, options, base, rung
         self.vision: VisionConfig | None = source.vision
         self.decoder: DecoderConfig | None = source.decoder
@@ -76,8 +77,8 @@ class Export:
 
     @property
     def run(self) -> Config | None:
-        """The config of the run that trained the model; None for what was not trained here."""
-        return self.source.config if isinstance(self.source, Stored) else None
+        """The config of the run that trained the model, or of the recipe that put it together; else None."""
+        return getattr(self.source, "config", None)
 
     @property
     def dtype(self) -> str:
@@ -175,7 +176,7 @@ class ModelExport(Export):
 
     def __init__(
         self,
-        source: HFDirectory | Stored,
+        source: Source,
         options: Options,
         base: dict[str, Any] | None,
         rung: Rung,
@@ -187,6 +188,8 @@ class ModelExport(Export):
         self.vision = source.vision
         if rung.stock is None:
             own_names.source_files(adapter.name)  # refused now, not after all tensors are written
+            if reason := Model(source_model(source)).adapter.only_here:
+                raise InputError(f"config.model.adapter.options.{reason}")
         self.tokens: MediaTokens = media_tokens.choose(base, self.tokenizer, self.stored_decoder.vocab_size)
         self.decoder = _with_room(self.stored_decoder, self.media_tokens(), self.tokenizer)
         if options.lora == "peft" and rung.stock is None:
@@ -253,7 +256,8 @@ class ModelExport(Export):
         if run is not None:
             template = read_template(run.answers.prompt_template, "config.answers.prompt_template")
             answers = run.answers.model_copy(update={"prompt_template": template})
-            asked = vlvm.preparation_fields(run.model_copy(update={"answers": answers}), self.source.stages[-1])
+            stage = self.source.stages[-1] if self.source.stages else None
+            asked = vlvm.preparation_fields(run.model_copy(update={"answers": answers}), stage)
         towers = None if files is None else side_files.of_tower(files) / "config.json"
         processed = None if towers is None else vlvm.processed_as(without_code(read_json(towers)))
         given = {"preparation": asked, "processed_as": processed}
@@ -288,7 +292,13 @@ class ModelExport(Export):
         return value if axis is None else _with_rows(value, axis, self.decoder.vocab_size)
 
 
-def plan(source: HFDirectory | Stored, options: Options) -> BareExport | ModelExport:
+def source_model(source: Source) -> ModelConfig:
+    """The settings of a whole model."""
+    assert source.vision is not None and source.adapter is not None and source.decoder is not None
+    return ModelConfig(vision=source.vision, adapter=source.adapter, decoder=source.decoder)
+
+
+def plan(source: Source, options: Options) -> BareExport | ModelExport:
     """Decides which class a source is exported as.
 
     Raises:
@@ -301,7 +311,7 @@ def plan(source: HFDirectory | Stored, options: Options) -> BareExport | ModelEx
         source.decoder,
         source.adapter,
         families.class_name(base),
-        trained=bool(source.stages),
+        trained=bool(source.stages) or isinstance(source, RecipeSource),
         own_clips=None if origin is None or base is None else origin.own_clips(base),
         media=options.media,
         asked=options.format,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vlvm_jax.config import ModelConfig
+from vlvm_jax.config import ClipConfig, ModelConfig
 from vlvm_jax.data.images import anyres
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.models import decoding
@@ -291,6 +291,10 @@ def _sample(export: ModelExport) -> Sample:
     else:
         inputs = {"pixel_values": pixels[None] if stock is not None and stock.batched_images else pixels}
     batch = _batch(clip, np.ones((1, frames), np.int32), True, ids, count)
+    if adapter.needs_prompt:
+        asked = _question(adapter.clip_config)
+        batch = dataclasses.replace(batch, prompt_ids=jnp.asarray(asked, jnp.int32))
+        inputs["prompt_ids"] = asked
     inputs = {"input_ids": ids.astype(np.int64), "attention_mask": np.ones_like(ids, np.int64), **inputs}
     return Sample(f"a clip of {frames} frames{'' if as_video else ' sent as images'}", batch, inputs)
 
@@ -322,6 +326,16 @@ def _tiled_image(export: ModelExport, room: int) -> Sample:
         "image_sizes": np.asarray([size], np.int64),
     }
     return Sample(f"an image of {len(tiles)} tiles", batch, inputs)
+
+
+def _question(clip: ClipConfig | None) -> np.ndarray:
+    """Token ids [1, P] of a question, for the CLIP that an adapter holds."""
+    assert clip is not None
+    text = clip.text
+    ids = np.random.default_rng(1).integers(0, text.vocab_size - 1, (1, text.max_position_embeddings))
+    ids[ids == text.eos_token_id] = text.vocab_size - 2
+    ids[:, -1] = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    return ids.astype(np.int64)
 
 
 def _token_ids(model: ModelConfig, count: int, placeholder: int) -> np.ndarray:

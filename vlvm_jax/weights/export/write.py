@@ -11,16 +11,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from vlvm_jax import families, run_card
+from vlvm_jax.config import Config
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.errors import InputError
+from vlvm_jax.families import vlvm
 from vlvm_jax.weights.export import card, clip, lora, media_tokens, verify
 from vlvm_jax.weights.export.clip import ClipExport
 from vlvm_jax.weights.export.export import Export, ModelExport, Options, plan
 from vlvm_jax.weights.export.ladder import Rung
 from vlvm_jax.weights.hf import side_files
 from vlvm_jax.weights.hf.safetensors_files import SafetensorsWriter
+from vlvm_jax.weights.recipe_source import RecipeSource
 from vlvm_jax.weights.sources import Stored, open_source
 from vlvm_jax.weights.torch_model import names as own_names
 
@@ -35,9 +40,9 @@ class Result:
 
 
 def export_checkpoint(
-    source: str, destination: Path, options: Options, progress: Callable[[int, int], None] | None = None
+    source: str | Config, destination: Path, options: Options, progress: Callable[[int, int], None] | None = None
 ) -> Result:
-    """Exports what `source` names.
+    """Exports what `source` names, or a recipe's model as it starts.
 
     Args:
       progress: called with (parameters done, parameters in all).
@@ -47,8 +52,15 @@ def export_checkpoint(
     """
     if destination.exists():
         raise InputError(f"{destination}: exists already; remove it, or name another destination")
-    opened = open_source(source, "SRC")
-    export = ClipExport(opened, options) if options.format == clip.FORMAT else plan(opened, options)
+    opened = RecipeSource(source) if isinstance(source, Config) else open_source(source, "SRC")
+    if options.format == clip.FORMAT:
+        if isinstance(opened, RecipeSource):
+            raise InputError(
+                f"--format={clip.FORMAT}: the CLIP of a recipe that trains nothing is a checkpoint already"
+            )
+        export: Export = ClipExport(opened, options)
+    else:
+        export = plan(opened, options)
     temporary = destination.parent / f"{destination.name}.exporting"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -81,6 +93,8 @@ def write(export: Export, folder: Path, progress: Callable[[int, int], None] | N
     elif export.source.hf_files is not None:
         side_files.copy_flat(export.source.hf_files, folder)
         _write_processors(export, folder)
+        if isinstance(export, ModelExport) and export.run is not None and export.run.data.prompt_tokenizer is not None:
+            _write_guide(export.source.hf_files, folder / vlvm.GUIDE_FOLDER)
     if isinstance(export, ModelExport):
         _write_beside_model(export, folder)
     _write_json(folder / "config.json", export.config())
@@ -128,6 +142,15 @@ def _write_processors(export: Export, folder: Path) -> None:
         return
     for name, values in family.processor_files(files, export.rung.stock, export.config()).items():
         _write_json(folder / name, values)
+
+
+def _write_guide(files: epath.Path, folder: Path) -> None:
+    """The tokenizer of the CLIP that an adapter holds, with which questions are put to it."""
+    folder.mkdir()
+    if side_files.of_clip(files).exists():
+        side_files.copy_into(side_files.of_clip(files), folder)
+    elif (files / side_files.SCORING_FILE).exists():
+        media_tokens.write_tokenizer(files / side_files.SCORING_FILE, folder, {})
 
 
 def _write_run_card(export: Export, folder: Path) -> None:

@@ -65,7 +65,7 @@ class VideoAdapter(nn.Module):
         """Patches [F, N, D] of media of one kind to their tokens [V, C], medium after medium.
 
         Args:
-          guide: `Guide` of the clips.
+          guide: `modeling_vlvm.Guide` of the clips.
         """
         tokens = self.connector(patches)
         if not is_video:
@@ -77,8 +77,12 @@ class VideoAdapter(nn.Module):
         split = (part.split(frames_per_medium) for part in (tokens, of_frames, on_grid))
         return torch.cat([self.clip_tokens(*parts) for parts in zip(*split, texts, strict=True)])
 
-    def seen(self, guide: "Guide"):
-        """What the CLIP says of every frame, [F, E], and of its patches on the grid of tokens, [F, N, E]."""
+    def seen(self, guide):
+        """What the CLIP says of every frame, [F, E], and of its patches on the grid of tokens, [F, N, E].
+
+        Args:
+          guide: `modeling_vlvm.Guide` of the clips.
+        """
         final, norm = self.clip.final(guide)
         of_patches = final[:, 1:]
         patches = self.clip.visual_projection(norm(of_patches) if self.options["patch_post_ln"] else of_patches)
@@ -135,20 +139,6 @@ class VideoAdapter(nn.Module):
         return (images.float() @ text.float()) if dtype == torch.float32 else (images @ text).float()
 
 
-class Guide:
-    """What guides: frames as the model's tower gets them, and a question for each clip.
-
-    Args:
-      pixel_values: [F, 3, H, W] of all clips, normalised by the model's statistics.
-      prompt_ids: [clips, P].
-      tower: the model's tower; needed where the CLIP shares it.
-      final: [F, M, D] of that tower's last layer, before its last layer norm.
-    """
-
-    def __init__(self, pixel_values, prompt_ids, tower=None, final=None):
-        self.pixel_values, self.prompt_ids, self.tower, self.final = pixel_values, prompt_ids, tower, final
-
-
 class GuidingClip(nn.Module):
     """A CLIP, or its text side beside the model's own tower."""
 
@@ -176,7 +166,7 @@ class GuidingClip(nn.Module):
         """[clips, E] of token ids [clips, P], not yet of length 1."""
         return self.text_projection(self.text_model(input_ids=token_ids).pooler_output)
 
-    def final(self, guide: Guide):
+    def final(self, guide):
         """The last layer's output [F, M, D] for every frame, and the layer norm after it."""
         if self.vision_model is None:
             return guide.final, guide.tower.post_layernorm

@@ -4,6 +4,8 @@
     tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)
     answer = model.chat(tokenizer, prompt, videos=[frames])  # prompt: in the model's chat format, with `<video>` in it
 
+Where a question picks what is seen of a clip (`needs_prompt`), `chat` takes it as `question=`.
+
 Letters of shapes: F frames, N patches, D tower width, V visual tokens, C decoder width, B rows, L sequence length.
 """
 
@@ -12,7 +14,7 @@ import re
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -22,8 +24,23 @@ from .video_adapter import VideoAdapter  # pyright: ignore[reportMissingImports]
 
 INTERNVIT = "internvl_vision"
 VISUAL_INPUTS = ("pixel_values", "pixel_values_videos")
+GUIDE_FOLDER = "clip"  # of the tokenizer of a CLIP that picks frames by a question
 # What transformers calls the keys and values of past tokens: `cache` from 5.24 on, `past_key_values` before.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+class Guide:
+    """What guides an adapter: frames as the tower gets them, a question for each clip, the tower and its last layer.
+
+    Args:
+      pixel_values: [F, 3, H, W] of all clips, normalised by the model's statistics.
+      prompt_ids: [clips, P].
+      tower: the model's.
+      final: [F, M, D] of its last layer, before its last layer norm; of use where an adapter shares the tower.
+    """
+
+    def __init__(self, pixel_values, prompt_ids, tower=None, final=None):
+        self.pixel_values, self.prompt_ids, self.tower, self.final = pixel_values, prompt_ids, tower, final
 
 
 class VlvmPreTrainedModel(PreTrainedModel):
@@ -50,37 +67,59 @@ class VlvmModel(VlvmPreTrainedModel):
     def set_input_embeddings(self, value):
         self.language_model.set_input_embeddings(value)
 
-    def get_vision_features(self, pixel_values):
-        """Pixels [F, 3, H, W] to patch features [F, N, D] and, if `attention_layer` asks for it, the attention [F, N]
-        that each patch receives there.
+    @property
+    def tower(self):
+        return getattr(self.vision_tower, "vision_model", self.vision_tower)  # one module deeper in transformers 5.0
 
-        Runs the layers up to `vision_feature_layer`; those above keep their weights and do nothing.
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether a question picks what is seen of a clip."""
+        return getattr(self.adapter, "needs_prompt", False)
+
+    def get_vision_features(self, pixel_values):
+        """Pixels [F, 3, H, W] to patch features [F, N, D], the attention [F, N] that each patch receives if
+        `attention_layer` asks for it, and what the layers give [F, M, D].
+
+        Runs the layers up to `vision_feature_layer`; those above keep their weights and do nothing here.
         """
-        config, vision = self.config, self.config.vision_config
-        tower = getattr(self.vision_tower, "vision_model", self.vision_tower)  # one module deeper in transformers 5.0
+        config, vision, tower = self.config, self.config.vision_config, self.tower
         hidden = embed_patches(tower, vision, pixel_values)
-        used = config.vision_feature_layer
-        used += vision.num_hidden_layers + 1 if used < 0 else 0
+        used = self.num_used_layers
         read_at = None if config.attention_layer is None else range(used)[config.attention_layer]
         received = None
         for index, layer in enumerate(layers_of(tower)[:used]):
             if index == read_at:
                 received = attention_received(layer, hidden, vision)
             hidden = layer(hidden) if vision.model_type == INTERNVIT else layer(hidden, attention_mask=None)
+        last = hidden
         if config.vision_post_norm:
             hidden = tower.post_layernorm(hidden)
         num_patches = (side_of(vision, "image_size") // side_of(vision, "patch_size")) ** 2
-        return hidden[:, -num_patches:], None if received is None else received[:, -num_patches:]
+        return hidden[:, -num_patches:], None if received is None else received[:, -num_patches:], last
 
-    def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool):
+    @property
+    def num_used_layers(self) -> int:
+        used = self.config.vision_feature_layer
+        return used + (self.config.vision_config.num_hidden_layers + 1 if used < 0 else 0)
+
+    def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool, prompt_ids=None):
         """Tokens [V, C] of images (`is_video` False, a frame each) or of clips, one medium after the other.
 
         Args:
           pixel_values: [F, 3, H, W], the frames of all media in order.
           frames_per_medium: how many of them belong to each.
+          prompt_ids: [clips, P] the question about each clip, for a model that `needs_prompt`.
         """
-        patches, attention = self.get_vision_features(pixel_values)
-        return self.adapter(patches, attention, frames_per_medium, is_video)
+        patches, attention, last = self.get_vision_features(pixel_values)
+        if not (is_video and self.needs_prompt):
+            return self.adapter(patches, attention, frames_per_medium, is_video)
+        if prompt_ids is None:
+            raise ValueError("this model looks at a clip by a question: give `prompt_ids`, as `prepare_inputs` does")
+        if self.adapter.shares_tower:
+            for layer in layers_of(self.tower)[self.num_used_layers :]:
+                last = layer(last, attention_mask=None)
+        guide = Guide(pixel_values, prompt_ids, self.tower, last)
+        return self.adapter(patches, attention, frames_per_medium, is_video, guide)
 
     def token_id(self, is_video: bool) -> int:
         """What marks the positions of media of this kind."""
@@ -103,16 +142,24 @@ class VlvmModel(VlvmPreTrainedModel):
             )
         return counts
 
-    def merge(self, input_ids, pixel_values=None, pixel_values_videos=None):
-        """Text embeddings [B, L, C] with the tokens of images and clips, row by row, at their marked positions."""
+    def merge(self, input_ids, pixel_values=None, pixel_values_videos=None, prompt_ids=None):
+        """Text embeddings [B, L, C] with the tokens of images and clips, row by row, at their marked positions.
+
+        Args:
+          prompt_ids: [B, P] the question of each row.
+        """
         marked = {is_video: input_ids == self.token_id(is_video) for is_video in (False, True)}
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(marked[False] | marked[True], 0))
         for media, is_video in ((pixel_values, False), (pixel_values_videos, True)):
-            self.marked_tokens(input_ids, media, is_video)
+            counts = self.marked_tokens(input_ids, media, is_video)
             if media is None:
                 continue
             each = list(media if is_video else media[:, None])
-            tokens = self.get_visual_tokens(torch.cat(each), [len(frames) for frames in each], is_video)
+            asked = None
+            if is_video and prompt_ids is not None:
+                rows = media_of_rows(marked[True].sum(-1).tolist(), counts)
+                asked = prompt_ids[[row for row, clips in enumerate(rows) for _ in clips]]
+            tokens = self.get_visual_tokens(torch.cat(each), [len(frames) for frames in each], is_video, asked)
             embeddings = embeddings.masked_scatter(marked[is_video][..., None], tokens.to(embeddings))
         return embeddings
 
@@ -124,6 +171,7 @@ class VlvmModel(VlvmPreTrainedModel):
         cache=None,
         past_key_values=None,
         inputs_embeds=None,
+        prompt_ids=None,
         **kwargs,
     ):
         """See `VlvmForConditionalGeneration.forward`; gives the decoder's outputs, final hidden states first."""
@@ -135,7 +183,7 @@ class VlvmModel(VlvmPreTrainedModel):
             if decoding and not has_media:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             else:
-                inputs_embeds = self.merge(input_ids, pixel_values, pixel_values_videos)
+                inputs_embeds = self.merge(input_ids, pixel_values, pixel_values_videos, prompt_ids)
         elif has_media:
             raise ValueError("images and clips go with input_ids, which say where they stand, not with inputs_embeds")
         return self.language_model(inputs_embeds=inputs_embeds, return_dict=True, **{CACHE: cache}, **kwargs)
@@ -159,9 +207,9 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.lm_head
 
-    def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool):
+    def get_visual_tokens(self, pixel_values, frames_per_medium: list[int], is_video: bool, prompt_ids=None):
         """See `VlvmModel.get_visual_tokens`."""
-        return self.model.get_visual_tokens(pixel_values, frames_per_medium, is_video)
+        return self.model.get_visual_tokens(pixel_values, frames_per_medium, is_video, prompt_ids)
 
     @can_return_tuple
     def forward(
@@ -176,6 +224,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
         inputs_embeds=None,
         labels=None,
         logits_to_keep=0,
+        prompt_ids=None,
         **kwargs,
     ):
         """Logits [B, L, vocabulary].
@@ -184,6 +233,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
           input_ids: [B, L], with `image_token_id` or `video_token_id` at each position of a visual token.
           pixel_values: [images, 3, H, W], all images of all rows in order.
           pixel_values_videos: [clips, T, 3, H, W], or a list of [T, 3, H, W] where lengths differ.
+          prompt_ids: [B, P] what is asked of each row's clip, for a model that `needs_prompt`.
           cache, past_key_values: keys and values of past tokens, under either of transformers' names.
         """
         outputs = self.model(
@@ -194,6 +244,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
+            prompt_ids=prompt_ids,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -213,7 +264,7 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
             input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
         )
         if use_cache and not is_first_iteration:
-            for name in VISUAL_INPUTS:
+            for name in (*VISUAL_INPUTS, "prompt_ids"):
                 inputs.pop(name, None)
         return inputs
 
@@ -233,17 +284,30 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def chat(
-        self, tokenizer, prompt, *, images=(), videos=(), image_processor=None, max_new_tokens=256, **generate_kwargs
+        self,
+        tokenizer,
+        prompt,
+        *,
+        images=(),
+        videos=(),
+        image_processor=None,
+        question=None,
+        max_new_tokens=256,
+        **generate_kwargs,
     ) -> str:
         """The answer to one prompt, greedy unless `generate_kwargs` say otherwise; see `prepare_inputs`."""
-        inputs = self.prepare_inputs(tokenizer, prompt, images=images, videos=videos, image_processor=image_processor)
+        inputs = self.prepare_inputs(
+            tokenizer, prompt, images=images, videos=videos, image_processor=image_processor, question=question
+        )
         generate_kwargs.setdefault("do_sample", False)
         if self.generation_config.eos_token_id is None:
             generate_kwargs.setdefault("eos_token_id", tokenizer.eos_token_id)
         ids = self.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
         return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
-    def prepare_inputs(self, tokenizer, prompt: str, *, images=(), videos=(), image_processor=None) -> dict:
+    def prepare_inputs(
+        self, tokenizer, prompt: str, *, images=(), videos=(), image_processor=None, question: str | None = None
+    ) -> dict:
         """What `generate` and `forward` take, for one prompt.
 
         Args:
@@ -252,9 +316,10 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
           images: uint8 [H, W, 3] arrays or PIL images.
           videos: uint8 [T, H, W, 3] arrays: the frames to look at.
           image_processor: the Hugging Face one of the tower; without it, frames must have the tower's size.
+          question: what is asked about the clip, without anything around it, for a model that `needs_prompt`.
 
         Raises:
-          ValueError: placeholders and media do not agree, or a frame has another size.
+          ValueError: placeholders and media do not agree, a frame has another size, or the question is missing.
         """
         pixels = {
             "<image>": [self.preprocess([image], image_processor) for image in images],
@@ -281,7 +346,23 @@ class VlvmForConditionalGeneration(VlvmPreTrainedModel, GenerationMixin):
         if clips := pixels["<video>"]:
             same_length = len({len(clip) for clip in clips}) == 1
             inputs["pixel_values_videos"] = torch.stack(clips) if same_length else clips
+            if self.model.needs_prompt:
+                inputs["prompt_ids"] = self.guide_ids(question)
         return inputs
+
+    def guide_ids(self, question: str | None):
+        """Token ids [1, P] of a question for the CLIP that picks frames by it.
+
+        Raises:
+          ValueError: there is none, or the model has no folder with that CLIP's tokenizer.
+        """
+        if question is None:
+            raise ValueError("this model looks at a clip by a question: give question='...'")
+        if not hasattr(self, "_guide_tokenizer"):
+            self._guide_tokenizer = AutoTokenizer.from_pretrained(self.config._name_or_path, subfolder=GUIDE_FOLDER)
+        length = self.config.adapter["options"]["clip"]["text"]["max_position_embeddings"]
+        encoded = self._guide_tokenizer(question, truncation=True, max_length=length)
+        return torch.tensor([encoded["input_ids"]], device=self.device)
 
     def preprocess(self, frames, image_processor=None):
         """uint8 frames [F, H, W, 3] (or a list of images) to normalised pixels [F, 3, size, size]."""

@@ -1,0 +1,65 @@
+"""A recipe that trains nothing goes out with our PyTorch code, and answers there as it does here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from support.recipes import ROOT, environment
+
+from vlvm_jax.inference.loading import load
+from vlvm_jax.inference.requests import Request
+
+pytestmark = pytest.mark.slow
+QUESTION = "circle color ?"
+
+
+def call(data_root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, env=environment(data_root), capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_free_video_llm(tmp_path, data_root):
+    said = call(data_root, "vlvm_jax.convert", "export", "--config=configs/free_video_llm.py", f"{tmp_path}/out")
+    assert "class: vlvm (rung 4)" in said and "greedy answers equal" in said
+    clip = str(next(data_root.glob("shapes-*/media/train_videos/*.mp4")))
+    asked = [f"--video={clip}", f"--prompt={QUESTION}", "--json", "--max_new_tokens=4"]
+    answers = [
+        json.loads(call(data_root, "vlvm_jax.generate", source, *asked))
+        for source in ("--config=configs/free_video_llm.py", f"--checkpoint={tmp_path}/out")
+    ]
+    there, here = ({k: v for k, v in answer.items() if not k.startswith("seconds")} for answer in answers)
+    assert there == here and here["picked"]["prompt_idx"]
+
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True).float()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    (medium,) = load(f"{tmp_path}/out").prompts.media(Request("1", (("video", clip),), QUESTION))
+    message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}
+    prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    words = model.chat(tokenizer, prompt, videos=[medium.frames], question=QUESTION, max_new_tokens=4)
+    assert words.split() == here["text"].split()
+    with pytest.raises(ValueError, match="by a question: give question="):
+        model.chat(tokenizer, prompt, videos=[medium.frames])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("configs/free_video_llm.py:tiny,select=random", "frame_select: 'random' is drawn by JAX's generator"),
+        ("configs/base.py", "starts from random parameters; train it"),
+        ("configs/ftfv.py", "which training makes; train it"),
+    ],
+)
+def test_what_cannot_go_out_is_said(tmp_path, data_root, recipe, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "vlvm_jax.convert", "export", f"--config={recipe}", f"{tmp_path}/out"], cwd=ROOT,
+        env=environment(data_root), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
