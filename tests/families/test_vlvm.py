@@ -21,6 +21,7 @@ PREPARED = {
     "data": {"chat_template": "bare", "frame_sampling": "segment_mid", "frame_fit": "pad"},
     "answers": {"max_new_tokens": 7},
     "frames": 12,
+    "dtype": "float32",
     "processor": False,
 }
 
@@ -75,7 +76,7 @@ def test_it_says_how_it_is_asked(written, tmp_path):
     assert families.preparation(written[0] / "clip-llama-soft_slots") is None
     folder = changed(written, tmp_path, preparation=PREPARED)
     data = DataConfig(tokenizer=str(folder), chat_template="bare", frame_sampling="segment_mid", frame_fit="pad")
-    assert families.preparation(folder) == Preparation(data, AnswerConfig(max_new_tokens=7), 12)
+    assert families.preparation(folder) == Preparation(data, AnswerConfig(max_new_tokens=7), 12, "float32")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,9 @@ def test_a_config_that_cannot_be_run_is_refused(written, tmp_path, fields, messa
     ("given", "message"),
     [
         ([], "preparation"),
-        ({}, "expected data, answers, frames and processor"),
+        ({}, "expected data, answers, frames, dtype and processor"),
         (PREPARED | {"frames": 0}, "frames: 0"),
+        (PREPARED | {"dtype": "int8"}, "dtype: 'int8'; expected one of float32"),
         (PREPARED | {"data": {"tokenizer": "/etc"}}, "tokenizer has no place"),
         (PREPARED | {"data": {"chat_template": 3}}, "chat_template"),
         (PREPARED | {"answers": {"prompt_template": "/etc/secret.txt"}}, "a file has no place"),

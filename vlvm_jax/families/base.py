@@ -22,6 +22,7 @@ from vlvm_jax.config import (
     ConnectorConfig,
     DataConfig,
     DecoderConfig,
+    DType,
     FrameFit,
     FrameTokens,
     VisionConfig,
@@ -123,11 +124,13 @@ class Preparation:
 
     Attributes:
       frames: of a clip, None where that is not said.
+      dtype: of the computation; likewise.
     """
 
     data: DataConfig
     answers: AnswerConfig = dataclasses.field(default_factory=AnswerConfig)
     frames: int | None = None
+    dtype: DType | None = None
 
 
 def own_data(directory: Path, tower: Path | None = None, **settings: Any) -> DataConfig:

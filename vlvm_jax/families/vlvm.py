@@ -6,10 +6,10 @@ The code is for PyTorch; nothing of it is run here. `config.json` also has how t
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vlvm_jax import families
-from vlvm_jax.config import AdapterConfig, AnswerConfig, Config, DataConfig, VisionConfig, build, to_json
+from vlvm_jax.config import AdapterConfig, AnswerConfig, Config, DataConfig, DType, VisionConfig, build, to_json
 from vlvm_jax.data.images.image_rules import Settings, read_processors
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.families import base
@@ -68,20 +68,22 @@ class Family(base.Family):
             return None
         where = f"{directory / 'config.json'}: preparation"
         try:
-            data, answers, frames = dict(given["data"]), given["answers"], given["frames"]
+            data, answers, frames, dtype = dict(given["data"]), given["answers"], given["frames"], given["dtype"]
             processor = str(directory) if given["processor"] else None
             guide = str(directory / GUIDE_FOLDER) if given.get("guided") else None
         except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"{where}: expected data, answers, frames and processor ({brief(error)})") from None
+            raise InputError(f"{where}: expected data, answers, frames, dtype and processor ({brief(error)})") from None
         if known := [key for key in _NOT_KEPT if key in data]:
             raise InputError(f"{where}.data: {known[0]} has no place in an export")
         if frames is not None and (not isinstance(frames, int) or frames < 1):
             raise InputError(f"{where}.frames: {frames!r} is no number of frames")
+        if dtype not in get_args(DType):
+            raise InputError(f"{where}.dtype: {dtype!r}; expected one of {', '.join(get_args(DType))}")
         asked = build(AnswerConfig, answers, f"{where}.answers")
         if asked.prompt_template.endswith(".txt"):
             raise InputError(f"{where}.answers.prompt_template: {asked.prompt_template!r}: a file has no place here")
         files = {"tokenizer": str(directory), "processor": processor, "prompt_tokenizer": guide}
-        return Preparation(build(DataConfig, {**data, **files}, f"{where}.data"), asked, frames)
+        return Preparation(build(DataConfig, {**data, **files}, f"{where}.data"), asked, frames, dtype)
 
     def settings(self, directory: Path, raw: dict[str, Any]) -> Settings:
         from transformers import AutoConfig
@@ -124,6 +126,7 @@ def preparation_fields(config: Config, stage: str | None) -> dict[str, Any]:
         "data": data,
         "answers": to_json(config.answers),
         "frames": config.asked_frames(stage),
+        "dtype": config.model.dtype,
         "processor": config.data.processor is not None,
         "guided": config.data.prompt_tokenizer is not None,
     }

@@ -153,6 +153,7 @@ def _of_checkpoint(checkpoint: str | None, where: str) -> _Setup:
         raise InputError(f"{where}: {checkpoint} has no folder `hf` with its tokenizer; import the checkpoint again")
     local = side_files.local(files)
     if (given := families.preparation(Path(local))) is not None:
+        model = model.model_copy(update={"dtype": given.dtype or model.dtype})
         return _Setup(model, given.data, given.answers, given.frames or FRAMES)
     data = own_data(Path(local), Path(side_files.of_tower(local)))
     return _Setup(model, data, AnswerConfig(), FRAMES)
