@@ -31,7 +31,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from benchmarks.products import contenders, decoder_sizes
 from benchmarks.random_models import GRID, SCALES, save, threads, tokenizer, tower
-from vlvm_jax import memory
 from vlvm_jax.config import MeshConfig, StageConfig
 from vlvm_jax.inference.loading import load
 from vlvm_jax.models import params as params_lib
@@ -201,7 +200,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(threads())
-    memory.keep_freed()  # as training does on a CPU; PyTorch allocates in the same way
     results: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_llava(Path(folder))

@@ -1,7 +1,7 @@
 """One pass over records on all processes: every record once, in order, as batches on the devices."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -25,7 +25,7 @@ def batches(
     rows: int,
     pack: bool,
     workers: int | Literal["auto"],
-) -> Iterator[tuple[Batch, jax.Array]]:
+) -> Generator[tuple[Batch, jax.Array]]:
     """Batches, and which of the records each of their tokens is of, [B, L]; within `jax.set_mesh`.
 
     Records that cannot be read are left out. All processes get equally many batches.

@@ -2,16 +2,13 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from support import small
+from configs import ftfv
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-    config: Any = small.get_config(arg).to_dict()
-    config["stages"] = [dict(stage) for stage in config["stages"]]
-    config["stages"][3] |= {
+def get_config(arg: str | None = None) -> Any:
+    config = ftfv.get_config(arg).to_dict()
+    config["stages"][-1] |= {
         "validation": [entry(f"{EMBEDDED}/heldout_videos.json")],
         "validate_every": 4,
         "best": "loss",

@@ -11,6 +11,7 @@ import pytest
 from support import recipes, validated
 from support.recipes import ROOT, environment
 
+from configs import ftfv
 from vlvm_jax.config import StageConfig
 from vlvm_jax.training.checkpoint import _NewestAndBest
 from vlvm_jax.training.validation import Validation
@@ -92,10 +93,19 @@ SETTINGS = (
 ARG = "tiny,scale=0.03"
 
 
+def command(workdir: Path, recipe=validated) -> list[str]:
+    whole = recipes.command(workdir, arg=ARG)
+    return [*(part.replace("configs/ftfv.py", recipe.__file__) for part in whole), *SETTINGS]
+
+
 def train(workdir: Path, data_root: Path, *extra: str, recipe=validated) -> subprocess.CompletedProcess:
-    command = [part.replace(recipes.recipe.__file__, recipe.__file__) for part in recipes.command(workdir, arg=ARG)]
     done = subprocess.run(
-        [*command, *SETTINGS, *extra], cwd=ROOT, env=environment(data_root), capture_output=True, text=True, timeout=900
+        [*command(workdir, recipe), *extra],
+        cwd=ROOT,
+        env=environment(data_root),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -122,7 +132,7 @@ def undisturbed(tmp_path_factory, data_root) -> Path:
 @pytest.mark.slow
 def test_training_knows_nothing_of_it(tmp_path, data_root, undisturbed):
     """The losses and gradients of a run without validation, to the bit."""
-    train(tmp_path / "plain", data_root, recipe=recipes.recipe)
+    train(tmp_path / "plain", data_root, recipe=ftfv)
     assert [row for row in lines(undisturbed) if "loss" in row] == lines(tmp_path / "plain")
     assert sum("validation_loss" in row for row in lines(undisturbed)) == 4
 
@@ -149,9 +159,8 @@ def test_a_finished_run_is_not_trained_again(data_root, undisturbed):
 def test_a_kill_changes_neither_losses_nor_the_choice(tmp_path, data_root, undisturbed, when):
     """After the second validation was noted, and when its checkpoint has just appeared."""
     workdir = tmp_path / "run"
-    command = [part.replace(recipes.recipe.__file__, validated.__file__) for part in recipes.command(workdir, arg=ARG)]
     process = subprocess.Popen(
-        [*command, *SETTINGS],
+        command(workdir),
         cwd=ROOT,
         env=environment(data_root),
         stdout=subprocess.DEVNULL,

@@ -86,15 +86,15 @@ class VisionLayer(nnx.Module):
         self.self_attn = VisionAttention(config, dtype=dtype, rngs=rngs)
         self.layer_norm2 = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         self.mlp = VisionMLP(config, dtype=dtype, rngs=rngs)
-        scale = LayerScale if config.kind == "internvl" else _no_scale
-        self.lambda_1, self.lambda_2 = scale(config.hidden_size, dtype), scale(config.hidden_size, dtype)
+        scaled = config.kind == "internvl"
+        self.lambda_1 = LayerScale(config.hidden_size, dtype) if scaled else _as_it_is
+        self.lambda_2 = LayerScale(config.hidden_size, dtype) if scaled else _as_it_is
 
     def __call__(self, x: Float[Array, "B N D"], layer_input=None):
         del layer_input
         out, received = self.self_attn(self.layer_norm1(x))
-        x = x + (out if self.lambda_1 is None else self.lambda_1(out))
-        out = self.mlp(self.layer_norm2(x))
-        return constrain(x + (out if self.lambda_2 is None else self.lambda_2(out)), "frames", None, None), received
+        x = x + self.lambda_1(out)
+        return constrain(x + self.lambda_2(self.mlp(self.layer_norm2(x))), "frames", None, None), received
 
 
 class LayerScale(nnx.Module):
@@ -108,8 +108,9 @@ class LayerScale(nnx.Module):
         return x * self.scale[...].astype(self.dtype)
 
 
-def _no_scale(*_) -> None:
-    """For towers without LayerScale."""
+def _as_it_is(x):
+    """In the place of a layer that a tower does not have."""
+    return x
 
 
 class VisionTower(nnx.Module):
@@ -142,7 +143,7 @@ class VisionTower(nnx.Module):
             rngs=rngs,
         )
         self.post_layernorm = (
-            None
+            _as_it_is
             if config.kind == "internvl"
             else nnx.LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         )
@@ -164,7 +165,7 @@ class VisionTower(nnx.Module):
             if config.num_used_layers < config.num_hidden_layers:
                 last, _ = self.layers(x, start=config.num_used_layers, stop=config.num_hidden_layers)
             last = last.reshape(batch, num_frames, *last.shape[1:])
-        if config.post_norm and self.post_layernorm is not None:
+        if config.post_norm:
             x = self.post_layernorm(x)
         skip = int(config.has_class_token)
         patches = x[:, skip:].reshape(batch, num_frames, config.num_patches, config.hidden_size)

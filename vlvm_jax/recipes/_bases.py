@@ -5,6 +5,7 @@ checkpoint's `config.json` when it is opened. `of_checkpoint(path)` takes everyt
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from vlvm_jax.config import (
@@ -29,6 +30,7 @@ class Base:
       init_from: where its weights are, as `ModelConfig.init_from`; None for one that a recipe makes.
       chat_template: as `DataConfig.chat_template`; by default the checkpoint's own.
       processor: as `DataConfig.processor`; None if images are prepared as the tower's settings say.
+      frame_options: options of the adapter `frames` with which the checkpoint was trained on clips, if it was.
     """
 
     vision: VisionConfig
@@ -37,6 +39,7 @@ class Base:
     init_from: str | InitFrom | None
     chat_template: str = "checkpoint"
     processor: str | None = "{encoder}"
+    frame_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def model(self, adapter: dict[str, Any], **settings: Any) -> dict[str, Any]:
         """Settings of a model in bf16 that is this one with an adapter.
@@ -231,6 +234,68 @@ IDEFICS3_8B = Base(
     init_from="HuggingFaceM4/Idefics3-8B-Llama3",
 )
 
+
+def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **settings: Any) -> DecoderConfig:
+    """Qwen2.5, or Qwen3 by its settings. Sizes are as the models' cards give them, and compared with the checkpoint
+    when that is opened."""
+    usual = {"head_dim": hidden // heads, "attention_bias": True, "max_position_embeddings": 32768}
+    return DecoderConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        **(usual | settings),
+    )
+
+
+# InternViT-300M: 32 x 32 patches of 14 pixels, of which 2 x 2 become one token: 256 a frame.
+_INTERNVIT = VisionConfig(
+    kind="internvl",
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=448,
+    patch_size=14,
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    feature_layer=-1,
+    image_mean=(0.485, 0.456, 0.406),
+    image_std=(0.229, 0.224, 0.225),
+)
+
+
+def _internvl(source: str, decoder: DecoderConfig) -> Base:
+    return Base(
+        vision=_INTERNVIT,
+        connector=ConnectorConfig(kind="pixel_shuffle_mlp"),
+        decoder=decoder,
+        init_from=f"OpenGVLab/{source}",
+    )
+
+
+INTERNVL3_1B = _internvl("InternVL3-1B-hf", _qwen(896, 4864, 24, 14, 2, vocab_size=151674))
+INTERNVL3_8B = _internvl("InternVL3-8B-hf", _qwen(3584, 18944, 28, 28, 4, vocab_size=151674))
+INTERNVL3_5_4B = _internvl(
+    "InternVL3_5-4B-HF",
+    _qwen(
+        2560, 9728, 36, 32, 8, vocab_size=151936, head_dim=128, attention_bias=False, qk_norm=True,
+        max_position_embeddings=40960,
+    ),
+)  # fmt: skip
+
+# SigLIP-so400m/14 at 384 without its last layer, Qwen2-7B. Frames are pooled by two, with a newline after every row.
+LLAVA_VIDEO_7B = Base(
+    vision=_so400m(384).model_copy(update={"kind": "siglip", "num_hidden_layers": 26, "post_norm": False}),
+    connector=ConnectorConfig(kind="mlp2x_gelu"),
+    decoder=_qwen(3584, 18944, 28, 28, 4, vocab_size=152064),
+    init_from="lmms-lab/LLaVA-Video-7B-Qwen2",
+    frame_options={"pool": "average", "newline": "all", "newline_place": "row"},
+)
+
 # Of the recipe `base` (docs/base.md): 1.4 million parameters, 8 x 8 patches of 8 pixels.
 SMALL = Base(
     vision=VisionConfig(
@@ -269,6 +334,10 @@ BASES = {
     "smolvlm2-256m": SMOLVLM2_256M,
     "smolvlm2-2.2b": SMOLVLM2_2B,
     "idefics3-8b": IDEFICS3_8B,
+    "internvl3-1b": INTERNVL3_1B,
+    "internvl3-8b": INTERNVL3_8B,
+    "internvl3.5-4b": INTERNVL3_5_4B,
+    "llava-video-7b": LLAVA_VIDEO_7B,
 }
 
 CLIP_L_336 = Scorer(ClipConfig(), "openai/clip-vit-large-patch14-336")  # its tower is of LLaVA-1.5's sizes

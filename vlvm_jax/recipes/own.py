@@ -2,14 +2,17 @@
 
     --config=own:preset[,key=value...]
 
-Presets: `smolvlm2-256m`, `llava-1.5-7b` (576 tokens a frame: take pool=2). What can be a source: docs/your_data.md.
+Presets: `smolvlm2-256m`, `llava-1.5-7b` (576 tokens a frame: take pool=2), `internvl3-1b`, `internvl3-8b`,
+`internvl3.5-4b` (256 a frame), `llava-video-7b` (182 a frame, pooled as it was trained). What can be a source:
+docs/your_data.md.
 
 Keys:
   data             required to train: an annotation file, a folder of shards, a mixture's YAML ...; `+` between several.
   base             a checkpoint in the preset's place: a hub id, a directory in Hugging Face format, an import, a run.
   frames           T, frames per clip.
   length           L, tokens per sample.
-  pool             side of the squares of frame tokens that are averaged; 0 (default) keeps all.
+  pool             side of the squares of frame tokens that are averaged; 0 (default) does with frames what the preset's
+                   checkpoint does: of most it keeps all.
   rows             samples per step.
   epochs           times through the data.
   rate             learning rate; 0 (default) is 2e-5, with LoRA 2e-4.
@@ -25,7 +28,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import entry, full_run, full_stage, parse_arg
 
-PRESETS = ("smolvlm2-256m", "llava-1.5-7b")
+PRESETS = ("smolvlm2-256m", "llava-1.5-7b", "internvl3-1b", "internvl3-8b", "internvl3.5-4b", "llava-video-7b")
 LEAST = 4  # clips of a source that are set aside
 
 
@@ -61,10 +64,12 @@ def get_config(arg: str | None = None) -> Any:
         length=options.length,
         **({"validation": [entry(path, **aside, side="held_out") for path in paths], "best": "loss"} if aside else {}),
     )
+    base = bases.base(preset, options.base)
+    pooled = {"pool": "average", "pool_stride": options.pool}
     return full_run(
         f"own-{preset}",
-        bases.base(preset, options.base),
-        adapter={"name": "frames", "options": {"pool": "average", "pool_stride": options.pool} if options.pool else {}},
+        base,
+        adapter={"name": "frames", "options": pooled if options.pool else dict(base.frame_options)},
         stages=[stage],
         seed=options.seed,
         lora=options.lora,

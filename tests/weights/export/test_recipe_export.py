@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import transformers
+from support import tiny_checkpoints
 from support.recipes import ROOT, environment
 
 from vlvm_jax.inference.loading import load
 from vlvm_jax.inference.requests import Request
 
 pytestmark = pytest.mark.slow
-QUESTION = "circle color ?"
+QUESTION = "what"
 
 
 def call(data_root: Path, *arguments: str) -> str:
@@ -25,14 +26,24 @@ def call(data_root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_free_video_llm(tmp_path, data_root):
-    said = call(data_root, "vlvm_jax.convert", "export", "--config=configs/free_video_llm.py", f"{tmp_path}/out")
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> str:
+    """Free Video-LLM over a LLaVA and a CLIP of random weights."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny_checkpoints.checkpoint(folder / "llava", "llava", "llama_like", size=64)
+    tiny_checkpoints.clip_model(folder / "clip", size=64)
+    parts = f"base={folder}/llava,clip={folder}/clip,budget=1026,frames=8"
+    return f"configs/free_video_llm.py:llava-v1.6-vicuna-7b,{parts}"
+
+
+def test_free_video_llm(tmp_path, data_root, recipe):
+    said = call(data_root, "vlvm_jax.convert", "export", f"--config={recipe}", f"{tmp_path}/out")
     assert "class: vlvm (rung 4)" in said and "greedy answers equal" in said
-    clip = str(next(data_root.glob("shapes-*/media/train_videos/*.mp4")))
+    clip = tiny_checkpoints.clip(tmp_path / "clip.mp4")
     asked = [f"--video={clip}", f"--prompt={QUESTION}", "--json", "--max_new_tokens=4"]
     answers = [
         json.loads(call(data_root, "vlvm_jax.generate", source, *asked))
-        for source in ("--config=configs/free_video_llm.py", f"--checkpoint={tmp_path}/out")
+        for source in (f"--config={recipe}", f"--checkpoint={tmp_path}/out")
     ]
     there, here = ({k: v for k, v in answer.items() if not k.startswith("seconds")} for answer in answers)
     assert there == here and here["picked"]["prompt_idx"]
@@ -49,16 +60,17 @@ def test_free_video_llm(tmp_path, data_root):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("config", "said"),
     [
-        ("configs/free_video_llm.py:tiny,select=random", "frame_select: 'random' is drawn by JAX's generator"),
+        ("{recipe},select=random", "frame_select: 'random' is drawn by JAX's generator"),
         ("configs/base.py", "starts from random parameters; train it"),
-        ("configs/ftfv.py", "which training makes; train it"),
+        ("configs/ftfv.py:llava-1.5-7b,base={base}", "which training makes; train it"),
     ],
 )
-def test_what_cannot_go_out_is_said(tmp_path, data_root, recipe, said):
+def test_what_cannot_go_out_is_said(tmp_path, data_root, recipe, config, said):
+    config = config.format(recipe=recipe, base=recipe.split("base=")[1].split(",")[0])
     done = subprocess.run(
-        [sys.executable, "-m", "vlvm_jax.convert", "export", f"--config={recipe}", f"{tmp_path}/out"], cwd=ROOT,
+        [sys.executable, "-m", "vlvm_jax.convert", "export", f"--config={config}", f"{tmp_path}/out"], cwd=ROOT,
         env=environment(data_root), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

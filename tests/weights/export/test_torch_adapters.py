@@ -267,7 +267,9 @@ def test_an_adapter_has_code_or_is_refused():
 
 
 def test_an_adapter_without_code_is_refused_by_name():
-    with pytest.raises(InputError, match=r"'spiral' has no PyTorch code.*adapter_spiral.py .*frames, slow_fast, spatiotemporal, "):
+    with pytest.raises(
+        InputError, match=r"'spiral' has no PyTorch code.*adapter_spiral.py .*frames, slow_fast, spatiotemporal, "
+    ):
         source_files("spiral")
 
 

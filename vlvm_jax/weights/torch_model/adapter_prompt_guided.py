@@ -57,7 +57,7 @@ class VideoAdapter(nn.Module):
 
     def fast_frames(self, num_frames: int, scores=None) -> list[int]:
         """Frames of the fast path; without scores as many of them."""
-        wanted = self.fast.num_frames
+        wanted = self.options["fast_path"]["num_frames"]
         picks = self.options["fast_path"]["select"] == "prompt" and wanted != "all" and wanted < num_frames
         return best(scores, wanted) if picks and scores is not None else few_or_all(wanted, num_frames)
 
