@@ -125,7 +125,7 @@ def test_without_media_the_model_is_asked_by_text(ask, monkeypatch):
 
 
 def test_progress_leaves_the_answers_alone(ask, monkeypatch):
-    monkeypatch.setattr(console, "_GRACE", 0.0)
+    monkeypatch.setattr(console, "GRACE", 0.0)
     monkeypatch.setattr(console.Waiting.__init__, "__defaults__", ("", 0.05, 0.01))
     code, out, err = ask(*CLIP, "--prompt=what is it ?", "--json")
     assert code == 0 and json.loads(out)["new_tokens"] == 12
