@@ -72,6 +72,19 @@ def changed(written, tmp_path, **fields):
     return folder
 
 
+def test_an_internvit_has_sides_of_one_number(written, tmp_path):
+    sides = {"image_size": [448, 448], "patch_size": [14, 14]}
+    raw = json.loads((changed(written, tmp_path) / "config.json").read_text())
+    raw |= {"vision_config": {"model_type": "internvl_vision", "hidden_size": 32, "num_attention_heads": 4, **sides}}
+    family = families.of_config(raw)
+    assert family is not None
+    vision = family.read(tmp_path, raw, lambda *_: None).vision  # type: ignore[arg-type]
+    assert vision is not None and (vision.kind, vision.image_size, vision.patch_size) == ("internvl", 448, 14)
+    raw["vision_config"]["image_size"] = [448, 224]
+    with pytest.raises(InputError, match=r"image_size \[448, 224\]: only squares"):
+        family.read(tmp_path, raw, lambda *_: None)  # type: ignore[arg-type]
+
+
 def test_it_says_how_it_is_asked(written, tmp_path):
     assert families.preparation(written[0] / "clip-llama-soft_slots") is None
     folder = changed(written, tmp_path, preparation=PREPARED)
@@ -89,6 +102,8 @@ def test_it_says_how_it_is_asked(written, tmp_path):
         ({"text_config": {"model_type": "nothing"}}, "text_config"),
         ({"vision_config": {"model_type": "llama"}}, "vision_config"),
         ({"attention_layer": "last"}, "attention_layer"),
+        ({"image_mean": 0.5}, "image_mean 0.5 is no list of numbers"),
+        ({"vision_config": {"model_type": "idefics3"}}, "vision_config.model_type 'idefics3' is of a whole model"),
     ],
 )
 def test_a_config_that_cannot_be_run_is_refused(written, tmp_path, fields, message):

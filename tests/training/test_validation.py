@@ -1,6 +1,7 @@
 """Validation while training: what is chosen, when a stage ends, and that nothing of training knows of it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,9 +14,10 @@ from support.recipes import ROOT, environment
 
 from configs import ftfv
 from vlvm_jax.config import StageConfig
+from vlvm_jax.errors import InputError
 from vlvm_jax.training.checkpoint import _NewestAndBest
 from vlvm_jax.training.validation import Validation
-from vlvm_jax.weights.sources import open_source
+from vlvm_jax.weights.sources import open_source, set_aside_damaged
 
 NAN = float("nan")
 
@@ -195,3 +197,18 @@ def test_a_stage_ends_early_and_is_done(tmp_path, data_root):
     (workdir / "instruct" / "result.json").unlink()  # a kill before it was written
     train(workdir, data_root, *extra)
     assert of(workdir / "instruct" / "result.json") == result
+
+
+@pytest.mark.slow
+def test_a_damaged_result_is_neither_used_nor_replaced_in_silence(tmp_path, data_root, undisturbed):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    best = of(workdir / "instruct" / "result.json")["best_step"]
+    damaged = next((workdir / "instruct" / "checkpoints" / str(best) / "params").glob("**/d/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    done = subprocess.run(command(workdir), cwd=ROOT, env=environment(data_root), capture_output=True, text=True)
+    assert done.returncode == 2 and f"{best}: the stage's result, damaged or missing" in done.stderr
+    with pytest.raises(InputError, match="--fallback"):
+        open_source(str(workdir), "run")
+    set_aside_damaged(str(workdir), "run")
+    assert open_source(str(workdir), "run").name.endswith("checkpoints/14")

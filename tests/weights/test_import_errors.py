@@ -238,7 +238,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         (SMOLVLM, None, {"scale_factor": 3}, "scale_factor 3 does not divide the tower's grid of 4 x 4"),
         (
             "llava siglip qwen2 tied", "text_config", {"use_sliding_window": True, "max_window_layers": 0},
-            "use_sliding_window true: this library has no sliding attention",
+            "use_sliding_window true: sliding attention in some layers",
         ),
         (LLAVA, "text_config", {"num_attention_heads": 5}, "transformers refuses it: .*attention heads"),
         (

@@ -62,7 +62,10 @@ def main(files: list[str]) -> None:
         if files or stage is None:
             records = prepare.open_records(files, _MEDIA_ROOT.value, _FORMAT.value)
         else:
-            records = mixture.read_mixture((*stage.data, *stage.validation), stage.seed)
+            entries = (*stage.data, *stage.validation)
+            if stage.validation:  # whose entries have no weights beside the others'
+                entries = tuple(entry.model_copy(update={"weight": None}) for entry in entries)
+            records = mixture.read_mixture(entries, stage.seed)
     indices = evenly(len(records), _LIMIT.value)
     workers = _shared.number_of_workers(_WORKERS.value)
     with stoppable("nothing was written"), Meter("check", len(indices)) as meter:

@@ -67,7 +67,7 @@ class DecoderFamily(base.StockFamily):
     def positions(self, config: Any, where: str) -> int:
         """How many positions can be run exactly."""
         if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            raise InputError(f"{where}: use_sliding_window true: this library has no sliding attention")
+            raise InputError(f"{where}: use_sliding_window true: sliding attention in some layers is not supported")
         return config.max_position_embeddings
 
     def decoder_config(self, config: Any, where: str, tied: bool) -> DecoderConfig:

@@ -110,6 +110,20 @@ def tower(
     )
 
 
+def squared(vision: Any, where: str) -> None:
+    """Puts one number in the place of the two sides of a tower's images and patches.
+
+    Args:
+      vision: transformers' config of it.
+    """
+    for key in ("image_size", "patch_size"):
+        sides = getattr(vision, key, None)
+        if isinstance(sides, list | tuple):
+            if len(set(sides)) != 1:
+                raise InputError(f"{where}: vision_config.{key} {list(sides)}: only squares can be run exactly")
+            setattr(vision, key, sides[0])
+
+
 def square_processor(size: int, mean: Sequence[float], std: Sequence[float], fit: FrameFit) -> dict[str, Any]:
     """Settings of the processor that makes a picture one square of the tower's size, as `data.images.squares` does.
 

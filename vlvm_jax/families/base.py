@@ -34,6 +34,7 @@ from vlvm_jax.errors import InputError
 Transform = Literal["same", "transpose", "patches"]
 Pieces = tuple[str | int, ...]  # text, and numbers of visual tokens
 Part = Literal["tower", "decoder", "head", "connector", "newline"]
+CLIP_FOLDER = "clip"  # config, tokenizer and processors of a CLIP that an adapter holds
 NAMED_TOWER_FOLDER = "mm_vision_tower"  # an import keeps files there of a tower that its checkpoint only names
 
 

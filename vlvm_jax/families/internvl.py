@@ -8,7 +8,7 @@ from vlvm_jax.config import ConnectorConfig, FrameTokens, VisionConfig
 from vlvm_jax.data.images.image_rules import CanvasRule, Settings, SquareRule, video_settings
 from vlvm_jax.errors import InputError
 from vlvm_jax.families._llava import LAYOUTS
-from vlvm_jax.families._tower import tower
+from vlvm_jax.families._tower import squared, tower
 from vlvm_jax.families._vlm import VLM, Media
 from vlvm_jax.families.base import Exported, Pieces, pixel_statistics
 
@@ -18,7 +18,7 @@ class Family(VLM):
     model_types = ("internvl",)
     architecture = "InternVLForConditionalGeneration"
     layouts = tuple(layout for layout in LAYOUTS if layout.name in ("legacy-flat-tower", "transformers-5"))
-    peft_prefixes = {"decoder": "model.language_model", "encoder": "model.vision_tower.encoder"}  # noqa: RUF012
+    peft_prefixes = {"decoder": "model.language_model"}  # noqa: RUF012  # the tower's modules have names of their own
     connector = "pixel_shuffle_mlp"
     rung = 1
     writes_clips = True
@@ -49,7 +49,7 @@ class Family(VLM):
                 f"{where}: vision_feature_select_strategy {config.vision_feature_select_strategy!r}: only 'default' "
                 "(all patches, no class token) can be run exactly"
             )
-        _square(vision, where)
+        squared(vision, where)
         statistics = pixel_statistics(directory)
         return tower(vision, where, feature_layer=config.vision_feature_layer, statistics=statistics)
 
@@ -68,7 +68,7 @@ class Family(VLM):
 
     def settings(self, directory: Path, raw: dict[str, Any]) -> Settings:
         settings = super().settings(directory, raw)
-        _square(settings.config.vision_config, f"{directory}/config.json")
+        squared(settings.config.vision_config, f"{directory}/config.json")
         return settings
 
     def image_rule(self, settings: Settings) -> SquareRule:
@@ -118,19 +118,10 @@ class Family(VLM):
         }
 
 
-def _square(vision: Any, where: str) -> None:
-    """Puts one number in the place of the two sides of images and patches."""
-    for key in ("image_size", "patch_size"):
-        sides = getattr(vision, key)
-        if isinstance(sides, list | tuple):
-            if len(set(sides)) != 1:
-                raise InputError(f"{where}: vision_config.{key} {list(sides)}: only squares can be run exactly")
-            setattr(vision, key, sides[0])
-
-
 def _scale(config: Any, where: str) -> int:
     """How many patches along a side become one token."""
-    scale = round(1 / config.downsample_ratio)
-    if scale * config.downsample_ratio != 1:
-        raise InputError(f"{where}: downsample_ratio {config.downsample_ratio} is not 1 over a whole number")
+    ratio = config.downsample_ratio
+    scale = round(1 / ratio) if 0 < ratio <= 1 else 0
+    if scale * ratio != 1:
+        raise InputError(f"{where}: downsample_ratio {ratio} is not 1 over a whole number")
     return scale

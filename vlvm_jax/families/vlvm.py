@@ -14,8 +14,8 @@ from vlvm_jax.data.images.image_rules import Settings, read_processors
 from vlvm_jax.errors import InputError, brief
 from vlvm_jax.families import base
 from vlvm_jax.families._decoder import decoder_config
-from vlvm_jax.families._tower import tower
-from vlvm_jax.families.base import Access, HFModel, Layout, Preparation
+from vlvm_jax.families._tower import squared, tower
+from vlvm_jax.families.base import CLIP_FOLDER, Access, HFModel, Layout, Preparation
 
 _PREFIXES: dict[Any, str] = {
     "decoder": "model.language_model.",
@@ -28,7 +28,6 @@ NESTED = Layout("nested-tower", {"tower": "model.vision_tower.vision_model.", **
 FLAT = Layout("flat-tower", {"tower": "model.vision_tower.", **_PREFIXES})
 # Settings of a machine or of training, and files whose place is known.
 _NOT_KEPT = ("tokenizer", "processor", "prompt_tokenizer", "embedded", "workers", "cache_mb", "max_bad_share")
-GUIDE_FOLDER = "clip"  # of the tokenizer of a CLIP that an adapter holds
 
 
 class Family(base.Family):
@@ -43,7 +42,8 @@ class Family(base.Family):
         where = str(directory / "config.json")
         text, vision = _part(raw, "text_config", where), _part(raw, "vision_config", where)
         adapter = build(AdapterConfig, raw.get("adapter"), f"{where}: adapter")
-        statistics = tuple(raw.get(key) for key in ("image_mean", "image_std"))
+        statistics = _statistics(raw, "image_mean", where), _statistics(raw, "image_std", where)
+        squared(vision, f"{where}: vision_config")
         sizes = tower(
             vision,
             where,
@@ -70,7 +70,7 @@ class Family(base.Family):
         try:
             data, answers, frames, dtype = dict(given["data"]), given["answers"], given["frames"], given["dtype"]
             processor = str(directory) if given["processor"] else None
-            guide = str(directory / GUIDE_FOLDER) if given.get("guided") else None
+            guide = str(directory / CLIP_FOLDER) if given.get("guided") else None
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{where}: expected data, answers, frames, dtype and processor ({brief(error)})") from None
         if known := [key for key in _NOT_KEPT if key in data]:
@@ -98,6 +98,8 @@ class Family(base.Family):
             config = AutoConfig.for_model(**given)
         except Exception as error:  # transformers raises anything from KeyError to StrictDataclassError here
             raise InputError(f"{where}: transformers cannot read processed_as ({brief(error)})") from None
+        if (vision := getattr(config, "vision_config", None)) is not None and hasattr(vision, "patch_size"):
+            squared(vision, f"{where}: processed_as")
         return read_processors(directory, config)
 
 
@@ -109,9 +111,19 @@ def _part(raw: dict[str, Any], key: str, where: str) -> Any:
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise InputError(f"{where}: {key} has no model_type")
     try:
-        return AutoConfig.for_model(**values)
+        config = AutoConfig.for_model(**values)
     except Exception as error:  # as above
         raise InputError(f"{where}: {key}: transformers cannot read it ({brief(error)})") from None
+    if not hasattr(config, "hidden_size"):
+        raise InputError(f"{where}: {key}.model_type {values['model_type']!r} is of a whole model, not of this part")
+    return config
+
+
+def _statistics(raw: dict[str, Any], key: str, where: str) -> list[Any] | None:
+    values = raw.get(key)
+    if values is not None and not isinstance(values, list):
+        raise InputError(f"{where}: {key} {values!r} is no list of numbers")
+    return values
 
 
 def preparation_fields(config: Config, stage: str | None) -> dict[str, Any]:

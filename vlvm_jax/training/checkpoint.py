@@ -157,7 +157,11 @@ class StageCheckpoints:
                 self._checkpointer.close()
 
     def restore_params(self, abstract: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None) -> Params:
-        """Whole parameters of a step, by default the newest, in the dtypes and shardings asked for."""
+        """Whole parameters of a step, by default the newest, in the dtypes and shardings asked for.
+
+        Raises:
+          InputError: the step is damaged, or is not there.
+        """
         return self._load({"params": dict(abstract)}, step)["params"]
 
     def has_whole(self, step: int) -> bool:
@@ -169,7 +173,7 @@ class StageCheckpoints:
         try:
             if there:
                 integrity.check_step(folder)
-        except integrity.Damaged:  # which is said when what to do instead has been found
+        except integrity.Damaged:
             return False
         return there
 
@@ -191,7 +195,13 @@ class StageCheckpoints:
         return Restored(loaded["params"], loaded["opt_state"], progress["step"], progress["rng"], loaded["config"])
 
     def _load(self, items: dict[str, Any], step: int | None = None) -> dict[str, Any]:
-        step = self.newest_whole() if step is None else step
+        if step is None:
+            step = self.newest_whole()
+        elif not self.has_whole(step):
+            raise InputError(
+                f"{self.directory / str(step)}: the stage's result, damaged or missing; restore it from a copy, or "
+                f"remove {self.directory.parent} to train the stage anew"
+            )
         if step is None:
             raise InputError(f"{self.directory}: no complete checkpoint here")
         with self._faults(), Waiting(f"{self.directory}: reading step {step}"):

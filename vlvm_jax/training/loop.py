@@ -121,7 +121,6 @@ def validate(run: StageRun, step: int, log: "_Log", stop: StopSignal) -> bool:
     """Puts the stage's questions, and saves the step if it is the best so far; whether no signal came meanwhile."""
     assert run.validation is not None
     log.flush()
-    log.waits.now(f"{run.stage.name}: validation after step {step}")
     with log.meter.paused():
         entry = run.validation.run(step, run.state.params, run.frozen, stop)
     if entry is not None:

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: `metrics.jsonl`, TensorBoard, wandb."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,20 @@ class MetricsWriter:
             self._wandb = wandb.init(project=wandb_project, name=name, config=config, resume="allow")
         self._entries: list[dict[str, Any]] = []
 
-    def drop_after(self, stage: str, step: int) -> None:
-        """Forgets what was logged of `stage` after `step`, and a line that a crash left half-written."""
+    def drop_after(self, stage: str, step: int, validated: Collection[int] = ()) -> None:
+        """Forgets what was logged of `stage` after `step`, and a line that a crash left half-written.
+
+        Args:
+          validated: steps whose validation is known; that of any other will be done, and logged, again.
+        """
         if not self._active or not self.path.exists():
             return
-        kept = [entry for entry in jsonl.read(self.path) if entry["stage"] != stage or entry["step"] <= step]
+
+        def stays(entry: dict[str, Any]) -> bool:
+            again = "validation_loss" in entry and entry["step"] not in validated
+            return entry["stage"] != stage or (entry["step"] <= step and not again)
+
+        kept = [entry for entry in jsonl.read(self.path) if stays(entry)]
         temporary = self.path.with_name("metrics.jsonl.new")
         temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in kept))
         temporary.replace(self.path)

@@ -190,7 +190,8 @@ def train_stage(
                 mesh,
                 lambda: as_it_begins(config, stage, initial_params(config, start, abstract, params, mesh)),
             )
-            watch.metrics.drop_after(stage.name, int(run.state.step))
+            validated = {entry["step"] for entry in run.validation.entries} if run.validation is not None else ()
+            watch.metrics.drop_after(stage.name, int(run.state.step), validated)
             run_stage(run, mesh, watch, stop)
         finally:
             data.close()

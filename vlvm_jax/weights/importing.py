@@ -43,7 +43,8 @@ def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HF
     temporary.mkdir(parents=True)
     try:
         params = param_store.save(temporary / PARAMS_FOLDER, _parameters(opened, progress))
-        side_files.copy(opened, temporary / HF_FOLDER)
+        clip = side_files.of_clip(opened.hf_files)
+        side_files.copy(opened, temporary / HF_FOLDER, clip=clip if clip.exists() else None)
         _finish(temporary, json.dumps(_description(opened, source), indent=2).encode(), params)
     except BaseException:
         temporary.rmtree()

@@ -69,17 +69,20 @@ def seal(workdir: epath.Path, folder: str) -> None:
     manifest.write(root, {name: manifest.of_bytes(storage.read_bytes(f"{root}/{name}")) for name in names})
 
 
-def newest_whole(steps: Iterable[epath.Path], under: Collection[str] = ()) -> epath.Path | None:
+def newest_whole(
+    steps: Iterable[epath.Path], under: Collection[str] = (), first: int | None = None
+) -> epath.Path | None:
     """The newest step that is not damaged; newer ones are renamed aside, and that is said. All processes agree.
 
     Args:
       steps: folders, by step.
+      first: a step that is wanted before any newer one.
 
     Raises:
       InputError: there are steps, and all of them are damaged. None of them is renamed then.
     """
     damaged: list[tuple[epath.Path, str]] = []
-    for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
+    for step in sorted(steps, key=lambda path: (int(path.name) == first, int(path.name)), reverse=True):
         try:
             check_step(step, under)
         except Damaged as error:

@@ -36,6 +36,8 @@ class RecipeSource:
                 f"--config: no checkpoint of {config.name} has {fresh[0]}, which training makes; train it, then export "
                 "the run"
             )
+        if config.stages:
+            raise InputError(f"--config: {config.name} trains {config.stages[0].name}; train it, then export the run")
         self._sources = self._initial.taken(wanted)
         self.shapes: Mapping[str, jax.ShapeDtypeStruct] = {
             path: source.shapes[path] for path, source in self._sources.items()

@@ -204,7 +204,10 @@ def set_aside_damaged(text: str, where: str) -> None:
         raise InputError(
             f"--fallback: {where} names step {step}; name its stage, {directory.parent.parent}, to fall back to another"
         )
-    integrity.newest_whole(_steps(workdir, stage or _finished(workdir)[-1]), (_ITEM,))
+    stage = stage or _finished(workdir)[-1]
+    steps = list(_steps(workdir, stage))
+    wanted = _result_of(workdir, stage, {int(path.name) for path in steps}) if steps else None
+    integrity.newest_whole(steps, (_ITEM,), wanted)
 
 
 def _check_import(directory: epath.Path) -> None:

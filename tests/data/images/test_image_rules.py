@@ -306,7 +306,8 @@ def test_families_and_classes_that_are_not_supported(tmp_path):
     with pytest.raises(
         InputError,
         match=r"config\.json: no image preprocessing for model_type 'qwen2'; there is for clip, clip_vision_model, "
-        "idefics3, llava, llava_next, llava_next_video, llava_onevision, siglip, siglip_vision_model, smolvlm$",
+        "idefics3, internvl, llava, llava_next, llava_next_video, llava_onevision, siglip, siglip_vision_model, "
+        "smolvlm, vlvm$",
     ):
         load_processor(str(folder))
 

@@ -268,7 +268,7 @@ def test_an_adapter_has_code_or_is_refused():
 
 def test_an_adapter_without_code_is_refused_by_name():
     with pytest.raises(
-        InputError, match=r"'spiral' has no PyTorch code.*adapter_spiral.py .*frames, slow_fast, spatiotemporal, "
+        InputError, match=r"'spiral' has no PyTorch code.*adapter_spiral.py .*frames, prompt_guided, slow_fast, "
     ):
         source_files("spiral")
 

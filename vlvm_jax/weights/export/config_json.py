@@ -7,7 +7,7 @@ from vlvm_jax.families._decoder import decoder_fields
 from vlvm_jax.families._tower import tower_fields
 from vlvm_jax.families.base import Exported, StockFamily
 
-# Rope moved in transformers 5; our position limit is the smaller of Mistral's two.
+# Rope moved in transformers 5; a window that no row outgrows is None here.
 _SPELLED_OTHERWISE = ("rope_theta", "rope_scaling", "sliding_window", "max_position_embeddings")
 
 

@@ -93,7 +93,8 @@ class Export:
     @property
     def rounds(self) -> bool:
         """Whether the export rounds weights: merged ones, or ones stored in another dtype than the export's."""
-        if self.dtype == "float32" or not (self.trained or self.options.dtype):
+        as_it_came = not self.trained and self.run is None and self.options.dtype is None
+        if self.dtype == "float32" or as_it_came:
             return False
         merged = self.lora is not None and self.options.lora == "merge"
         stored = {str(a.dtype) for path, a in self.source.shapes.items() if not lora.is_lora(path)}

@@ -72,7 +72,7 @@ def choose(
     # The LLaVA repositories know linear connectors, transformers does not.
     has_class = own_clips is None and any(adapter.connector.kind == family.connector for family in _known())
     if not trained and has_class and base_family is not None and asked in (None, base_family):
-        return Rung(1, base_family, "an import as it came")
+        return Rung(4 if base_family == OWN_CLASS else 1, base_family, "an import as it came")
     candidates = _candidates(adapter, base_family)
     if asked is not None and asked not in (*(family.name for _, family in candidates), OWN_CLASS):
         known = ", ".join(sorted({family.name for _, family in candidates} | {OWN_CLASS}))
@@ -91,7 +91,7 @@ def choose(
 def _candidates(adapter: AdapterConfig, base_family: str | None) -> list[tuple[int, VLM]]:
     """The classes of the ladder, the one that the model came from first."""
     kind = adapter.connector.kind
-    alike = [f for f in _known() if f.connector == kind] if adapter.connector.shuffles else _unshuffled()
+    alike = [f for f in _known() if f.connector == kind] if adapter.connector.shuffles else _of_the_mlp()
     ladder = sorted(((f.rung, f) for f in alike if f.rung is not None), key=lambda candidate: candidate[0])
     base = next((f for f in _known() if f.name == base_family), None)
     if base is None or (adapter.connector.shuffles and base.connector != kind):
@@ -105,7 +105,7 @@ def _known() -> list[VLM]:
     return [family for family in families.every().values() if isinstance(family, VLM)]
 
 
-def _unshuffled() -> list[VLM]:
+def _of_the_mlp() -> list[VLM]:
     """Those whose refusals a model with any other connector is told."""
     return [family for family in _known() if family.connector == "mlp2x_gelu"]
 

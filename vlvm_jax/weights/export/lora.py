@@ -74,12 +74,14 @@ def write_peft(
       base_model: hub id or directory of the model that the adapter belongs to, for PEFT's `Auto` classes.
 
     Raises:
-      InputError: the LoRA parameters are not those of `config`.
+      InputError: the LoRA parameters are not those of `config`, or `prefix_of` lacks their part.
     """
     tensors: dict[str, np.ndarray] = {}
     modules = []
     for layer in adapted_layers(params, config):
         part, _, within = layer.split("/", 2)
+        if part not in prefix_of:
+            raise InputError(f"--lora=peft: PEFT has no names for LoRA in this class's {part}; use --lora=merge")
         stacks = [np.asarray(params[f"{layer}/lora_{which}"], np.float32) for which in "ab"]
         for index, (a, b) in enumerate(zip(*stacks, strict=True)):
             module = f"{prefix_of[part]}.layers.{index}.{within.replace('/', '.')}"

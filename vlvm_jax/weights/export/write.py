@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from vlvm_jax import families, run_card
 from vlvm_jax.config import Config
 from vlvm_jax.data.files import read_json
 from vlvm_jax.data.prompt.templates import TEMPLATES
 from vlvm_jax.errors import InputError
-from vlvm_jax.families import vlvm
 from vlvm_jax.weights.export import card, clip, lora, media_tokens, verify
 from vlvm_jax.weights.export.clip import ClipExport
 from vlvm_jax.weights.export.export import Export, ModelExport, Options, plan
@@ -93,8 +90,8 @@ def write(export: Export, folder: Path, progress: Callable[[int, int], None] | N
     elif export.source.hf_files is not None:
         side_files.copy_flat(export.source.hf_files, folder)
         _write_processors(export, folder)
-        if isinstance(export, ModelExport) and export.run is not None and export.run.data.prompt_tokenizer is not None:
-            _write_guide(export.source.hf_files, folder / vlvm.GUIDE_FOLDER)
+        if isinstance(export, ModelExport) and export.rung.stock is None:
+            _write_guide(export, folder / side_files.CLIP_FOLDER)
     if isinstance(export, ModelExport):
         _write_beside_model(export, folder)
     _write_json(folder / "config.json", export.config())
@@ -144,12 +141,16 @@ def _write_processors(export: Export, folder: Path) -> None:
         _write_json(folder / name, values)
 
 
-def _write_guide(files: epath.Path, folder: Path) -> None:
-    """The tokenizer of the CLIP that an adapter holds, with which questions are put to it."""
-    folder.mkdir()
+def _write_guide(export: ModelExport, folder: Path) -> None:
+    """The tokenizer of the CLIP that an adapter holds, with which questions are put to it; nothing if there is none."""
+    files = export.source.hf_files
+    assert files is not None
+    asks = export.run is not None and export.run.data.prompt_tokenizer is not None
     if side_files.of_clip(files).exists():
+        folder.mkdir()
         side_files.copy_into(side_files.of_clip(files), folder)
-    elif (files / side_files.SCORING_FILE).exists():
+    elif asks and (files / side_files.SCORING_FILE).exists():
+        folder.mkdir()
         media_tokens.write_tokenizer(files / side_files.SCORING_FILE, folder, {})
 
 

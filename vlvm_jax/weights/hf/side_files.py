@@ -14,14 +14,13 @@ from safetensors.numpy import save
 
 from vlvm_jax import families, storage
 from vlvm_jax.data.files import read_json, without_code
-from vlvm_jax.families.base import NAMED_TOWER_FOLDER
+from vlvm_jax.families.base import CLIP_FOLDER, NAMED_TOWER_FOLDER
 from vlvm_jax.weights.hf.safetensors_files import DTYPES
 from vlvm_jax.weights.hf.source import HFSource
 
 CARRIED_FILE = "carried.safetensors"
 TOWER_FOLDER = "encoder"  # files of a tower that comes from another checkpoint than the decoder, beside the decoder's
 SCORING_FILE = "prompt_tokenizer.json"  # of a CLIP that was trained here
-CLIP_FOLDER = "clip"  # config, tokenizer and processors of a CLIP that an adapter holds
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 NAMES = (
     "config.json",

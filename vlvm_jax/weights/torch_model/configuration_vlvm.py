@@ -11,7 +11,8 @@ class VlvmConfig(PretrainedConfig):
     """An image tower, a video adapter and a decoder.
 
     Args:
-      vision_config: of the tower: `clip_vision_model`, `siglip_vision_model`, `idefics3_vision` or `smolvlm_vision`.
+      vision_config: of the tower: `clip_vision_model`, `siglip_vision_model`, `idefics3_vision`, `smolvlm_vision` or
+        `internvl_vision`.
       text_config: of the decoder: `llama`, `mistral`, `qwen2` or `qwen3`.
       adapter: `name`, `connector` and `options` as in the run's configuration, every option written out.
       image_token_id, video_token_id: two ids that mark where the tokens of an image or of a clip go in `input_ids`.
