@@ -8,6 +8,7 @@ from vlvm_jax.recipes._common import EMBEDDED, complete, entry
 
 def get_config(arg: str | None = None) -> Any:
     config = ftfv.get_config(arg).to_dict()
+    config["stages"] = [dict(stage) for stage in config["stages"]]
     config["stages"][-1] |= {
         "validation": [entry(f"{EMBEDDED}/heldout_videos.json")],
         "validate_every": 4,

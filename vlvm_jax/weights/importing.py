@@ -43,6 +43,7 @@ def import_checkpoint(source: str, destination: epath.Path, progress=None) -> HF
     temporary.mkdir(parents=True)
     try:
         params = param_store.save(temporary / PARAMS_FOLDER, _parameters(opened, progress))
+        assert opened.hf_files is not None
         clip = side_files.of_clip(opened.hf_files)
         side_files.copy(opened, temporary / HF_FOLDER, clip=clip if clip.exists() else None)
         _finish(temporary, json.dumps(_description(opened, source), indent=2).encode(), params)

@@ -59,7 +59,7 @@ class VideoAdapter(nn.Module):
         """Frames of the fast path; without scores as many of them."""
         wanted = self.options["fast_path"]["num_frames"]
         picks = self.options["fast_path"]["select"] == "prompt" and wanted != "all" and wanted < num_frames
-        return best(scores, wanted) if picks and scores is not None else few_or_all(wanted, num_frames)
+        return best(scores, int(wanted)) if picks and scores is not None else few_or_all(wanted, num_frames)
 
     def forward(self, patches, attention, frames_per_medium: list[int], is_video: bool, guide=None):
         """Patches [F, N, D] of media of one kind to their tokens [V, C], medium after medium.
