@@ -39,7 +39,7 @@ def recipe(tmp_path_factory) -> str:
 
 
 def test_free_video_llm(tmp_path, data_root, recipe):
-    there = [f"--config={recipe}", "--config.data.chat_template=checkpoint"]  # of which the export has the file
+    there = [f"--config={recipe}", "--config.data.chat_template=checkpoint", "--config.model.dtype=float32"]
     said = call(data_root, "vlvm_jax.convert", "export", *there, f"{tmp_path}/out")
     assert "class: vlvm (rung 4)" in said and "greedy answers equal" in said
     clip = tiny_checkpoints.clip(tmp_path / "clip.mp4")
@@ -53,9 +53,9 @@ def test_free_video_llm(tmp_path, data_root, recipe):
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True).float()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    (medium,) = load(f"{tmp_path}/out").prompts.media(Request("1", (("video", clip),), QUESTION))
-    message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}
-    prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    prompts, request = load(f"{tmp_path}/out").prompts, Request("1", (("video", clip),), QUESTION)
+    (medium,) = prompts.media(request)
+    prompt = prompts.prompt(request).text.replace("<image>", "<video>")  # with the recipe's words around the question
     words = model.chat(tokenizer, prompt, videos=[medium.frames], question=QUESTION, max_new_tokens=4)
     assert words.split() == after["text"].split()
     with pytest.raises(ValueError, match="by a question: give question="):
