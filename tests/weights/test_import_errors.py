@@ -208,6 +208,7 @@ def test_the_files_of_another_family(copy, checkpoints, tmp_path):
 # --- configs that cannot be run exactly
 
 LLAVA, NEXT_VIDEO, SMOLVLM = "llava clip llama", "llava_next_video average", "smolvlm remainder tied"
+INTERNVL = "internvl qwen2"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
 
@@ -255,6 +256,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
             {"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {"type": "linear", "factor": 4}},
             "text_config: rope_parameters .*'factor': 2.* contradicts rope_scaling .*'factor': 4",
         ),
+        (INTERNVL, None, {"downsample_ratio": 0.0}, "downsample_ratio 0.0 is not 1 over a whole number"),
+        (INTERNVL, None, {"downsample_ratio": -0.5}, "downsample_ratio -0.5 is not 1 over a whole number"),
+        (INTERNVL, None, {"downsample_ratio": 0.3}, "downsample_ratio 0.3 is not 1 over a whole number"),
         (LLAVA, "text_config", {"vocab_size": "many"}, "transformers refuses it: .*vocab_size"),
         (LLAVA, "text_config", {"vocab_size": 97}, rf"{EMBEDDINGS} has shape \[96, 32\], but .* asks for \[97, 32\]"),
     ],

@@ -8,6 +8,7 @@ usage: python -m vlvm_jax.data check FILE... [flags]
 Exit codes: 0 usable, 2 not (one line says why), 75 interrupted, 1 an internal error.
 """
 
+import contextlib
 from typing import Any
 
 from absl import flags
@@ -62,10 +63,11 @@ def main(files: list[str]) -> None:
         if files or stage is None:
             records = prepare.open_records(files, _MEDIA_ROOT.value, _FORMAT.value)
         else:
-            entries = (*stage.data, *stage.validation)
-            if stage.validation:  # whose entries have no weights beside the others'
-                entries = tuple(entry.model_copy(update={"weight": None}) for entry in entries)
-            records = mixture.read_mixture(entries, stage.seed)
+            records = mixture.read_mixture(stage.data, stage.seed)
+            if stage.validation:
+                with contextlib.suppress(mixture.NothingLeft):  # too few clips to set some aside
+                    asked = mixture.read_mixture(stage.validation, stage.seed)
+                    records = mixture.Mixture([*records.parts, *asked.parts])
     indices = evenly(len(records), _LIMIT.value)
     workers = _shared.number_of_workers(_WORKERS.value)
     with stoppable("nothing was written"), Meter("check", len(indices)) as meter:

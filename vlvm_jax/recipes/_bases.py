@@ -160,23 +160,35 @@ LLAVA_V1_7B = Base(
     processor=None,
 )
 
+
+def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **settings: Any) -> DecoderConfig:
+    """Qwen2 and Qwen2.5, or Qwen3 by its settings.
+
+    Sizes are as the models' cards give them, and compared with the checkpoint when that is opened.
+    """
+    usual = {"head_dim": hidden // heads, "attention_bias": True, "max_position_embeddings": 32768}
+    return DecoderConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        **(usual | settings),
+    )
+
+
+def _qwen_7b(vocabulary: int) -> DecoderConfig:
+    """Qwen2-7B, and Qwen2.5-7B."""
+    return _qwen(3584, 18944, 28, 28, 4, vocab_size=vocabulary)
+
+
 # A base that speaks Chinese and whose connector is a resampler of Qwen-VL's form, aligned from the start.
 QWEN2_7B = Base(
     vision=_clip_large(336),
     connector=ConnectorConfig(kind="resampler", num_queries=256),
-    decoder=DecoderConfig(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        head_dim=128,
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        attention_bias=True,
-        max_position_embeddings=32768,
-    ),
+    decoder=_qwen_7b(152064),
     init_from=InitFrom(encoder="openai/clip-vit-large-patch14-336", decoder="Qwen/Qwen2-7B-Instruct"),
 )
 
@@ -235,22 +247,6 @@ IDEFICS3_8B = Base(
 )
 
 
-def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **settings: Any) -> DecoderConfig:
-    """Qwen2.5, or Qwen3 by its settings. Sizes are as the models' cards give them, and compared with the checkpoint
-    when that is opened."""
-    usual = {"head_dim": hidden // heads, "attention_bias": True, "max_position_embeddings": 32768}
-    return DecoderConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        **(usual | settings),
-    )
-
-
 # InternViT-300M: 32 x 32 patches of 14 pixels, of which 2 x 2 become one token: 256 a frame.
 _INTERNVIT = VisionConfig(
     kind="internvl",
@@ -278,7 +274,7 @@ def _internvl(source: str, decoder: DecoderConfig) -> Base:
 
 
 INTERNVL3_1B = _internvl("InternVL3-1B-hf", _qwen(896, 4864, 24, 14, 2, vocab_size=151674))
-INTERNVL3_8B = _internvl("InternVL3-8B-hf", _qwen(3584, 18944, 28, 28, 4, vocab_size=151674))
+INTERNVL3_8B = _internvl("InternVL3-8B-hf", _qwen_7b(151674))
 INTERNVL3_5_4B = _internvl(
     "InternVL3_5-4B-HF",
     _qwen(
@@ -291,7 +287,7 @@ INTERNVL3_5_4B = _internvl(
 LLAVA_VIDEO_7B = Base(
     vision=_so400m(384).model_copy(update={"kind": "siglip", "num_hidden_layers": 26, "post_norm": False}),
     connector=ConnectorConfig(kind="mlp2x_gelu"),
-    decoder=_qwen(3584, 18944, 28, 28, 4, vocab_size=152064),
+    decoder=_qwen_7b(152064),
     init_from="lmms-lab/LLaVA-Video-7B-Qwen2",
     frame_options={"pool": "average", "newline": "all", "newline_place": "row"},
 )

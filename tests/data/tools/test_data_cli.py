@@ -103,3 +103,25 @@ def test_check_of_a_recipes_own_data(tmp_path, data_root):
     assert (found["checked"], found["length"]) == (24, 60) and found["records"] > 24 > found["usable"] > 0
     assert 0 < found["visual_tokens"]["max"] < 60 < found["tokens"]["max"]
     assert picture.read_bytes().startswith(b"\x89PNG") and f"written: {picture}" in done.stdout
+
+
+WEIGHTED = """
+from configs import ftfv
+from vlvm_jax.recipes._common import complete
+
+def get_config(arg=None):
+    config = ftfv.get_config(arg).to_dict()
+    config["stages"] = [dict(stage) for stage in config["stages"]]
+    last = config["stages"][-1]
+    last["data"] = [{**entry, "weight": 1.0} for entry in last["data"]]
+    last["validation"] = [{"path": "{embedded}/heldout_videos.json"}]
+    return complete(config)
+"""
+
+
+def test_check_reads_what_a_stage_is_validated_on_by_itself(tmp_path, data_root):
+    """Weights are of the training data alone."""
+    (tmp_path / "weighted.py").write_text(WEIGHTED)
+    flags = [f"--config.data.embedded.{key}={value}" for key, value in DATA.items()]
+    done = data(data_root, "check", f"--config={tmp_path}/weighted.py", *flags, "--limit=8", "--workers=0")
+    assert done.returncode == 0 and "8 of " in done.stdout, done.stderr

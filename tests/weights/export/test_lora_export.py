@@ -180,6 +180,13 @@ def test_parameters_of_another_config_are_refused(params, changes, message, tmp_
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_part_whose_modules_peft_does_not_know_is_refused(tmp_path):
+    config = LoraConfig(rank=3, alpha=3, targets=("q_proj",))
+    with pytest.raises(InputError, match="no names for LoRA in this class's decoder; use --lora=merge"):
+        lora.write_peft(tmp_path / "adapter", PAIR, config, {"encoder": "model.vision_tower.encoder"})
+    assert not (tmp_path / "adapter").exists()
+
+
 # --- PEFT
 
 

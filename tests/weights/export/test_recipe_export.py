@@ -56,6 +56,16 @@ def test_free_video_llm(tmp_path, data_root, recipe):
     prompts, request = load(f"{tmp_path}/out").prompts, Request("1", (("video", clip),), QUESTION)
     (medium,) = prompts.media(request)
     prompt = prompts.prompt(request).text.replace("<image>", "<video>")  # with the recipe's words around the question
+
+    # An import and a second export of it are asked in the same way.
+    call(data_root, "vlvm_jax.convert", "import", f"{tmp_path}/out", f"{tmp_path}/imported")
+    assert "class: vlvm (rung 4)" in call(
+        data_root, "vlvm_jax.convert", "export", f"{tmp_path}/imported", f"{tmp_path}/again", "--noverify"
+    )
+    for folder in ("imported", "again"):
+        answer = json.loads(call(data_root, "vlvm_jax.generate", f"--checkpoint={tmp_path}/{folder}", *asked))
+        assert {key: answer[key] for key in after} == after
+
     words = model.chat(tokenizer, prompt, videos=[medium.frames], question=QUESTION, max_new_tokens=4)
     assert words.split() == after["text"].split()
     with pytest.raises(ValueError, match="by a question: give question="):
@@ -68,6 +78,7 @@ def test_free_video_llm(tmp_path, data_root, recipe):
         ("{recipe},select=random", "frame_select: 'random' is drawn by JAX's generator"),
         ("configs/base.py", "starts from random parameters; train it"),
         ("configs/ftfv.py:llava-1.5-7b,base={base},length=512", "which training makes; train it"),
+        ("configs/own.py:llava-1.5-7b,base={base},data=clips.jsonl,length=512", "trains own; train it"),
     ],
 )
 def test_what_cannot_go_out_is_said(tmp_path, data_root, recipe, config, said):
