@@ -305,7 +305,8 @@ MUTANTS = (
     ),
     Mutant(
         "undone-steps-are-logged-twice", "training/metrics.py", "training/test_metrics.py",
-        'entry["stage"] != stage or entry["step"] <= step', 'entry["stage"] != stage or entry["step"] <= step + 1',
+        'entry["stage"] != stage or (entry["step"] <= step and not again)',
+        'entry["stage"] != stage or (entry["step"] <= step + 1 and not again)',
     ),
     Mutant(
         "undone-steps-count-as-training", "training/throughput.py", "training/test_throughput.py",
@@ -381,7 +382,8 @@ MUTANTS = (
     ),
     Mutant(
         "steps-are-ordered-as-text", "weights/integrity.py", "training/test_damaged_checkpoints.py",
-        "key=lambda path: int(path.name), reverse=True", "key=lambda path: path.name, reverse=True",
+        "key=lambda path: (int(path.name) == first, int(path.name)), reverse=True",
+        "key=lambda path: (int(path.name) == first, path.name), reverse=True",
     ),
     # --- inference
     Mutant(
