@@ -76,7 +76,7 @@ def image(options: Any) -> ConfigDict:
         of("arrangements"),
         of("arrangements_listings", 0.2),
         of("arrangements_captions", 0.1),
-        of("sets", 0.7),
+        of("sets"),
         of("signs", 0.5),
         of("singles"),
         of("sheets", 0.3),
@@ -102,7 +102,7 @@ def image(options: Any) -> ConfigDict:
         },
         stages=[
             tiny_stage(options, "things", things, 1500, whole, schedule="constant", **rows),
-            tiny_stage(options, "questions", everything, 5000, whole, **rows),
+            tiny_stage(options, "questions", everything, 9000, whole, **rows),
         ],
         evals=[
             {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **rows}

@@ -188,12 +188,8 @@ def test_about_a_fifth_is_held_out():
 
 def set_answer(images: tuple[Arrangement, ...], question: str) -> str:
     words = question.removesuffix(" ?").split()
-    if words == ["what", "differs"]:
-        return difference(images)
-    if words == ["differs", "where"]:
-        one, two = {frozenset((t.size, t.color, t.shape, t.cell) for t in image.things) for image in images}
-        ((row, column),) = {thing[-1] for thing in one ^ two}
-        return f"{ROWS[row]} {COLUMNS[column]}"
+    if words[:2] == ["what", "differs"]:
+        return difference(images, (ROWS.index(words[2]), COLUMNS.index(words[3])))
     word = words[-1] if words[0] == "how" else words[0]
     having = sum(any(word in (thing.color, thing.shape) for thing in image.things) for image in images)
     if words[0] == "how":
@@ -201,16 +197,15 @@ def set_answer(images: tuple[Arrangement, ...], question: str) -> str:
     return "yes" if having == len(images) else "no"
 
 
-def difference(images: tuple[Arrangement, ...]) -> str:
-    """In what the images that are not alike differ, whichever comes first."""
-    kinds = {frozenset((t.size, t.color, t.shape, t.cell) for t in image.things) for image in images}
-    if len(kinds) == 1:
+def difference(images: tuple[Arrangement, ...], cell: tuple[int, int]) -> str:
+    """In what the images that are not alike in a cell differ there, whichever comes first."""
+    there = {tuple((t.size, t.color, t.shape) for t in image.things if t.cell == cell) for image in images}
+    if len(there) == 1:
         return "nothing"
-    one, two = kinds
-    if len(one) != len(two):
+    if () in there:
         return "count"
-    ((old,), (new,)) = one - two, two - one
-    (trait,) = [name for name, a, b in zip(("size", "color", "shape", "place"), old, new, strict=True) if a != b]
+    ((old,), (new,)) = there
+    (trait,) = [name for name, a, b in zip(("size", "color", "shape"), old, new, strict=True) if a != b]
     return trait
 
 

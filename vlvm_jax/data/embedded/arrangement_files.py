@@ -15,8 +15,7 @@ from vlvm_jax.data.pages import layout as page_layout
 _ASKED = 6  # questions about an arrangement, at most
 _ROUNDS = 3  # of such questions in training, where every answer helps
 _ASKED_OF_SETS = 7  # in training; more do not fit a row of the recipe `base` beside three images
-_TRAITS = ("color", "shape", "size")
-PATCH_WORDS = len(_TRAITS) + 2  # and its row and column
+PATCH_WORDS = len(arrangements.TRAITS) + 2  # and its row and column
 _SIDE = 8  # of a grid: the base's patches
 _THIRDS = [3 * (2 * number + 1) // (2 * _SIDE) for number in range(_SIDE)]  # in which the middle of a patch is
 _PLACES = [
@@ -48,7 +47,7 @@ def write_arrangement(path: Path, split: Split, index: int, *, size: int, fps: i
     name = _save(path, split, f"{index:06d}", arrangements.render(drawn, size))
     rounds = 1 if split.held_out else _ROUNDS
     asked = arrangements.questions(drawn, rng, _ASKED * rounds, rounds=rounds)
-    grids = {trait: arrangements.grid(drawn, trait, _SIDE) for trait in _TRAITS}
+    grids = {trait: arrangements.grid(drawn, trait, _SIDE) for trait in arrangements.TRAITS}
     return {
         "id": f"{split.name}/{index:06d}",
         "image": name,
@@ -95,7 +94,9 @@ def write_sign(path: Path, split: Split, index: int, *, size: int, fps: int, see
         "image": name,
         "conversations": conversation([(_READ, text)]),
         "types": ["reading"],
-        "patch": conversation([(" ".join([*_words_at(pages[0], options) * len(_TRAITS), *_PLACES]), "yes")]),
+        "patch": conversation(
+            [(" ".join([*_words_at(pages[0], options) * len(arrangements.TRAITS), *_PLACES]), "yes")]
+        ),
     }
 
 

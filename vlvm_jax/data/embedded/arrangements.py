@@ -23,12 +23,16 @@ from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES, Questio
 
 NUMBERS = ("none", *scenes.NUMBERS)
 SIZES = {"large": 0.15, "small": 0.085}  # radius, a share of the image
-DIFFERENCES = ("color", "shape", "size", "place", "count", "nothing")
+CHANGES = ("color", "shape", "size", "place", "count", "nothing")  # from one image to another
+DIFFERENCES = ("color", "shape", "size", "count", "nothing")  # at one place
+TRAITS = ("color", "shape", "size")
 TYPES = ("color", "shape", "count", "count_of", "position", "relation", "size", "place")
 SET_TYPES = ("differs", "images_with", "in_all")
 MOST = 6  # things of an image
 MOST_IMAGES = 3  # of a set
 _SOME = 3  # things of an image of a set, at most
+_PLACES = 2  # of a set that further questions ask about, at most
+_FILLED_SHARE = 0.75  # of places where nothing differs, at least: something is there, in all images
 _CELLS = [(row, column) for row in range(3) for column in range(3)]
 _EMPTY_SHARE = 1 / (len(SHAPES) + 1)  # of questions about a place: no answer is likelier than another
 
@@ -302,11 +306,10 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
     count = int(rng.integers(2, MOST_IMAGES + 1))
     if kind == "differs":
         answer = _one(rng, DIFFERENCES)
-        first, other = _two(answer, rng, held_out)
+        first, other, cell = _two(answer, rng, held_out)
         images = [first] * (count - 1) + [other]
-        asked = [Question(kind, "what differs ?", answer)]
-        if most > 1 and (place := _changed_place(first, other)):
-            asked.append(Question("differs_where", "differs where ?", place))
+        asked = [_about_place(first, other, cell)]
+        asked += [_about_place(first, other, _CELLS[i]) for i in rng.permutation(len(_CELLS))[: min(most - 1, _PLACES)]]
     else:
         word = _one(rng, (*COLORS, *SHAPES))
         having = int(rng.integers(count + 1)) if kind == "images_with" else count - int(rng.integers(2))
@@ -332,11 +335,16 @@ def _traits(arrangement: Arrangement) -> set[str]:
     return {word for thing in arrangement.things for word in (thing.color, thing.shape)}
 
 
-def _changed_place(first: Arrangement, other: Arrangement) -> str | None:
-    """The one cell in which two images differ; None if it is not one."""
-    one, two = ({thing.cell: thing.description for thing in image.things} for image in (first, other))
-    cells = [cell for cell in _CELLS if one.get(cell) != two.get(cell)]
-    return _place_of(cells[0]) if len(cells) == 1 else None
+def _about_place(first: Arrangement, other: Arrangement, cell: tuple[int, int]) -> Question:
+    return Question("differs", f"what differs {_place_of(cell)} ?", _difference(first, other, cell))
+
+
+def _difference(first: Arrangement, other: Arrangement, cell: tuple[int, int]) -> str:
+    """What is not the same in a cell of two images with at most one change between them."""
+    one, two = (next((t for t in image.things if t.cell == cell), None) for image in (first, other))
+    if one is None or two is None:
+        return "nothing" if one is two else "count"
+    return next((trait for trait in TRAITS if getattr(one, trait) != getattr(two, trait)), "nothing")
 
 
 def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -> Arrangement:
@@ -346,13 +354,24 @@ def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -
             return drawn
 
 
-def _two(answer: str, rng: np.random.Generator, held_out: bool) -> tuple[Arrangement, Arrangement]:
-    """Images with one difference."""
+def _two(answer: str, rng: np.random.Generator, held_out: bool) -> tuple[Arrangement, Arrangement, tuple[int, int]]:
+    """Images with one change, and a cell in which they differ as asked.
+
+    Where nothing differs there is mostly something in the cell, and mostly a change elsewhere.
+    """
     while True:
+        change = _one(rng, {"count": ("count", "place"), "nothing": CHANGES}.get(answer, (answer,)))
         first = draw_arrangement(rng, held_out=held_out, most=_SOME)
-        other = _changed(first, answer, rng)
-        if other.held_out == held_out and (other.caption == first.caption) == (answer == "nothing"):
-            return first, other
+        other = _changed(first, change, rng)
+        if other.held_out != held_out or (other.caption == first.caption) != (change == "nothing"):
+            continue
+        cells = [cell for cell in _CELLS if _difference(first, other, cell) == answer]
+        filled = [cell for cell in cells if any(thing.cell == cell for thing in first.things)]
+        if answer == "nothing" and rng.random() < _FILLED_SHARE:
+            cells = filled
+        if cells:
+            pair = (first, other) if rng.integers(2) else (other, first)
+            return *pair, _one(rng, cells)
 
 
 def _changed(first: Arrangement, answer: str, rng: np.random.Generator) -> Arrangement:
