@@ -321,6 +321,8 @@ SMALL = Base(
     processor=None,
 )
 
+EMBEDDED = dataclasses.replace(SMALL, init_from="embedded")  # as it comes with the package
+
 BASES = {
     "llava-1.5-7b": LLAVA_1_5_7B,
     "llava-v1.6-vicuna-7b": LLAVA_1_6_VICUNA_7B,

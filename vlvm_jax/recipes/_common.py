@@ -1,13 +1,15 @@
 """What recipes share: the argument after the colon, the tiny run over embedded data, the run at real size."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from vlvm_jax.config import Config, build
 from vlvm_jax.errors import InputError
+from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._bases import Base
 
 
@@ -144,27 +146,43 @@ def entry(path: str, **kwargs) -> dict:
 # --- tiny --------------------------------------------------------------------------------------------------------
 
 EMBEDDED = "{embedded}"
-PATCHES = 9  # of a frame
-TEXT = 44  # tokens of the longest conversation without its image or clip
+PATCHES = bases.EMBEDDED.vision.num_patches  # of a frame
+IMAGE_TEXT = 160  # tokens of the longest conversation about an image, without the image
+CLIP_TEXT = 112  # about a clip, everything asked
+QUESTION = 24  # tokens of a question and its answer
 
 
 def tiny_stage(
-    options: Any, name: str, data: list, steps: int, trainable: dict, *, frames=1, visual=PATCHES, rows=32, **kwargs
+    options: Any,
+    name: str,
+    data: list,
+    steps: int,
+    trainable: dict,
+    *,
+    media=2,
+    frames=1,
+    visual=PATCHES,
+    text=IMAGE_TEXT,
+    rows=8,
+    **kwargs,
 ):
     """A stage over embedded data, of images where `frames` is 1.
 
     Args:
       options: the recipe's, with `scale` and `seed`.
       trainable: patterns with their learning rates.
+      media: images or clips of a row, at most.
       visual: tokens of an image or a clip, whichever has more.
+      text: tokens beside them.
     """
     return {
         "name": name,
         "data": data,
         "steps": max(1, round(steps * options.scale)),
         "batch_size": rows,
-        "frames": frames,
-        "length": _rounded(visual + TEXT),
+        "frames": media * frames,
+        "video_frames": frames,
+        "length": _rounded(media * (visual + text)),
         "trainable": trainable,
         "warmup_ratio": 0.05,
         "beta2": 0.98,
@@ -180,76 +198,52 @@ def _rounded(tokens: int) -> int:
 
 
 def tiny_run(
-    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, notes: list[str], only: str = ""
+    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, notes: Sequence[str] = (), only=""
 ) -> ConfigDict:
-    """Stages over the embedded data, and a test on its held-out clips, of `visual` tokens each.
+    """Stages on the image model in the package over the embedded data, and a test on its held-out clips, of `visual`
+    tokens each.
 
     Args:
       only: see `complete`.
     """
     held_out = {
-        "data": [entry(f"{EMBEDDED}/heldout_videos.json")],
+        "data": [entry(f"{EMBEDDED}/heldout_clips.json")],
         "batch_size": 32,
         "frames": frames,
-        "length": _rounded(visual + 32),
+        "length": _rounded(visual + QUESTION),
     }
     return complete(
         {
             "name": name,
             "model": tiny_model(adapter),
-            "data": {
-                "embedded": {
-                    "train_images": 12000,
-                    "train_videos": 4000,
-                    "heldout_images": 200,
-                    "heldout_videos": 240,
-                    "seed": 0,
-                },
-                "tokenizer": f"{EMBEDDED}/tokenizer.json",
-                "chat_template": "bare",
-                "cache_mb": 512,  # all of it is less
-            },
+            "data": tiny_data(train_arrangements=2000, train_clips=3000, heldout_clips=240),
             "stages": stages,
             "evals": [{"name": "videos", **held_out}],
             "checkpoint": {"save_every": 200, "keep": 2},
             "seed": seed,
-            "notes": notes,
+            "notes": list(notes),
         },
         only,
     )
 
 
-def tiny_model(adapter: dict) -> dict:
-    """600 thousand parameters for 48 x 48 frames of the embedded data, one patch per grid cell: `PATCHES`."""
-    from vlvm_jax.data.embedded.words import ROOM
+def tiny_model(adapter: dict, **settings: Any) -> dict[str, Any]:
+    """The image model in the package with an adapter, in fp32."""
+    return bases.EMBEDDED.model(every_option(adapter), dtype="float32", **settings)
 
-    return {
-        "vision": {
-            "kind": "siglip",
-            "hidden_size": 64,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "image_size": 48,
-            "patch_size": 16,
-            "feature_layer": -1,
-            "hidden_act": "gelu_pytorch_tanh",
-            "position_init": 1.0,
-        },
-        "adapter": adapter,
-        "decoder": {
-            "vocab_size": ROOM,
-            "hidden_size": 96,
-            "intermediate_size": 240,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 48,
-        },
-        "dtype": "float32",
-        "vision_remat": "full",
-        "decoder_remat": "full",
-    }
+
+def tiny_data(settings: Mapping[str, Any] = MappingProxyType({}), **embedded: int) -> dict[str, Any]:
+    """Data settings of embedded data, of which all is cached.
+
+    Args:
+      settings: others beside or in place of these.
+      embedded: how many of what, and other options of the embedded data; nothing else is made.
+    """
+    nothing = dict.fromkeys(("train_images", "train_videos", "heldout_images", "heldout_videos"), 0)
+    size = bases.EMBEDDED.vision.image_size
+    return bases.EMBEDDED.data(
+        embedded={**nothing, "size": size, "search_size": size, **embedded}, cache_mb=512, **settings
+    )
 
 
 # --- real size ---------------------------------------------------------------------------------------------------

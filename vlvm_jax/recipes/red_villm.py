@@ -2,9 +2,9 @@
 
     --config=red_villm[:preset[,key=value...]]
 
-Presets: `tiny` (default; embedded data, an image model trained from scratch first, any machine), `llava-1.5-7b`,
-`llava-v1-7b` (Video-ChatGPT's setting: 224 pixels, one affine map) and `qwen2-7b` (a resampler connector, aligned from
-the start, and a decoder that speaks Chinese).
+Presets: `tiny` (default; embedded data, any machine), `llava-1.5-7b`, `llava-v1-7b` (Video-ChatGPT's setting: 224
+pixels, one affine map) and `qwen2-7b` (a resampler connector, aligned from the start, and a decoder that speaks
+Chinese).
 
 Keys:
   base             a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an
@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import (
+    CLIP_TEXT,
     EMBEDDED,
     PATCHES,
     entry,
@@ -80,46 +81,37 @@ def get_config(arg: str | None = None) -> Any:
 
 
 def tiny(options: Any) -> ConfigDict:
-    """A stand-in for the whole system in minutes, over the embedded data.
+    """The system in minutes, from the image model in the package over the embedded data.
 
-    The system starts from an image model. Here the first stage makes one: tower, connector and decoder learn images.
-    Then the temporal connector begins and clips are learned. The paper's decoder knows words of time and order before
-    it sees a clip; this one has only read about single images, so by default it learns them with the aligners.
+    The temporal connector begins and clips are learned. The paper's decoder knows words of time and order before it
+    sees a clip; this one has only read about single images, so by default it learns them with the aligners.
     """
     frames, fraction = options.frames or 8, options.video_fraction
-    visual = PATCHES + frames  # at most
-    images = entry(f"{EMBEDDED}/train_images.json")
-    captions = entry(f"{EMBEDDED}/train_images_captions.json")
     clips = [
-        entry(f"{EMBEDDED}/train_videos.json", fraction=fraction),
-        entry(f"{EMBEDDED}/train_videos_captions.json", fraction=0.4 * fraction),
-        {**images, "fraction": 0.05},
+        entry(f"{EMBEDDED}/train_clips.json", fraction=fraction),
+        {**entry(f"{EMBEDDED}/train_arrangements.json"), "fraction": 0.1},
     ]
-    whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
     trained = [ALIGNERS] if options.train == "aligners" else [ALIGNERS, "decoder/**"]
-    stages = [
-        tiny_stage(options, "image", [captions, images], 1200, dict.fromkeys(whole, 1e-3)),
-        tiny_stage(
-            options,
-            "video",
-            clips,
-            2800,
-            dict.fromkeys(trained, 1e-3),
-            frames=frames,
-            visual=visual,
-            rows=16,
-            copied=_copied(options),
-        ),
-    ]
+    visual = PATCHES + frames  # at most
+    video = tiny_stage(
+        options,
+        "video",
+        clips,
+        600,
+        dict.fromkeys(trained, 1e-3),
+        frames=frames,
+        visual=visual,
+        text=CLIP_TEXT,
+        copied=_copied(options),
+    )
     return tiny_run(
         "red-villm-tiny",
         adapter=_adapter(options),
-        stages=stages,
+        stages=[video],
         frames=frames,
         visual=visual,
         seed=options.seed,
         only=options.stages,
-        notes=["`image` makes the image model that the system starts from; it is not the paper's."],
     )
 
 

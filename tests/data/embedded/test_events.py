@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vlvm_jax.data.embedded import events
 from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.embedded.arrangements import NUMBERS
-from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS
+from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES
 
 SIDE = 64
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -73,6 +73,22 @@ def test_every_answer_follows_from_the_frames(rng, kind, held_out):
         assert set(text.split()) <= set(embedded_words.VOCABULARY) and len(events.caption(clip).split()) == 16
 
 
+@given(rng=rngs, kind=kinds)
+@settings(max_examples=60, deadline=None)
+def test_to_learn_from_everything_is_asked_of_the_event(rng, kind):
+    clip = events.draw_clip(rng, kind, held_out=False)
+    asked = events.every_question(clip, rng)
+    assert len({question.question for question in asked}) == len(asked)
+    forms = {" ".join(w for w in q.question.split() if w not in (*COLORS, *SHAPES, "row", "column")) for q in asked}
+    some = [q for _ in range(40) for q in events.questions(clip, rng) if q.type in events.TEMPORAL_TYPES]
+    assert {
+        " ".join(w for w in q.question.split() if w not in (*COLORS, *SHAPES, "row", "column")) for q in some
+    } <= forms
+    for question in asked:
+        if (expected := answer(clip, question.question)) is not None:
+            assert question.answer == expected
+
+
 @given(rng=rngs)
 @settings(max_examples=60, deadline=None)
 def test_still_things_are_named_by_what_no_other_thing_has(rng):
@@ -121,7 +137,8 @@ def test_answers_are_balanced():
 
 @pytest.mark.parametrize("kind", ["appear", "blink"])
 def test_how_long_something_shows_tells_nothing(kind):
-    """All that come show for equally long; one that blinks is away for single frames, never at an end."""
+    """All that come show for equally long; one that blinks is away for two frames, never at an end,
+    and is seen to go and come in every second frame too."""
     rng = np.random.default_rng(2)
     for _ in range(200):
         clip = events.draw_clip(rng, kind, held_out=False)
@@ -129,6 +146,7 @@ def test_how_long_something_shows_tells_nothing(kind):
         if kind == "appear":
             assert len(set(times[: events.COME])) == 1 and all(time == events.FRAMES for time in times[events.COME :])
         else:
-            assert times[0] == events.FRAMES - clip.blinks and len(set(clip.hidden)) == clip.blinks
-            assert all(b - a > 1 for a, b in itertools.pairwise(clip.hidden))
+            seen = [[frame for frame in clip.hidden if frame % 2 == odd] for odd in (0, 1)]
+            assert times[0] == events.FRAMES - 2 * clip.blinks and all(len(half) == clip.blinks for half in seen)
+            assert all(b - a > 2 for half in seen for a, b in itertools.pairwise(half))
             assert min(clip.hidden) > 0 and max(clip.hidden) < events.FRAMES - 1

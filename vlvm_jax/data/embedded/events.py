@@ -3,11 +3,12 @@ one after another, and what is asked of them.
 
 A question about an event does not name the thing it happens to, so whoever answers has to find it. Nothing that a
 single frame shows gives an answer about time away: things that come show for equally long, a moving thing has every
-place as often before as after, and one that blinks is there most of the time however often it does. All words are those
-of `words`. Nothing here touches files.
+place as often before as after, and one that blinks is there most of the time however often it does. Whatever happens
+shows in every second frame. All words are those of `words`. Nothing here touches files.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,8 +23,9 @@ STATIC_TYPES = ("color", "shape", "count", "position")
 TEMPORAL_TYPES = ("direction", "speed", "before_after", "order", "repetition", "which")
 FRAMES = 16
 COME = 3  # things that come one after another
-MOST_BLINKS = 4
-MOST_QUESTIONS = 6
+MOST_BLINKS = 3
+MOST_QUESTIONS = 6  # of which no answer gives another away
+MOST_STILL = 3  # questions about what is still, where everything is asked of the event
 _PLACES = ("first", "second", "last")
 
 
@@ -109,9 +111,11 @@ def _draw_spans(rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
 
 
 def _draw_hidden(rng: np.random.Generator, blinks: int) -> tuple[int, ...]:
-    """Single frames, apart by two at least, and neither the first nor the last one."""
-    starts = np.sort(rng.permutation(FRAMES - 2 - 2 * (blinks - 1))[:blinks]) + 2 * np.arange(blinks) + 1
-    return tuple(int(start) for start in starts)
+    """Pairs of frames, apart by two at least, and neither the first nor the last one."""
+    taken = 4 * blinks - 2
+    spare = FRAMES - 2 - taken
+    starts = np.sort(rng.integers(0, spare + 1, blinks)) + 4 * np.arange(blinks) + 1
+    return tuple(int(start) + frame for start in starts for frame in range(2))
 
 
 def _jitter(rng: np.random.Generator) -> float:
@@ -162,10 +166,34 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     No answer gives another away: what the event happens to is asked by name only where it is asked nothing else about,
     and of a still thing either its colour or its shape.
     """
-    event = _event_questions(clip, rng)
-    asked = []
+    event = _some_about_event(clip, rng)
     if clip.kind != "appear" and rng.integers(2):
-        event.append(Question("count", "how many ?", NUMBERS[len(clip.things)]))
+        event.append(_count(clip))
+    asked = _about_still(clip, rng)
+    keep = rng.permutation(len(asked))[: MOST_QUESTIONS - len(event)]
+    return _shuffled([*event, *(asked[i] for i in keep)], rng)
+
+
+def every_question(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    """All that can be asked of the event, and some of what is still: to learn from, where every answer helps."""
+    asked = [question for questions in _about_event(clip, rng) for question in questions]
+    if clip.kind != "appear":
+        asked.append(_count(clip))
+    still = _about_still(clip, rng)
+    keep = rng.permutation(len(still))[:MOST_STILL]
+    return _shuffled([*asked, *(still[i] for i in keep)], rng)
+
+
+def _shuffled(asked: Sequence[Question], rng: np.random.Generator) -> list[Question]:
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def _count(clip: Clip) -> Question:
+    return Question("count", "how many ?", NUMBERS[len(clip.things)])
+
+
+def _about_still(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    asked = []
     still = clip.things[COME if clip.kind == "appear" else 1 :]
     for name, thing in _known_by(still, clip.things, "shape" if rng.integers(2) else "color"):
         trait = "color" if name == thing.shape else "shape"
@@ -173,9 +201,7 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
         axis = int(rng.integers(2))
         place = (ROWS, COLUMNS)[axis][thing.cell[axis]]
         asked.append(Question("position", f"{name} {('row', 'column')[axis]} ?", place))
-    keep = rng.permutation(len(asked))[: MOST_QUESTIONS - len(event)]
-    asked = [*event, *(asked[i] for i in keep)]
-    return [asked[i] for i in rng.permutation(len(asked))]
+    return asked
 
 
 def _known_by(still: Sequence[Thing], things: Sequence[Thing], trait: str) -> list[tuple[str, Thing]]:
@@ -184,36 +210,55 @@ def _known_by(still: Sequence[Thing], things: Sequence[Thing], trait: str) -> li
     return [(getattr(t, trait), t) for t in still if traits.count(getattr(t, trait)) == 1]
 
 
-def _event_questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
+def _about_event(clip: Clip, rng: np.random.Generator) -> list[list[Question]]:
+    """What can be asked of the event: by groups, of which one answer gives others away."""
     first = clip.things[0]
     if clip.motion is not None:
-        motion = clip.motion
-        asked = [Question("speed", "speed ?", "faster" if motion.faster else "slower")]
-        if rng.integers(2):
-            asked.append(Question("which", "what moves ?", first.name))
-        if rng.random() < 0.6:
-            return [*asked, Question("direction", "direction ?", motion.direction)]
-        axis = int(DIRECTIONS[motion.direction][0] == 0)
-        step = sum(DIRECTIONS[motion.direction]) * motion.cells
-        when = "after" if rng.integers(2) else "before"
-        place = (ROWS, COLUMNS)[axis][first.cell[axis] + (step if when == "after" else 0)]
-        return [*asked, Question("before_after", f"{('row', 'column')[axis]} {when} ?", place)]
-    if clip.kind == "blink":
-        asked = [Question("repetition", "how many times ?", NUMBERS[clip.blinks])]
-        return [*asked, Question("which", "what blinks ?", first.name)] if rng.integers(2) else asked
-    if clip.kind == "change":
+        axis = int(DIRECTIONS[clip.motion.direction][0] == 0)
+        trait, places = ("row", "column")[axis], (ROWS, COLUMNS)[axis]
+        start = first.cell[axis]
+        end = start + sum(DIRECTIONS[clip.motion.direction]) * clip.motion.cells
         return [
-            Question("before_after", f"{first.shape} color before ?", first.color),
-            Question("before_after", f"{first.shape} color after ?", clip.new_color),
+            [Question("speed", "speed ?", "faster" if clip.motion.faster else "slower")],
+            [Question("which", "what moves ?", first.name)],
+            [
+                Question("direction", "direction ?", clip.motion.direction),
+                Question("before_after", f"{trait} before ?", places[start]),
+                Question("before_after", f"{trait} after ?", places[end]),
+            ],
         ]
-    come = clip.things[:COME]
-    if rng.integers(2):
-        place = int(rng.integers(COME))
-        return [Question("order", f"what {_PLACES[place]} ?", come[place].name)]
-    early, late = sorted(rng.permutation(COME)[:2].tolist())
-    pair = [come[early].name, come[late].name]
-    mention = pair if rng.integers(2) else pair[::-1]
-    return [Question("order", f"{mention[0]} or {mention[1]} first ?", pair[0])]
+    if clip.kind == "blink":
+        times = Question("repetition", "how many times ?", NUMBERS[clip.blinks])
+        return [[times], [Question("which", "what blinks ?", first.name)]]
+    if clip.kind == "change":
+        before, after = (f"{first.shape} color {when} ?" for when in ("before", "after"))
+        return [
+            [Question("before_after", before, first.color)],
+            [Question("before_after", after, clip.new_color)],
+        ]
+    come = [thing.name for thing in clip.things[:COME]]
+    asked = [Question("order", f"what {place} ?", name) for place, name in zip(_PLACES, come, strict=True)]
+    for pair in itertools.combinations(come, 2):
+        one, two = pair if rng.integers(2) else pair[::-1]
+        asked.append(Question("order", f"{one} or {two} first ?", pair[0]))
+    return [asked]
+
+
+def _some_about_event(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    groups = _about_event(clip, rng)
+    if clip.motion is not None:
+        speed, which, (direction, *places) = groups
+        where = direction if rng.random() < 0.6 else places[int(rng.integers(2))]
+        return [*speed, *(which if rng.integers(2) else []), where]
+    if clip.kind == "blink":
+        times, which = groups
+        return [*times, *(which if rng.integers(2) else [])]
+    if clip.kind == "change":
+        return [question for group in groups for question in group]
+    (asked,) = groups
+    of_place, of_pair = asked[:COME], asked[COME:]
+    chosen = of_place if rng.integers(2) else of_pair
+    return [chosen[int(rng.integers(len(chosen)))]]
 
 
 def caption(clip: Clip) -> str:

@@ -1,18 +1,28 @@
-"""Where pretrained weights come from: a directory as it is, or a hub id through huggingface_hub and its cache."""
+"""Where pretrained weights come from: this package, a directory as it is, or a hub id through huggingface_hub."""
 
+import importlib.resources
 import re
 from pathlib import Path
+from typing import cast
 
 from etils import epath
 
 from vlvm_jax.errors import InputError
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_PACKAGED = cast(Path, importlib.resources.files("vlvm_jax.weights") / "packaged")
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
+def packaged() -> tuple[str, ...]:
+    """Names of the checkpoints that come with this package."""
+    return tuple(sorted(path.name for path in _PACKAGED.iterdir() if path.is_dir()))
+
+
 def resolve(source: str, where: str) -> epath.Path:
-    """The directory that `source` names: a path (local or gs://), else a hub id, downloaded or from the cache.
+    """The directory that `source` names: a packaged checkpoint, a path (local or gs://), else a hub id.
+
+    A hub id is downloaded, or taken from the cache. A directory called as a packaged checkpoint is given as ./NAME.
 
     Args:
       where: the key or flag that named it, for messages.
@@ -25,11 +35,17 @@ def resolve(source: str, where: str) -> epath.Path:
         raise InputError(
             f"{where}: {source!r} is no place that checkpoints are read from; give a directory, gs://... or a hub id"
         )
+    if source in packaged():
+        return epath.Path(_PACKAGED / source)
     path = epath.Path(source).expanduser()
     if path.is_dir():
         return path if "://" in source else path.resolve()  # Orbax takes absolute paths only
     if not _HUB_ID.match(source) or source.startswith(("./", "../")):
-        raise InputError(f"{where}: {source!r} is neither a directory that exists nor a hub id (owner/name)")
+        names = ", ".join(packaged())
+        raise InputError(
+            f"{where}: {source!r} is neither a directory that exists nor a hub id (owner/name), nor one of the "
+            f"package's own: {names}"
+        )
     return epath.Path(_download(source, where))
 
 
