@@ -17,7 +17,7 @@ from absl import flags
 
 from vlvm_jax import cli
 
-_CONFIG = cli.define_recipe("The recipe to train. Without a preset: `tiny`, embedded data, from scratch, any machine.")
+_CONFIG = cli.define_recipe("The recipe to train. Without a preset: `tiny`, embedded data, any machine.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, metrics and the summary, local or gs:// (default: runs/<config name>)."
 )
@@ -36,9 +36,10 @@ def main() -> None:
 
     # Signals are postponed: an import may swallow what a handler raises.
     with stoppable("nothing had begun"), postponed(), Waiting("starting"):
+        import jax
         from etils import epath
 
-        from vlvm_jax import storage
+        from vlvm_jax import memory, storage
         from vlvm_jax.config import command_line
         from vlvm_jax.evaluation import final
         from vlvm_jax.parallel import compilation_cache, processes
@@ -53,6 +54,8 @@ def main() -> None:
     workdir = epath.Path(named)
     with processes.connected(), StopSignal() as stop:
         compilation_cache.keep()
+        if jax.default_backend() == "cpu":
+            memory.keep_freed()
         stages.run(config, workdir, stop, final.evaluate, _PROFILE.value)
 
 
