@@ -1,8 +1,8 @@
 """Clips of the embedded data set: two to five things, one of which moves, blinks or changes colour, or three that come
 one after another, and what is asked of them.
 
-A question about an event does not name the thing it happens to, so whoever answers has to find it. Nothing that a
-single frame shows gives an answer about time away: things that come show for equally long, a moving thing has every
+One question asks what an event happens to; it comes first, for the others name that thing. Nothing that a single frame
+shows gives an answer about time away: things that come show for equally long, a moving thing has every
 place as often before as after, and one that blinks is there most of the time however often it does. Whatever happens
 shows in every second frame. All words are those of `words`. Nothing here touches files.
 """
@@ -185,7 +185,9 @@ def every_question(clip: Clip, rng: np.random.Generator) -> list[Question]:
 
 
 def _shuffled(asked: Sequence[Question], rng: np.random.Generator) -> list[Question]:
-    return [asked[i] for i in rng.permutation(len(asked))]
+    """In random order, but for what the others would give away."""
+    order = [asked[i] for i in rng.permutation(len(asked))]
+    return sorted(order, key=lambda question: question.type != "which")
 
 
 def _count(clip: Clip) -> Question:
@@ -219,17 +221,17 @@ def _about_event(clip: Clip, rng: np.random.Generator) -> list[list[Question]]:
         start = first.cell[axis]
         end = start + sum(DIRECTIONS[clip.motion.direction]) * clip.motion.cells
         return [
-            [Question("speed", "speed ?", "faster" if clip.motion.faster else "slower")],
             [Question("which", "what moves ?", first.name)],
+            [Question("speed", f"{first.name} speed ?", "faster" if clip.motion.faster else "slower")],
             [
-                Question("direction", "direction ?", clip.motion.direction),
-                Question("before_after", f"{trait} before ?", places[start]),
-                Question("before_after", f"{trait} after ?", places[end]),
+                Question("direction", f"{first.name} direction ?", clip.motion.direction),
+                Question("before_after", f"{first.name} {trait} before ?", places[start]),
+                Question("before_after", f"{first.name} {trait} after ?", places[end]),
             ],
         ]
     if clip.kind == "blink":
-        times = Question("repetition", "how many times ?", NUMBERS[clip.blinks])
-        return [[times], [Question("which", "what blinks ?", first.name)]]
+        times = Question("repetition", f"{first.name} how many times ?", NUMBERS[clip.blinks])
+        return [[Question("which", "what blinks ?", first.name)], [times]]
     if clip.kind == "change":
         before, after = (f"{first.shape} color {when} ?" for when in ("before", "after"))
         return [
@@ -247,12 +249,11 @@ def _about_event(clip: Clip, rng: np.random.Generator) -> list[list[Question]]:
 def _some_about_event(clip: Clip, rng: np.random.Generator) -> list[Question]:
     groups = _about_event(clip, rng)
     if clip.motion is not None:
-        speed, which, (direction, *places) = groups
+        which, speed, (direction, *places) = groups
         where = direction if rng.random() < 0.6 else places[int(rng.integers(2))]
-        return [*speed, *(which if rng.integers(2) else []), where]
+        return [*which, *speed, where]
     if clip.kind == "blink":
-        times, which = groups
-        return [*times, *(which if rng.integers(2) else [])]
+        return [question for group in groups for question in group]
     if clip.kind == "change":
         return [question for group in groups for question in group]
     (asked,) = groups
@@ -262,9 +263,11 @@ def _some_about_event(clip: Clip, rng: np.random.Generator) -> list[Question]:
 
 
 def caption(clip: Clip) -> str:
-    """What the event is in each eighth of the clip: where the moving thing is, whether the blinking one is there all
-    the time, which thing has come, what colour the changing one has. Two words each."""
-    return " ".join(_moment(clip, eighth) for eighth in range(8))
+    """What the event happens to, where that is one thing, and what it is in each eighth of the clip, in two words:
+    where the moving thing is, whether the blinking one is there all the time, which thing has come, what colour the
+    changing one has."""
+    name = [] if clip.kind == "appear" else [clip.things[0].name]
+    return " ".join([*name, *(_moment(clip, eighth) for eighth in range(8))])
 
 
 def _moment(clip: Clip, eighth: int) -> str:
