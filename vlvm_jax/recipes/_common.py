@@ -148,7 +148,7 @@ def entry(path: str, **kwargs) -> dict:
 EMBEDDED = "{embedded}"
 PATCHES = bases.EMBEDDED.vision.num_patches  # of a frame
 IMAGE_TEXT = 160  # tokens of the longest conversation about an image, without the image
-CLIP_TEXT = 112  # about a clip, everything asked
+CLIP_TEXT = 92  # about a clip, everything asked; two clips seldom both have the most
 QUESTION = 24  # tokens of a question and its answer
 
 

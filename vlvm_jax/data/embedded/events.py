@@ -175,8 +175,14 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
 
 
 def every_question(clip: Clip, rng: np.random.Generator) -> list[Question]:
-    """All that can be asked of the event, and some of what is still: to learn from, where every answer helps."""
+    """All that can be asked of the event, and some of what is still: to learn from, where every answer helps.
+
+    What the event happens to is asked of half of the clips. It comes first there, and every question has to come first
+    for some clips: held-out ones are asked alone.
+    """
     asked = [question for questions in _about_event(clip, rng) for question in questions]
+    if rng.integers(2):
+        asked = [question for question in asked if question.type != "which"]
     if clip.kind != "appear":
         asked.append(_count(clip))
     still = _about_still(clip, rng)
