@@ -2,11 +2,10 @@
 
 usage: python -m benchmarks.free_video_llm [--workdir DIR] [--seeds 0 1 2] [--only ARM ...]
 
-Per seed the tiny recipe's two stages make a CLIP and an image model once; neither sees a clip. Then every setting asks
-the same held-out questions about clips in which a thing shows in few frames (`rare`) or small in a corner (`small`),
-without training. Guided settings also answer with another question's words to guide them. Every result is a file of its
-own in DIR/results; what is done is not run again. Prints the tables of docs/free_video_llm.md and draws
-DIR/free_video_llm.png.
+Every setting asks the models in the package, without training, the same held-out questions about clips in which a thing
+shows in few frames (`rare`) or small in a corner (`small`). A seed draws other clips. Guided settings also answer with
+another question's words to guide them. Every result is a file of its own in DIR/results; what is done is not run again.
+Prints the table of docs/free_video_llm.md and draws DIR/free_video_llm.png.
 """
 
 import functools
@@ -17,14 +16,13 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from benchmarks.arms import Results, arguments, ask_image_model
+from benchmarks.arms import Results, arguments
 from benchmarks.red_villm import spread
 from configs import free_video_llm
 from configs.free_video_llm import BUDGETS, FRAMES, budget
-from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.config import Config, build
 from vlvm_jax.evaluation import final
 from vlvm_jax.models.params import Model
-from vlvm_jax.parallel.mesh import make_mesh
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import stages
 
@@ -33,6 +31,7 @@ import matplotlib.pyplot as plt
 
 FAST = {"num_frames": "all", "grid": [1, 1]}
 OFF = {"num_frames": 0}
+LENGTH = 376  # tokens: SlowFast's 352 and a question
 # Name -> the adapter's options that differ from the recipe's; slow_fast's where there is a slow path.
 SETTINGS: dict[str, dict[str, Any]] = {
     "guided 513": {**BUDGETS["513"], "fast_path": OFF},
@@ -65,7 +64,7 @@ GROUPS = ("rare", "small")
 
 
 def setting(name: str, seed: int) -> Config:
-    """The tiny recipe, its last evaluation with a setting's adapter."""
+    """The tiny recipe with a setting's adapter, on the clips of that seed."""
     config = free_video_llm.get_config(f"tiny,seed={seed}")
     config.tensorboard = False
     held_out, options = config.evals[0], dict(SETTINGS[name])
@@ -77,39 +76,32 @@ def setting(name: str, seed: int) -> Config:
     if "slow_path" in options or name == "IG-VLM":
         config.model.adapter.name = "frames" if name == "IG-VLM" else "slow_fast"
         config.model.adapter.options = options
-        config.data.prompt_tokenizer = None
+        config.data.prompt_tokenizer = config.model.init_from.clip = None
     else:
         config.model.adapter.options = {**config.model.adapter.options.to_dict(), **options}
     if name == "IG-VLM":
         config.data.update({"clips": "grid", "frame_sampling": "segment_start", "frame_fit": "squash"})
-    config.evals[0].length = 264
-    return build(Config, config)
-
-
-def image_setting(seed: int) -> Config:
-    """The recipe's training, whose models all settings share."""
-    config = free_video_llm.get_config(f"tiny,seed={seed}")
-    config.tensorboard = False
-    config.evals = []
+    held_out.length = LENGTH
     return build(Config, config)
 
 
 def main() -> None:
     args = arguments(__doc__, "free_video_llm", list(SETTINGS)).parse_args()
-    workdir = epath.Path(args.workdir).expanduser().resolve()
-    results, mesh = Results(Path(workdir) / "results"), make_mesh(MeshConfig())
+    workdir = Path(args.workdir).expanduser().resolve()
+    results = Results(workdir / "results")
+
+    def ask(name: str, seed: int) -> dict[str, Any]:
+        folder = epath.Path(workdir / "runs" / results.name(name, seed))
+        return stages.run(setting(name, seed), folder, stop, final.evaluate)
+
     with StopSignal() as stop:
         for seed in args.seeds:
-            image = image_setting(seed)
-            stages.run(image, workdir / f"models-{seed}", stop, final.evaluate)
-            folder = workdir / f"models-{seed}" / image.stages[-1].name
             for name in args.only:
-                config = setting(name, seed)
-                results.once(name, seed, functools.partial(ask_image_model, config, image, folder, mesh, stop))
+                results.once(name, seed, functools.partial(ask, name, seed))
     by_setting = results.by_arm(list(SETTINGS))
     runs = {name: [run["eval"]["searches"] for run in setting_runs] for name, setting_runs in by_setting.items()}
     print(table(runs))
-    draw(runs, Path(workdir) / "free_video_llm.png")
+    draw(runs, workdir / "free_video_llm.png")
 
 
 def groups(run: dict[str, Any]) -> dict[str, float]:

@@ -49,18 +49,14 @@ sys.path.insert(0, str(root))
 # %% [markdown]
 # ## Choose a model
 #
-# `tiny` runs anywhere: an image model and a CLIP of 0.85 million parameters together, trained here first, on images
-# that the library draws itself. `SCALE` multiplies the steps and the images: 1 is the recipe as it is, 0.01 only shows
-# that everything runs. With a GPU or TPU take `llava-v1.6-vicuna-7b` (14 GB in bfloat16) or `smolvlm2-256m`: they come
-# from the hub and train nothing.
+# `tiny` runs anywhere: an image model and a CLIP of 1.6 million parameters together, which come with the package. With
+# a GPU or TPU take `llava-v1.6-vicuna-7b` (14 GB in bfloat16) or `smolvlm2-256m`, which come from the hub.
 
 # %%
 PRESET = "tiny"
-SCALE = float(os.environ.get("SCALE", "1"))
 WORK = Path(os.environ.get("WORK", "runs/notebook"))
 
 # %%
-from etils import epath
 from IPython.display import Image, Markdown, Video, display
 
 from configs.free_video_llm import get_config
@@ -77,24 +73,11 @@ def recipe(*keys):
     return get_config(",".join([PRESET, *keys]))
 
 
-checkpoint = None  # what the recipe names
-if PRESET == "tiny":
-    from vlvm_jax.evaluation import final
-    from vlvm_jax.stop import StopSignal
-    from vlvm_jax.training import stages
-
-    config = recipe(f"scale={SCALE}")
-    for key in ("train_singles", "train_sheets", "heldout_searches"):
-        config.data.embedded[key] = 16 * max(1, round(config.data.embedded[key] * SCALE / 16))
-    checkpoint = str(WORK / f"tiny-{SCALE:g}")
-    with StopSignal() as stop:  # interrupted, the cell continues where it was when it is run again
-        stages.run(build(Config, config), epath.Path(checkpoint).resolve(), stop, final.evaluate)
-
 # %% [markdown]
 # ## A clip
 #
-# `tiny` knows the names of four colours and four shapes and little else, so its clip is drawn: four seconds of an empty
-# background on which three things show, for two frames of 32 each. For a real model, name a file.
+# `tiny` knows four colours, four shapes and few other words, so its clip is drawn: four seconds of an empty background
+# on which three things show, for two frames of 32 each. For a real model, name a file.
 
 # %%
 if PRESET == "tiny":
@@ -107,7 +90,7 @@ if PRESET == "tiny":
         Item("triangle", "green", (2, 1), 3, (0, 0), 27, 29),
     )
     VIDEO = str(WORK / "clip.mp4")
-    write_mp4(Path(VIDEO), render(Search("rare", "color", things, frames=32, background=0), 96), 8)
+    write_mp4(Path(VIDEO), render(Search("rare", "color", things, frames=32, background=0), 64), 8)
     QUESTIONS = ["cross color ?", "blue shape ?", "triangle color ?"]
 else:
     VIDEO = "clip.mp4"
@@ -121,7 +104,7 @@ display(Video(VIDEO, embed=True, width=288))
 # The clip is decoded and seen with the first question; the others find its features ready.
 
 # %%
-answering = load(checkpoint, config=build(Config, recipe()))
+answering = load(None, config=build(Config, recipe()))  # the checkpoints that the recipe names
 short = Decoding(max_new_tokens=answering.prompts.answers.max_new_tokens)
 requests = [Request(str(number), (("video", VIDEO),), question) for number, question in enumerate(QUESTIONS)]
 answers = list(answering.answer(requests, short))
@@ -166,7 +149,7 @@ del answering  # a model at a time
 
 
 def compare(select):
-    answering = load(checkpoint, config=build(Config, recipe(three_frames, f"select={select}")))
+    answering = load(None, config=build(Config, recipe(three_frames, f"select={select}")))
     answers = list(answering.answer(requests, short))
     table(f"three frames: {select}", answers)
     display(Image(picture.contact_sheet(answering, requests[0], answers[0])))

@@ -15,10 +15,7 @@ STORIES = {
     **NOTHING, "train_stories": 40, "heldout_stories": 4, "heldout_long_stories": 4, "train_story_texts": 40,
     "train_long_texts": 30, "train_events": 40,
 }  # fmt: skip
-SEARCHES = {
-    **NOTHING, "train_singles": 64, "train_sheets": 32, "heldout_searches": 8, "search_size": 96, "search_frames": 32,
-    "sheet_images": 4,
-}  # fmt: skip
+SEARCHES = {**NOTHING, "heldout_searches": 8, "search_size": 64}
 
 
 def shrunk(get_config, data):

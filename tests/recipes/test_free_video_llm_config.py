@@ -33,7 +33,7 @@ def tokens(arg: str, frames: int | None = None) -> int:
 def test_every_preset_builds(preset):
     config = recipe(preset)
     plan.check_adapter(config)
-    assert bool(config.stages) == (preset == "tiny")
+    assert not config.stages and bool(config.evals) == (preset == "tiny")
     assert config.answers.frames and config.answers.frames > 1
     guided = config.model.adapter.name == "prompt_guided"
     assert guided == (config.data.prompt_tokenizer is not None)
@@ -67,9 +67,15 @@ def test_every_preset_builds(preset):
         ("freeva-7b,variant=s1", 576),
         # Ours: SmolVLM2's 8 x 8 tokens, of which 2 x 2 frames keep 28 each; 16 at 4.
         ("smolvlm2-256m", 4 * 28 + 16 * 4),
-        # 6 x 6 patches: pairs make 18, of a view of 3 x 6 alpha 0.8 keeps 3 x 5; one of each of 32 frames.
-        ("tiny", 8 * 15 + 32),
-        ("tiny,budget=1026", 6 * 10),
+        # 8 x 8 patches: pairs make 32, of a view of 4 x 8 alpha 0.8 keeps 4 x 7; one of each of 32 frames.
+        ("tiny", 8 * 28 + 32),
+        ("tiny,budget=1826", 6 * 18 + 32),
+        ("tiny,budget=1026", 6 * 18),
+        ("tiny,budget=513", 3 * 18),
+        ("tiny,budget=pool_513", 3 * 18),
+        ("tiny,budget=864", 3 * 32),
+        ("tiny,budget=uniform_864", 3 * 32),
+        ("tiny,budget=1728", 6 * 32),
     ],
 )
 def test_tokens(arg, expected):
@@ -101,13 +107,18 @@ def test_how_the_baselines_see_and_ask():
         ("token=3", "unknown key 'token'"),
         (f"{LLAVA},budget=3000", "budget='3000'; there are 2648, 1826"),
         ("freeva-7b,variant=d3", "variant='d3'; there are d1, d2, s1"),
-        ("tiny,base=somewhere", "base has no effect on tiny, which takes budget, roi_layout, select, scale, seed"),
+        ("tiny,base=somewhere", "base has no effect on tiny, which takes budget, roi_layout, select, seed"),
         ("tiny,clip=somewhere", "clip has no effect on tiny"),
         ("tiny,frames=8", "frames has no effect on tiny"),
+        (f"tiny,setting={RELEASED.format(3, 8, 5, 50)}", "setting has no effect on tiny"),
+        ("tiny,variant=d1", "variant has no effect on tiny"),
+        ("tiny,stages=image", "unknown key 'stages' in 'stages=image'; there are base, clip, budget"),
+        ("tiny,scale=0.1", "unknown key 'scale' in 'scale=0.1'; there are base, clip, budget"),
+        ("tiny,seed=-1", "seed=-1 is not in [0, 2**32)"),
+        ("tiny,seed=one", "seed='one' is not a int"),
         ("slowfast-llava-7b,budget=513", "budget has no effect on slowfast-llava-7b, which takes base, frames"),
         ("freeva-7b,clip=x", "clip has no effect on freeva-7b"),
-        (f"{LLAVA},scale=0.1", f"scale has no effect on {LLAVA}"),
-        ("tiny,scale=much", "scale='much' is not a float"),
+        (f"{LLAVA},seed=1", f"seed has no effect on {LLAVA}"),
         (f"{LLAVA},budget=513,setting={RELEASED.format(3, 8, 5, 50)}", "setting and budget both say how many tokens"),
         (f"{LLAVA},setting=slow", "setting 'slow': expected slow_<n>frms_"),
         (f"{LLAVA},base=nowhere", "--config: base: 'nowhere' is neither a directory"),
@@ -132,6 +143,31 @@ def test_what_the_adapter_refuses(arg, message):
         _ = Model(recipe(arg).model).adapter
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.prompt_length": 13}, "config.data.prompt_length: 13, but the text tower .* has 12 positions"),
+        ({"evals.0.pack": True}, "config: searches: .* a row holds one question; set pack to False"),
+        ({"model.adapter.options.clip.projection_dim": 48}, "config.model.adapter.options.clip.projection_dim"),
+        ({"model.vision.image_size": 96}, "config.model.vision.image_size"),
+        ({"model.adapter.name": "frames", "model.adapter.options": {}}, "'frames' .*shuffled_prompt"),
+    ],
+)
+def test_what_does_not_fit_the_models_in_the_package(change, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLVM_JAX_DATA", str(tmp_path / "data"))
+    config = get_config("tiny")
+    config.data.embedded.heldout_searches = 4
+    for key, value in change.items():
+        *folders, last = key.split(".")
+        place = config
+        for name in folders:
+            place = place[int(name)] if name.isdigit() else place[name]
+        place[last] = value
+    with pytest.raises(InputError, match=message) as error:
+        stages.run(build(Config, config), epath.Path(tmp_path / "run"), StopSignal(), final.evaluate)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
 def test_every_option_of_the_adapter_can_be_overridden():
     for preset in ("tiny", LLAVA):
         options = get_config(preset).model.adapter.options
@@ -139,6 +175,13 @@ def test_every_option_of_the_adapter_can_be_overridden():
             assert key in options
         assert options.fast_path.select == "prompt" and options.prompt_path.roi_alpha == 0.8
     assert get_config("slowfast-llava-7b").model.adapter.options.fast_path.grid == [4, 4]
+
+
+def test_a_seed_is_of_the_clips_alone():
+    first, other = get_config("tiny"), get_config("tiny,seed=1")
+    assert first.data.embedded.seed == 0 and other.data.embedded.seed == 1
+    other.data.embedded.seed = 0
+    assert first == other
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "tiny"])

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 from support.recipes import ROOT
 
-from configs import free_video_llm, ftfv, red_villm, t2vid
+from configs import ftfv, red_villm, t2vid
 from vlvm_jax.config import Config, build, command_line
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
@@ -43,7 +43,6 @@ def test_one_stage_asks_for_its_own_data_alone():
         (red_villm, "qwen2-7b,stages=video", ["video"], "left out: align, images"),
         (red_villm, "tiny,stages=image", ["image"], "left out: video"),
         (t2vid, "tiny,stages=video", ["video"], "video starts from random parameters"),
-        (free_video_llm, "tiny,stages=image", ["image"], "left out: clip"),
     ],
 )
 def test_every_recipe_says_what_a_stage_starts_from(recipe, arg, kept, said, monkeypatch):
@@ -57,7 +56,7 @@ def base_without_files(preset, path):
     return dataclasses.replace(preset_base, init_from=path) if path else preset_base
 
 
-@pytest.mark.parametrize("recipe", [ftfv, red_villm, t2vid, free_video_llm])
+@pytest.mark.parametrize("recipe", [ftfv, red_villm, t2vid])
 def test_all_stages_are_the_whole_recipe(recipe):
     whole = of(recipe, "tiny")
     assert of(recipe, f"tiny,stages={'+'.join(names(whole))}") == whole
@@ -66,8 +65,6 @@ def test_all_stages_are_the_whole_recipe(recipe):
 def test_an_unknown_stage_is_refused():
     with pytest.raises(InputError, match="stages=teach: no stage 'teach'; there are base, align, pretrain, instruct"):
         ftfv.get_config("tiny,stages=teach")
-    with pytest.raises(InputError, match="stages has no effect on smolvlm2-256m"):
-        free_video_llm.get_config("smolvlm2-256m,stages=image")
 
 
 # --- steps and epochs ------------------------------------------------------------------------------------------------

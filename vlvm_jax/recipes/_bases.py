@@ -378,6 +378,8 @@ SMALL_CLIP = ClipConfig(
     projection_dim=32,
 )
 
+EMBEDDED_CLIP = Scorer(SMALL_CLIP, "embedded-clip")  # as it comes with the package
+
 
 def base(preset: str, path: str) -> Base:
     """The preset's model, or, where `path` names a checkpoint, that one in its place."""

@@ -2,9 +2,10 @@
 
     --config=free_video_llm[:preset[,key=value...]]
 
-Presets: `tiny` (default; embedded data, an image model and a small CLIP trained first, any machine: the only one that
-`vlvm_jax.train` takes), `llava-v1.6-vicuna-7b` and `smolvlm2-256m`, and the baselines `slowfast-llava-7b`, `ig-vlm-7b`
-and `freeva-7b`. All but `tiny` train nothing and are for `vlvm_jax.generate` and `vlvm_jax.evaluate`.
+Presets: `tiny` (default; the image model and the CLIP in the package, any machine), `llava-v1.6-vicuna-7b` and
+`smolvlm2-256m`, and the baselines `slowfast-llava-7b`, `ig-vlm-7b` and `freeva-7b`. None trains anything. `tiny` has
+held-out clips of the embedded data, about which `vlvm_jax.train` asks it; the others are for `vlvm_jax.generate` and
+`vlvm_jax.evaluate`.
 
 Keys:
   base        a checkpoint in the place of the preset's: a hub id, a directory in Hugging Face format, an import, a run.
@@ -16,23 +17,22 @@ Keys:
   select      which frames the first path takes: prompt (default), uniform, change, random.
   variant     of freeva-7b: d1, d2 (default) or s1.
   frames      T, frames that are decoded.
-  scale       multiplies every stage's steps (tiny).
-  seed        of training (tiny).
-  stages      which stages to train, joined by + (default: all), as stages=image (tiny).
+  seed        of the held-out clips (tiny).
 
 What is the released code's, what is second hand and what is our reading: docs/free_video_llm.md.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vlvm_jax.config import InitFrom, to_json
+from vlvm_jax.config import DType, InitFrom, to_json
 from vlvm_jax.data.prompt.answers import PREFIXES
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._bases import Base, Scorer
-from vlvm_jax.recipes._common import EMBEDDED, complete, entry, every_option, parse_arg, tiny_model
+from vlvm_jax.recipes._common import EMBEDDED, QUESTION, complete, entry, every_option, parse_arg, tiny_data
 from vlvm_jax.recipes._released import parse_setting
 
 KEYS = {
@@ -44,12 +44,10 @@ KEYS = {
     "select": "prompt",
     "variant": "d2",
     "frames": 0,
-    "scale": 1.0,
     "seed": 0,
-    "stages": "",
 }
 PRESETS = {  # and which of the keys each takes
-    "tiny": ("budget", "roi_layout", "select", "scale", "seed", "stages"),
+    "tiny": ("budget", "roi_layout", "select", "seed"),
     "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
     "smolvlm2-256m": ("base", "clip", "setting", "roi_layout", "select", "frames"),
     "slowfast-llava-7b": ("base", "frames"),
@@ -103,124 +101,49 @@ def get_config(arg: str | None = None) -> Any:
 # --- tiny --------------------------------------------------------------------------------------------------------
 
 FRAMES = 32  # of a clip, all of which are seen
-SIZE = 96
-GRID = 6  # patches along a side
-IMAGES = 4  # of a sheet
-WORDS = 8  # of a question, its start and end among them
+CLIPS = 400  # held out
+TOKENS = 256  # of a clip, at most
+
+# Over 8 x 8 patches; means over 3 x 6 windows are as many tokens as 513 keeps of a frame.
+TINY_BUDGETS = {**BUDGETS, "pool_513": budget(3, 0, 1.0, pool="adaptive_2d_pool", grid=[3, 6])}
 
 
 def tiny(options: Any) -> ConfigDict:
-    """A stand-in for the whole in minutes: clips in which what is asked for shows in few frames, or small in a corner.
+    """The models in the package, asked about clips in which what is asked for shows in few frames, or small in a
+    corner.
 
-    The first stage makes a CLIP of images and words, the second an image model that has seen several images at once;
-    neither sees a clip. Then clips are asked about, without training. A frame has 6 x 6 patches where LLaVA's have 24 x
-    24, so that a budget's name is not its number of tokens here; frames of the fast path become one token each.
+    A frame has 8 x 8 patches where LLaVA's have 24 x 24, so that a budget's name is not its number of tokens here;
+    frames of the fast path become one token each.
     """
-    fast = {"num_frames": "all" if BUDGETS[options.budget]["fast_path"]["num_frames"] else 0, "grid": [1, 1]}
-    singles = [entry(f"{EMBEDDED}/train_singles.json"), entry(f"{EMBEDDED}/train_singles_captions.json")]
-    sheets = [entry(f"{EMBEDDED}/train_sheets.json"), entry(f"{EMBEDDED}/train_sheets_captions.json")]
-    whole = ["encoder/**", "adapter/connector/**", "decoder/**"]
-    stages = [
-        stage(
-            options,
-            "clip",
-            [entry(f"{EMBEDDED}/train_singles_pairs.json")],
-            1200,
-            ["adapter/clip/**"],
-            rows=64,
-            frames=1,
-            length=56,
-            objective="adapter",
-        ),
-        stage(options, "image", [*singles, *sheets], 2000, whole, rows=16, frames=IMAGES, length=184),
-    ]
+    paths = TINY_BUDGETS[options.budget]
+    adapter = {
+        **paths,
+        "fast_path": {"num_frames": "all" if paths["fast_path"]["num_frames"] else 0, "grid": [1, 1]},
+        "frame_select": options.select,
+        "roi_layout": options.roi_layout,
+        "clip": to_json(bases.EMBEDDED_CLIP.sizes),
+    }
     held_out = {
         "name": "searches",
         "data": [entry(f"{EMBEDDED}/heldout_searches.json")],
         "batch_size": 8,
         "frames": FRAMES,
-        "length": 184,
+        "length": TOKENS + QUESTION,
         "pack": False,
         "controls": ["blank_video", "shuffled_prompt"],
     }
-    return complete(
-        {
-            "name": f"free-video-llm-tiny-{options.budget}",
-            "model": tiny_guided(options, fast),
-            "data": {
-                "embedded": {
-                    "train_images": 0,
-                    "train_videos": 0,
-                    "heldout_images": 0,
-                    "heldout_videos": 0,
-                    "train_singles": 8000,
-                    "train_sheets": 16000,
-                    "heldout_searches": 400,
-                    "search_size": SIZE,
-                    "search_frames": FRAMES,
-                    "sheet_images": IMAGES,
-                },
-                "tokenizer": f"{EMBEDDED}/tokenizer.json",
-                "chat_template": "bare",
-                "frame_sampling": "segment_mid",
-                "short_video": "identity",
-                "prompt_tokenizer": f"{EMBEDDED}/prompt_tokenizer.json",
-                "prompt_length": WORDS,
-                "cache_mb": 512,
-            },
-            "stages": stages,
-            "evals": [held_out],
-            "answers": {"frames": FRAMES, "max_new_tokens": 8},
-            "checkpoint": {"save_every": 500, "keep": 1},
-            "seed": options.seed,
-            "notes": ["`clip` and `image` make the models that the system starts from; they are not the paper's."],
-        },
-        options.stages,
+    return untrained(
+        f"tiny-{options.budget}",
+        options,
+        bases.EMBEDDED,
+        {"name": "prompt_guided", "options": adapter},
+        scorer=bases.EMBEDDED_CLIP,
+        frames=FRAMES,
+        data=tiny_data({"short_video": "identity"}, heldout_searches=CLIPS, search_frames=FRAMES, seed=options.seed),
+        answers={"max_new_tokens": 8},
+        dtype="float32",
+        evals=[held_out],
     )
-
-
-def stage(options: Any, name: str, data: list, steps: int, trained: list[str], *, rows: int, **kwargs: Any) -> dict:
-    return {
-        "name": name,
-        "data": data,
-        "steps": max(1, round(steps * options.scale)),
-        "batch_size": rows,
-        "pack": False,
-        "trainable": dict.fromkeys(trained, 1e-3),
-        "warmup_ratio": 0.05,
-        "beta2": 0.98,
-        "weight_decay": 0.01,
-        "final_lr_ratio": 0.02,
-        "seed": options.seed,
-        **kwargs,
-    }
-
-
-def tiny_guided(options: Any, fast: dict) -> dict[str, Any]:
-    """The tiny recipes' model with larger frames and a CLIP beside it."""
-    from vlvm_jax.data.embedded.words import ROOM
-
-    layers = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 2}
-    adapter = {
-        **BUDGETS[options.budget],
-        "fast_path": fast,
-        "frame_select": options.select,
-        "roi_layout": options.roi_layout,
-        "clip": {
-            "text": {
-                **layers,
-                "num_hidden_layers": 2,
-                "vocab_size": ROOM,
-                "max_position_embeddings": WORDS,
-                "eos_token_id": 3,
-            },
-            "vision": {**layers, "kind": "clip", "image_size": SIZE, "patch_size": SIZE // GRID, "position_init": 0.5},
-            "projection_dim": 32,
-        },
-    }
-    model = tiny_model(every_option({"name": "prompt_guided", "options": adapter}))
-    model["vision"]["image_size"] = SIZE
-    return {**model, "vision_remat": "none", "decoder_remat": "none"}
 
 
 # --- real size ---------------------------------------------------------------------------------------------------
@@ -313,13 +236,16 @@ def untrained(
     data: dict,
     answers: dict | None = None,
     scorer: Scorer | None = None,
+    dtype: DType = "bfloat16",
+    evals: Sequence[dict] = (),
 ) -> ConfigDict:
-    """A model that answers as it is, in bf16.
+    """A model that answers as it is.
 
     Args:
       frames: of a clip, where the key `frames` says none.
       data, answers: settings beside the base's, and how questions are put.
       scorer: what scores frames by the question.
+      evals: held-out questions.
     """
     start = base.init_from
     if scorer is not None:
@@ -330,8 +256,9 @@ def untrained(
     return complete(
         {
             "name": f"free-video-llm-{preset}",
-            "model": base.model(every_option(adapter), init_from=start),
+            "model": base.model(every_option(adapter), init_from=start, dtype=dtype),
             "data": base.data(**{"frame_sampling": "segment_mid", **data}),
             "answers": {"frames": options.frames or frames, **(answers or {})},
+            "evals": list(evals),
         }
     )
