@@ -154,7 +154,7 @@ def measure_loop(rounds: int, folder: Path) -> None:
     stage = values.stages[-1]
     stage.update(steps=2 * _BLOCK * (rounds + 1), log_every=10, batch_size=16)
     values.update(tensorboard=False, evals=[], stages=[stage])
-    values.data.embedded = {"train_images": 60, "train_videos": 48, "heldout_images": 4, "heldout_videos": 8}
+    values.data.embedded = {"train_arrangements": 60, "train_clips": 48, "heldout_arrangements": 4, "heldout_clips": 8}
     bound, add, start = loop.IN_FLIGHT, loop._Log.add, 0.0
     times: dict[int, list[float]] = {bound: [], _UNBOUND: []}
 

@@ -57,7 +57,7 @@ def storage_works():
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     """Root folder with the small embedded data set, made once for all tests."""
-    from support.recipes import DATA
+    from support.small import DATA
 
     from vlvm_jax.data.embedded import shapes
 

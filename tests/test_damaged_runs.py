@@ -137,7 +137,7 @@ def test_a_damaged_step_is_refused_and_may_be_passed_over(run, capsys):
 @pytest.mark.parametrize("command", ["generate", "convert", "evaluate"])
 def test_commands_refuse_a_damaged_step_and_fall_back(run, data_root, tmp_path, command):
     flip(parameters(run / "instruct" / "checkpoints" / "6"))
-    clip = next(data_root.rglob("heldout_videos/*.mp4"))
+    clip = next(data_root.rglob("heldout_clips/*.mp4"))
     (tmp_path / "questions.jsonl").write_text(json.dumps({"video": clip.name, "question": "What?", "answer": "red"}))
     arguments = {
         "generate": (f"--checkpoint={run}", f"--video={clip}", "--prompt=What color?", "--max_new_tokens=2"),

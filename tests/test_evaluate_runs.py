@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-from support import question_files
+from support import question_files, small
 from support.question_files import command, open_lists, read, run
 from support.recipes import ROOT, environment, train
 
@@ -69,13 +69,13 @@ def test_a_runs_own_held_out_questions(tmp_path, data_root):
     workdir = tmp_path / "run"
     done = train(workdir, data_root, arg="tiny,scale=0.02")
     assert done.returncode == 0, done.stderr
-    folder = next(data_root.glob("shapes-*"))
+    folder = small.data(data_root)
     said = json.loads((workdir / "summary.json").read_text())["eval"]
     name, expected = next((name, found) for name, found in said.items() if "blank_video" in found["controls"])
     done = subprocess.run(
         [
             sys.executable, "-m", "vlvm_jax.evaluate", f"--checkpoint={workdir}", f"--output={tmp_path}/out",
-            f"--questions={folder}/heldout_videos.json", f"--media={folder}", "--match=exact", "--control=blank_video",
+            f"--questions={folder}/heldout_clips.json", f"--media={folder}", "--match=exact", "--control=blank_video",
             "--max_new_tokens=8", "--batch_size=32",
         ],
         cwd=ROOT, env=environment(data_root), capture_output=True, text=True, timeout=600,
@@ -88,6 +88,6 @@ def test_a_runs_own_held_out_questions(tmp_path, data_root):
     # A model that sees nothing may say the answer and then not end, which only training's evaluation counts as wrong.
     blank = {line["id"]: line for line in read(tmp_path / "out" / "predictions_blank_video.jsonl")}
     ended = {name: line if line["finish"] == "stop" else {**line, "pred": ""} for name, line in blank.items()}
-    questions = question_lists.read(f"{folder}/heldout_videos.json", str(folder)).questions
+    questions = question_lists.read(f"{folder}/heldout_clips.json", str(folder)).questions
     by_type = results.accuracy(questions, ended, results.Rules(match="exact"))["by_type"]
     assert by_type == pytest.approx(expected["controls"]["blank_video"]["by_type"])

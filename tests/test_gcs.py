@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 from support import gcs
-from support.recipes import DATA as SIZES
 from support.recipes import small
+from support.small import DATA as SIZES
 
 from vlvm_jax import gcs as ours
 from vlvm_jax import storage
@@ -251,7 +251,7 @@ def batches(root, data_root):
     config = small()
     data = config.data.model_copy(update={"tokenizer": f"{root}/data/tokenizer.json"})
     spec = sample_spec(config.model_copy(update={"data": data}), config.stages[0])
-    images = mixture.read_mixture([MixtureEntry(path=f"{root}/data/train_images.json")], 0)
+    images = mixture.read_mixture([MixtureEntry(path=f"{root}/data/train_arrangements.json")], 0)
 
     def make(workers: int, records: Sequence = images):
         log = skipped.SkipLog(records, 0.0)
@@ -297,7 +297,7 @@ def test_the_embedded_data_set_is_copied_whole_or_is_not_there(root, bucket, fai
     made = shapes.ensure(options, root)
     assert shapes.exists(options, root)
     info = json.loads((made / "dataset.json").read_text())
-    assert info["options"]["train_images"] == SIZES["train_images"]
-    name = json.loads((made / "train_videos.json").read_text())[-1]["video"]
+    assert info["options"]["train_arrangements"] == SIZES["train_arrangements"]
+    name = json.loads((made / "train_clips.json").read_text())[-1]["video"]
     local = shapes.folder(options, data_root)
     assert storage.read_bytes(f"{made}/{name}") == (local / name).read_bytes()

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+from support import small as recipe
 from support.recipes import small, train
 
 from configs import ftfv, red_villm
@@ -30,22 +31,22 @@ from vlvm_jax.errors import InputError
     ],
 )
 def test_command_line_faults(tmp_path, data_root, arg, extra, message):
-    done = train(tmp_path / "run", data_root, *extra, arg=arg) if arg != "vicuna-7b" else train_without_data(tmp_path)
+    done = train(tmp_path / "run", data_root, *extra, arg=arg) if arg == "tiny" else train_ftfv(tmp_path, arg)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().count("\n") == 0
 
 
-def train_without_data(tmp_path):
-    """vicuna-7b has no embedded data for `train` to shrink; neither a network nor a cache gives its weights."""
+def train_ftfv(tmp_path, arg):
+    """The recipe itself, where neither a network nor a cache gives its weights."""
     import subprocess
 
     from support.recipes import ROOT, environment
 
     nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     return subprocess.run(
-        [sys.executable, "-m", "vlvm_jax.train", "--config=configs/ftfv.py:vicuna-7b", f"--workdir={tmp_path}/run"],
+        [sys.executable, "-m", "vlvm_jax.train", f"--config=configs/ftfv.py:{arg}", f"--workdir={tmp_path}/run"],
         cwd=ROOT, env=environment(tmp_path) | nowhere, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
@@ -58,7 +59,7 @@ def test_help_helps(capsys):
 @pytest.fixture
 def own_data(tmp_path, data_root):
     """A user's copy of the embedded data, to spoil."""
-    source = next(data_root.glob("shapes-*"))
+    source = recipe.data(data_root)
     target = tmp_path / "clips"
     shutil.copytree(source, target)
     return target
@@ -66,11 +67,11 @@ def own_data(tmp_path, data_root):
 
 def spoilt(own_data, **changes) -> Config:
     """The last stage alone, over the user's own folder."""
-    config = to_json(build(Config, ftfv.get_config("tiny,scale=0.002")))
+    config = to_json(build(Config, recipe.get_config("tiny,scale=0.002")))
     config = json.loads(json.dumps(config).replace("{embedded}", str(own_data)))
     config["data"] |= {"embedded": None, "workers": 0}
     config["stages"] = [config["stages"][-1] | changes]
-    config["stages"][0]["data"] = [{"path": f"{own_data}/train_videos.json"}]
+    config["stages"][0]["data"] = [{"path": f"{own_data}/train_clips.json"}]
     config |= {"evals": [], "tensorboard": False}
     return build(Config, config)
 
@@ -86,15 +87,15 @@ def run(config: Config, workdir):
 
 
 def test_a_missing_annotation_file(tmp_path, own_data):
-    (own_data / "train_videos.json").unlink()
-    with pytest.raises(InputError, match=r"train_videos\.json: no such annotation file"):
+    (own_data / "train_clips.json").unlink()
+    with pytest.raises(InputError, match=r"train_clips\.json: no such annotation file"):
         run(spoilt(own_data), tmp_path / "run")
 
 
 def test_json_that_is_not_llava_names_the_record(tmp_path, own_data):
-    records = json.loads((own_data / "train_videos.json").read_text())
+    records = json.loads((own_data / "train_clips.json").read_text())
     records[5] = {"video": "a.mp4", "caption": "x"}
-    (own_data / "train_videos.json").write_text(json.dumps(records))
+    (own_data / "train_clips.json").write_text(json.dumps(records))
     with pytest.raises(InputError, match=r"record 5: no 'conversations' list"):
         run(spoilt(own_data), tmp_path / "run")
 
@@ -114,7 +115,7 @@ def test_a_batch_that_the_mesh_does_not_divide(tmp_path, own_data):
 
 
 def test_corrupt_and_empty_videos_are_skipped_and_counted_up_to_the_share(tmp_path, own_data):
-    clips = sorted((own_data / "media" / "train_videos").glob("*.mp4"))
+    clips = sorted((own_data / "media" / "train_clips").glob("*.mp4"))
     clips[3].write_bytes(b"")
     clips[7].write_bytes(clips[7].read_bytes()[:200])
     few = spoilt(own_data, steps=8)
@@ -150,7 +151,9 @@ def test_every_preset_builds():
         for strategy in ftfv.STRATEGIES:
             config = build(Config, ftfv.get_config(f"{preset},video_strategy={strategy}"))
             sees_video = [
-                stage.name for stage in config.stages if any("ideo" in f"{e.path} {e.media_root}" for e in stage.data)
+                stage.name
+                for stage in config.stages
+                if any("ideo" in f"{e.path} {e.media_root}" or "clips" in e.path for e in stage.data)
             ]
             assert sees_video == {
                 "S1": ["instruct"], "S2": ["pretrain", "instruct"], "S3": ["video"],
@@ -187,15 +190,15 @@ def test_config_errors_name_the_key():
     with pytest.raises(InputError, match=r"config\.stages\.1\.batch_sise: unknown key; did you mean 'batch_size'"):
         build(Config, config)
     config = to_json(build(Config, ftfv.get_config()))
-    config["model"]["vision"]["patch_size"] = 49
-    with pytest.raises(InputError, match=r"config\.model\.vision: image_size 48 is smaller than patch_size 49"):
+    config["model"]["vision"]["patch_size"] = 65
+    with pytest.raises(InputError, match=r"config\.model\.vision: image_size 64 is smaller than patch_size 65"):
         build(Config, config)
 
 
 def test_a_length_past_the_decoders_positions():
     config = to_json(build(Config, ftfv.get_config()))
     config["stages"][0]["length"] = 5000
-    with pytest.raises(InputError, match=r"base: length 5000 > the decoder's max_position_embeddings 4096"):
+    with pytest.raises(InputError, match=r"align: length 5000 > the decoder's max_position_embeddings 4096"):
         build(Config, config)
 
 

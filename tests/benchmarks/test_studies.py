@@ -10,7 +10,7 @@ from configs import free_video_llm, t2vid
 
 pytestmark = pytest.mark.slow
 
-NOTHING = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
+NOTHING = {"train_arrangements": 0, "train_clips": 0, "heldout_arrangements": 0, "heldout_clips": 0}
 STORIES = {
     **NOTHING, "train_stories": 40, "heldout_stories": 4, "heldout_long_stories": 4, "train_story_texts": 40,
     "train_long_texts": 30, "train_events": 40,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support import small
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.evaluation import question_lists
@@ -207,8 +208,8 @@ def test_llava(tmp_path, media):
 def test_the_embedded_held_out_lists(embedded):
     from vlvm_jax.data.embedded import words as embedded_words
 
-    (folder,) = embedded.glob("shapes-*")
-    found = question_lists.read(str(folder / "heldout_videos.json"), str(folder))
+    folder = small.data(embedded)
+    found = question_lists.read(str(folder / "heldout_clips.json"), str(folder))
     assert found.format == "llava"
     assert len(found.questions) >= 8
     assert not any(question.missing for question in found.questions)

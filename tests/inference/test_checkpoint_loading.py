@@ -73,7 +73,7 @@ def test_on_a_cpu_every_layer_has_its_own_arrays(folder):
 
 
 def test_a_run_answers_with_its_own_tokenizer_template_and_frames(run, data_root):
-    clip = next(data_root.rglob("heldout_videos/*.mp4"))
+    clip = next(data_root.rglob("heldout_clips/*.mp4"))
     answering = load(str(run), mesh=ONE)
     spec = answering.prompts.spec
     assert spec.frames_per_video == 2 and spec.data.chat_template == "bare"
@@ -90,7 +90,7 @@ def test_a_question_is_written_as_in_training(run, data_root):
     """Greedy decoding is what `evaluation.heldout` scores: the same token ids up to the answer."""
     from vlvm_jax.data.record import Record, Turn
 
-    clip = str(next(data_root.rglob("heldout_videos/*.mp4")))
+    clip = str(next(data_root.rglob("heldout_clips/*.mp4")))
     prompts = load(str(run), mesh=ONE).prompts
     request = Request("1", (("video", clip),), "What color is the shape?")
     media = prompts.media(request)

@@ -28,7 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support.recipes import DATA, command, environment  # noqa: E402
+from support.recipes import command, environment  # noqa: E402
+from support.small import DATA  # noqa: E402
 
 ARG = "tiny,scale=0.03"
 EXTRA = (

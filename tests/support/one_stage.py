@@ -1,14 +1,12 @@
-"""The last stage of the tiny recipe alone, of a smaller model: for runs that are about anything but learning."""
+"""The last stage of the small recipe alone, of a smaller model: for runs that are about anything but learning."""
 
 from typing import Any
 
-from configs import ftfv
-from support.recipes import DATA
+from support import small
 
 
 def get_config() -> Any:
-    config = ftfv.get_config("tiny")
-    config.data.embedded = dict(DATA)
+    config = small.get_config()
     config.data.workers = 0
     config.tensorboard = False
     config.model.vision.num_hidden_layers = config.model.decoder.num_hidden_layers = 1

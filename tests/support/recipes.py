@@ -1,4 +1,4 @@
-"""A recipe small enough for tests: the tiny preset on a few dozen files, a few steps a stage."""
+"""The recipe of `support.small`: in this process, and by the command."""
 
 import os
 import re
@@ -6,18 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configs import ftfv
+from support import small as recipe
 from support import xla
 from vlvm_jax.config import Config, build
 
 ROOT = Path(__file__).parents[2]
-DATA = {"train_images": 60, "train_videos": 48, "heldout_images": 4, "heldout_videos": 8}
+SMALL = "tests/support/small.py"
 
 
 def small(arg: str = "tiny,scale=0.006", **changes) -> Config:
-    """The tiny recipe over `DATA`; `changes` are top-level keys of the config."""
-    config = ftfv.get_config(arg)
-    config.data.embedded = dict(DATA)
+    """The recipe with few steps; `changes` are top-level keys of the config."""
+    config = recipe.get_config(arg)
     config.data.workers = 0
     config.tensorboard = False
     for key, value in changes.items():
@@ -26,9 +25,8 @@ def small(arg: str = "tiny,scale=0.006", **changes) -> Config:
 
 
 def command(workdir: Path, *extra: str, arg: str = "tiny,scale=0.006") -> list[str]:
-    overrides = [f"--config.data.embedded.{key}={value}" for key, value in DATA.items()]
     return [
-        sys.executable, "-m", "vlvm_jax.train", f"--config=configs/ftfv.py:{arg}", f"--workdir={workdir}", *overrides,
+        sys.executable, "-m", "vlvm_jax.train", f"--config={SMALL}:{arg}", f"--workdir={workdir}",
         "--config.tensorboard=False", *extra,
     ]  # fmt: skip
 
@@ -37,6 +35,7 @@ def environment(data: Path, devices: int = 1) -> dict[str, str]:
     """For a child process: its data set, its number of devices, no colours."""
     return {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VLVM_JAX_DATA": str(data),
         "XLA_FLAGS": xla.flags(devices),
         "JAX_PLATFORMS": "cpu",

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from configs import ftfv
+from support import small
 from vlvm_jax.recipes._common import EMBEDDED, complete, entry
 
 
 def get_config(arg: str | None = None) -> Any:
-    config = ftfv.get_config(arg).to_dict()
+    config = small.get_config(arg).to_dict()
     config["stages"] = [dict(stage) for stage in config["stages"]]
     config["stages"][-1] |= {
-        "validation": [entry(f"{EMBEDDED}/heldout_videos.json")],
+        "validation": [entry(f"{EMBEDDED}/heldout_clips.json")],
         "validate_every": 4,
         "best": "loss",
     }

@@ -221,7 +221,7 @@ def test_all_agree_on_the_step_before_a_damaged_one(start, tmp_path):
 def test_a_fault_of_one_processs_input_ends_both_with_one_line(start, data_root, tmp_path):
     """Clips that only one process cannot read: the other is waiting for its part of the first step by then."""
     spoilt = shutil.copytree(data_root, tmp_path / "data")
-    for clip in spoilt.glob("shapes-*/media/train_videos/*.mp4"):
+    for clip in spoilt.glob("shapes-*/media/train_clips/*.mp4"):
         clip.write_bytes(b"")
     run = start(tmp_path / "run", 2, data=[data_root, spoilt])
     assert run.end() == [2, 2], run.text(0) + run.text(1)
@@ -244,9 +244,9 @@ def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_both(start, t
 
 def test_a_fault_before_training_ends_both(start, data_root, tmp_path):
     spoilt = shutil.copytree(data_root, tmp_path / "data")
-    for file in spoilt.glob("shapes-*/train_videos.json"):
+    for file in spoilt.glob("shapes-*/train_clips.json"):
         file.unlink()
     run = start(tmp_path / "run", 2, data=[data_root, spoilt])
     assert run.end() == [2, 2], run.text(0) + run.text(1)
-    assert "train_videos.json: no such annotation file" in run.text(1)
+    assert "train_clips.json: no such annotation file" in run.text(1)
     assert not (tmp_path / "run").exists()

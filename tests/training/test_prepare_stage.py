@@ -1,7 +1,7 @@
 """How many steps a stage takes, and that the tiny recipes' rows are long enough for every record."""
 
 import pytest
-from support import recipes
+from support import small
 
 from configs import ftfv, red_villm
 from vlvm_jax.config import Config, StageConfig, build
@@ -12,6 +12,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.samples import sample_spec, with_checkpoint_files, with_embedded_data
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training.plan import num_steps, prepare_stage
+from vlvm_jax.weights.initial import Initial
 
 
 def stage(**values):
@@ -53,12 +54,13 @@ def test_epochs_of_packed_rows():
 
 
 @pytest.mark.usefixtures("embedded")
-@pytest.mark.parametrize("recipe", [ftfv, red_villm])
+@pytest.mark.parametrize("recipe", [ftfv, red_villm, small])
 def test_every_embedded_record_fits_the_rows_of_the_tiny_recipes(recipe):
     config = recipe.get_config("tiny")
-    config.data.embedded = dict(recipes.DATA)
+    config.data.embedded.update(train_arrangements=60, train_clips=200, heldout_clips=60)
     config.data.max_bad_share = 0.0
     config = with_embedded_data(build(Config, config), StopSignal())
+    config = with_checkpoint_files(config, Initial(config.model))
     for stage in config.stages:
         prepare_stage(config, stage)
     for held_out in config.evals:
@@ -77,8 +79,8 @@ SEARCHES = {"train_searches": 8, "heldout_searches": 8, "train_singles": 8}
 @pytest.fixture
 def guided(embedded):
     """The tiny recipe with a stage over searches, whose samples carry the question for CLIP."""
-    config = ftfv.get_config("tiny")
-    config.data.embedded = {**recipes.DATA, **SEARCHES}
+    config = small.get_config()
+    config.data.embedded = {**small.DATA, **SEARCHES}
     config.data.update(SCORING)
     for held_out in config.evals:
         held_out.pack = False

@@ -9,10 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import recipes, validated
+from support import recipes, small, validated
 from support.recipes import ROOT, environment
 
-from configs import ftfv
 from vlvm_jax.config import StageConfig
 from vlvm_jax.errors import InputError
 from vlvm_jax.training.checkpoint import _NewestAndBest
@@ -97,7 +96,7 @@ ARG = "tiny,scale=0.03"
 
 def command(workdir: Path, recipe=validated) -> list[str]:
     whole = recipes.command(workdir, arg=ARG)
-    return [*(part.replace("configs/ftfv.py", recipe.__file__) for part in whole), *SETTINGS]
+    return [*(part.replace(recipes.SMALL, recipe.__file__) for part in whole), *SETTINGS]
 
 
 def train(workdir: Path, data_root: Path, *extra: str, recipe=validated) -> subprocess.CompletedProcess:
@@ -134,7 +133,7 @@ def undisturbed(tmp_path_factory, data_root) -> Path:
 @pytest.mark.slow
 def test_training_knows_nothing_of_it(tmp_path, data_root, undisturbed):
     """The losses and gradients of a run without validation, to the bit."""
-    train(tmp_path / "plain", data_root, recipe=ftfv)
+    train(tmp_path / "plain", data_root, recipe=small)
     assert [row for row in lines(undisturbed) if "loss" in row] == lines(tmp_path / "plain")
     assert sum("validation_loss" in row for row in lines(undisturbed)) == 4
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import small
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +18,7 @@ def checkpoints(tmp_path_factory):
 def recipe_data(tmp_path_factory, data_root) -> Path:
     """The recipe's annotation files, over a few files of the embedded data."""
     root = tmp_path_factory.mktemp("data")
-    embedded = next(data_root.glob("shapes-*"))
+    embedded = small.data(data_root)
 
     def write(folder: str, name: str, kind: str, count: int):
         target = root / folder / f"{kind}s"

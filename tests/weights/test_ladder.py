@@ -14,7 +14,7 @@ import transformers
 from etils import epath
 from support import families
 from support.exports import load_strictly
-from support.recipes import DATA
+from support.small import DATA
 from support.stage_states import Position
 
 from vlvm_jax.config import AdapterConfig, Config, DecoderConfig, MeshConfig, VisionConfig, build, to_json

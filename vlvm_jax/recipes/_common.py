@@ -237,13 +237,10 @@ def tiny_data(settings: Mapping[str, Any] = MappingProxyType({}), **embedded: in
 
     Args:
       settings: others beside or in place of these.
-      embedded: how many of what, and other options of the embedded data; nothing else is made.
+      embedded: how many of what, and other options of the embedded data.
     """
-    nothing = dict.fromkeys(("train_images", "train_videos", "heldout_images", "heldout_videos"), 0)
     size = bases.EMBEDDED.vision.image_size
-    return bases.EMBEDDED.data(
-        embedded={**nothing, "size": size, "search_size": size, **embedded}, cache_mb=512, **settings
-    )
+    return bases.EMBEDDED.data(embedded={"size": size, "search_size": size, **embedded}, cache_mb=512, **settings)
 
 
 # --- real size ---------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ PRESETS = ("tiny", "tower", "clip")
 SIZE = bases.SMALL.vision.image_size
 RATE = 1.5e-3
 IMAGES = 3  # of a set or a sheet, at most
-NO_SCENES = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
 SINGLES = {"train_singles": 10000, "search_size": SIZE, "sheet_images": IMAGES}
 
 
@@ -137,7 +136,7 @@ def run(
             "name": name,
             "model": bases.SMALL.model(adapter, dtype="float32", **start),
             "data": bases.SMALL.data(
-                embedded={**NO_SCENES, "size": SIZE, **data},
+                embedded={"size": SIZE, **data},
                 tokenizer=f"{EMBEDDED}/tokenizer.json",
                 cache_mb=1024,
                 workers=1,

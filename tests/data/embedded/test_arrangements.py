@@ -245,11 +245,10 @@ def test_a_sets_answers_are_equally_frequent_for_each_number_of_images(kind):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    none = {"train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0}
     count = dict.fromkeys(
         ["train_arrangements", "train_sets", "heldout_sets", "train_signs", "heldout_signs", "train_timeless_texts"], 30
     )
-    options = shapes.ShapesOptions(size=SIDE, **none, **count)
+    options = shapes.ShapesOptions(size=SIDE, **count)
     return shapes.ensure(options, tmp_path_factory.mktemp("data"))
 
 

@@ -25,7 +25,7 @@ from vlvm_jax.errors import InputError
 
 SIZE, FRAMES, SHOWN, CELLS = 96, 32, 2, 6
 OPTIONS = ShapesOptions(
-    train_images=1, train_videos=1, heldout_images=1, heldout_videos=1, size=32, num_frames=4,
+    train_arrangements=1, train_clips=1, heldout_arrangements=1, heldout_clips=1, size=32, num_frames=4,
     train_searches=18, heldout_searches=16, train_singles=80, heldout_singles=16, train_sheets=40, search_size=48,
     search_frames=12, sheet_images=4,
 )  # fmt: skip
@@ -298,7 +298,7 @@ def test_searches_leave_the_rest_of_the_data_as_it_is(made, tmp_path):
     bare = shapes.ensure(OPTIONS.model_copy(update=counts), tmp_path)
     names = {str(path.relative_to(bare)) for path in bare.rglob("*") if path.is_file()}
     assert names < {str(path.relative_to(made)) for path in made.rglob("*")}
-    assert not any("search" in name or "single" in name or "prompt" in name for name in names)
+    assert not any("search" in name or "single" in name for name in names)
     for name in names - {"dataset.json"}:
         assert (bare / name).read_bytes() == (made / name).read_bytes()
     assert "search_size" not in json.loads((bare / "dataset.json").read_text())["options"]

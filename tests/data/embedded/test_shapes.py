@@ -11,20 +11,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import pytest
 from support.images import read_image
 from tokenizers import Tokenizer
 
-from vlvm_jax.data.embedded import scenes, shapes
+from vlvm_jax.data.embedded import arrangements, events, scenes, shapes
 from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.embedded.shapes import ShapesOptions
 from vlvm_jax.data.media.frames import read_clip
 from vlvm_jax.data.sources.annotations import read_annotations
 
 # More than a chunk of images, so that several workers share a split.
-OPTIONS = ShapesOptions(train_images=110, train_videos=12, heldout_images=10, heldout_videos=12, size=32, num_frames=6)
-TINY = OPTIONS.model_copy(update={"train_images": 3, "train_videos": 4, "heldout_images": 2, "heldout_videos": 4})
-SPLITS = ("train_images", "train_videos", "heldout_images", "heldout_videos")
+OPTIONS = ShapesOptions(train_arrangements=110, train_clips=12, heldout_arrangements=10, heldout_clips=12, size=32)
+TINY = OPTIONS.model_copy(
+    update={"train_arrangements": 3, "train_clips": 4, "heldout_arrangements": 2, "heldout_clips": 4}
+)
+SPLITS = ("train_arrangements", "heldout_arrangements", "train_clips", "heldout_clips")
+PARTS = {"arrangements": ("", "_captions", "_patches", "_listings"), "clips": ("", "_captions")}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,9 @@ def test_every_file_is_the_same_again_with_other_workers(made, tmp_path):
 def test_what_killed_processes_had_begun_is_swept(tmp_path):
     host = re.sub(r"\W", "_", socket.gethostname())
     for name in (f"0.building-{host}-1", "1.building-2", "2.building-elsewhere-3", "3.building-elsewhere-4"):
-        (tmp_path / f"shapes-{name}" / "media" / "train_images").mkdir(parents=True)
+        (tmp_path / f"shapes-{name}" / "media" / "train_arrangements").mkdir(parents=True)
     old = tmp_path / "shapes-3.building-elsewhere-4"
-    for folder in (old / "media" / "train_images", old / "media", old):
+    for folder in (old / "media" / "train_arrangements", old / "media", old):
         os.utime(folder, (0, 0))
     made = shapes.ensure(TINY, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {made.name, "shapes-2.building-elsewhere-3"}
@@ -76,27 +80,31 @@ def test_another_seed_gives_other_scenes(tmp_path):
         assert annotations(one, name) != annotations(other, name)
 
 
-@pytest.mark.parametrize("name", list(ShapesOptions.model_fields)[: list(ShapesOptions.model_fields).index("seed") + 1])
+@pytest.mark.parametrize("name", ["size", "fps", "seed", *SPLITS])
 def test_the_hash_follows_every_option(name):
     """Those of searches: test_searches.py."""
-    if name == "kinds":
-        return
-    changed = ShapesOptions(**{name: getattr(ShapesOptions(), name) + 2})  # an even size stays even
-    assert changed.hash != ShapesOptions().hash
-    assert ShapesOptions(**{name: getattr(changed, name)}).hash == changed.hash
+    changed = OPTIONS.model_copy(update={name: getattr(OPTIONS, name) + 2})  # an even size stays even
+    assert changed.hash != OPTIONS.hash
+    assert OPTIONS.model_copy(update={name: getattr(changed, name)}).hash == changed.hash
 
 
-def test_the_hash_follows_the_kinds_and_the_code(tmp_path, monkeypatch):
-    before = ShapesOptions().hash
+def test_the_hash_follows_the_code(tmp_path, monkeypatch):
+    before = OPTIONS.hash
     assert re.fullmatch("[0-9a-f]{12}", before)
-    assert ShapesOptions(kinds=("move",)).hash != before
     edited = tmp_path / "edited.py"
-    for module in (scenes, shapes):
+    for module in (scenes, events, arrangements, shapes):
         edited.write_text(Path(module.__file__).read_text() + "\n")
         with monkeypatch.context() as patch:
             patch.setattr(module, "__file__", str(edited))
-            assert ShapesOptions().hash != before
-    assert ShapesOptions().hash == before
+            assert OPTIONS.hash != before
+    assert OPTIONS.hash == before
+
+
+def test_options_of_earlier_versions():
+    """A run that asked for nothing of them can still be opened."""
+    assert ShapesOptions(**{"train_images": 0, "kinds": ("move",), "train_clips": 12}) == ShapesOptions(train_clips=12)
+    with pytest.raises(pydantic.ValidationError, match="train_videos: no such data is made any more"):
+        ShapesOptions(**{"train_videos": 10})
 
 
 def test_the_folder_is_under_the_asked_or_the_default_root(tmp_path, monkeypatch):
@@ -115,11 +123,12 @@ def test_splits_share_no_combination_and_no_file(made):
     combinations, files, contents = {}, {}, {}
     for name in SPLITS:
         records = annotations(made, name)
-        combinations[name] = {record["combination"] for record in records}
+        shown = records if name.endswith("clips") else annotations(made, f"{name}_captions")
+        combinations[name] = {record.get("combination") or record["conversations"][1]["value"] for record in shown}
         files[name] = {record.get("image") or record["video"] for record in records}
         contents[name] = {hashlib.sha256((made / file).read_bytes()).hexdigest() for file in files[name]}
         assert len(files[name]) == len(contents[name]) == len(records)
-    for medium in ("images", "videos"):
+    for medium in PARTS:
         assert not combinations[f"train_{medium}"] & combinations[f"heldout_{medium}"]
     for kind in (files, contents):
         assert sum(map(len, kind.values())) == len(set.union(*kind.values()))
@@ -130,39 +139,35 @@ def test_splits_share_no_combination_and_no_file(made):
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_annotations_load_and_every_file_decodes(made, name):
-    expected = dict(zip(SPLITS, (110, 12, 10, 12), strict=True))[name]
+    expected = dict(zip(SPLITS, (110, 10, 12, 12), strict=True))[name]
     records = read_annotations(str(made / f"{name}.json"), str(made))
     captions = read_annotations(str(made / f"{name}_captions.json"), str(made))
     assert len(records) == len(captions) == expected
     for record, described in zip(records, captions, strict=True):
         assert record.id == described.id and record.media == described.media
         ((kind, path),) = record.media
-        assert kind == record.kind == ("image" if name.endswith("images") else "video")
+        assert kind == record.kind == ("video" if name.endswith("clips") else "image")
         frames = read_image(path, 32) if kind == "image" else read_clip(path, 99, 32)
-        assert frames.shape == (1 if kind == "image" else 6, 32, 32, 3)
-        assert all(turn.type in scenes.STATIC_TYPES + scenes.TEMPORAL_TYPES for turn in record.turns)
+        assert frames.shape == (1 if kind == "image" else events.FRAMES, 32, 32, 3)
+        types = (*events.STATIC_TYPES, *events.TEMPORAL_TYPES, "told") if kind == "video" else arrangements.TYPES
+        assert {turn.type for turn in record.turns} <= set(types)
         assert [turn.type for turn in described.turns] == ["caption"]
         assert described.turns[0].question == f"<image>\n{scenes.CAPTION_PROMPTS[kind]}"
 
 
 def test_clips_show_what_was_rendered_in_its_order(made):
     """The annotation's combination names the scene, so a clip that moves must move the way it says."""
-    moves = [r for r in annotations(made, "train_videos") if r["combination"].startswith("move/")]
-    assert len(moves) == 6
+    moves = [r for r in annotations(made, "train_clips") if r["combination"].startswith("move/")]
+    assert len(moves) == 3
     for record in moves:
-        _, _, color, *rest = record["combination"].split("/")
-        direction = next(part for part in rest if part in scenes.DIRECTIONS)
-        frames = read_clip(str(made / record["video"]), 6, 32).astype(float)
-        row_step, column_step = scenes.DIRECTIONS[direction]
-        first, last = (_centre(frame, scenes.COLORS[color]) for frame in frames[[0, -1]])
-        along = (last - first) @ (row_step, column_step)
-        across = (last - first) @ (column_step, row_step)
+        _, name, _, direction, *_ = record["combination"].split("/")
+        frames = read_clip(str(made / record["video"]), events.FRAMES, 32).astype(float)
+        row_step, column_step = events.DIRECTIONS[direction]
+        # What is gone at the end, and what has come: the thing's colour at either place, whatever else has it.
+        near = [np.abs(frame - scenes.COLORS[name.split()[0]]).max(axis=-1) < 60 for frame in frames[[0, -1]]]
+        gone, come = (np.argwhere(one & ~other).mean(axis=0) for one, other in (near, near[::-1]))
+        along, across = (come - gone) @ (row_step, column_step), (come - gone) @ (column_step, row_step)
         assert along > 5 and abs(across) < 2
-
-
-def _centre(frame, color):
-    near = np.abs(frame - color).max(axis=-1) < 60
-    return np.argwhere(near).mean(axis=0)
 
 
 def test_the_placeholder_is_in_the_first_question_only(made):
@@ -173,14 +178,15 @@ def test_the_placeholder_is_in_the_first_question_only(made):
 
 
 def test_videos_go_round_the_kinds(made):
-    kinds = [record["combination"].split("/")[0] for record in annotations(made, "heldout_videos")]
-    assert kinds == ["move", "move", "appear", "change"] * 3
+    kinds = [record["combination"].split("/")[0] for record in annotations(made, "heldout_clips")]
+    assert kinds == list(events.KINDS) * 3
 
 
 def test_every_text_is_made_of_known_words(made):
     tokenizer = Tokenizer.from_file(str(made / "tokenizer.json"))
     unknown = tokenizer.token_to_id("<unk>")
-    said = [text for name in SPLITS for part in ("", "_captions") for text in texts(annotations(made, name + part))]
+    parts = [name + part for name in SPLITS for part in PARTS[name.partition("_")[2]]]
+    said = [text for name in parts for text in texts(annotations(made, name))]
     assert len(said) > 1000
     assert not [text for text in said if unknown in tokenizer.encode(text, add_special_tokens=False).ids]
     assert tokenizer.encode("circle nonsense", add_special_tokens=False).ids[1] == unknown
@@ -190,10 +196,15 @@ def test_every_text_is_made_of_known_words(made):
 def test_the_card_counts_and_fingerprints_the_annotations(made):
     card = json.loads((made / "dataset.json").read_text())
     assert ShapesOptions(**card["options"]) == OPTIONS
-    assert card["records"] == {"train_images": 110, "train_videos": 12, "heldout_images": 10, "heldout_videos": 12}
+    assert card["records"] == {
+        "train_arrangements": 110,
+        "train_clips": 12,
+        "heldout_arrangements": 10,
+        "heldout_clips": 12,
+    }
     digest = hashlib.sha256()
     for name in SPLITS:
-        for part in ("", "_captions"):
+        for part in PARTS[name.partition("_")[2]]:
             digest.update((made / f"{name}{part}.json").read_bytes())
     assert card["annotations_sha256"] == digest.hexdigest()
 
@@ -204,7 +215,7 @@ def test_the_card_counts_and_fingerprints_the_annotations(made):
 def test_progress_counts_every_file(tmp_path):
     calls = []
     shapes.ensure(OPTIONS, tmp_path, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(100, 144), (110, 144), (122, 144), (132, 144), (144, 144)]
+    assert calls == [(100, 144), (110, 144), (120, 144), (132, 144), (144, 144)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -221,7 +232,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, error, workers):
 
 def test_an_interrupted_build_leaves_nothing_while_workers_are_busy(tmp_path):
     """A worker that outlives the build could write into the folder while it is being removed."""
-    options = TINY.model_copy(update={"train_images": 1, "train_videos": 120, "num_frames": 16})
+    options = TINY.model_copy(update={"train_arrangements": 1, "train_clips": 120})
 
     def stop(done, total):
         raise KeyboardInterrupt

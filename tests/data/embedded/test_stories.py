@@ -12,7 +12,7 @@ from vlvm_jax.data.embedded import words as embedded_words
 from vlvm_jax.data.media.frames import decode_frames
 
 OPTIONS = shapes.ShapesOptions(
-    train_images=0, train_videos=0, heldout_images=0, heldout_videos=0, train_stories=24, heldout_stories=6,
+    train_arrangements=0, train_clips=0, heldout_arrangements=0, heldout_clips=0, train_stories=24, heldout_stories=6,
     heldout_long_stories=6, train_story_texts=12, train_long_texts=24, train_events=12,
 )  # fmt: skip
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)

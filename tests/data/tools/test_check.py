@@ -57,7 +57,7 @@ def test_causes(tmp_path, workers):
 
 def test_lengths_and_drops_are_those_of_training(embedded):
     spec, folder = recipe_spec(embedded)
-    records = open_records([str(folder / "heldout_videos.json"), str(folder / "heldout_images.json")])
+    records = open_records([str(folder / "heldout_clips.json"), str(folder / "heldout_arrangements.json")])
     findings = examine(records, spec)
     loader = loader_lib.SampleLoader(records, spec)
     samples = [loader.load(index) for index in range(len(records))]
@@ -97,7 +97,7 @@ def test_spreads():
 
 def test_tables_and_picture(tmp_path, embedded):
     spec, folder = recipe_spec(embedded, length=60)
-    records = open_records([str(user_folder.bad(tmp_path)), str(folder / "heldout_videos.json")])
+    records = open_records([str(user_folder.bad(tmp_path)), str(folder / "heldout_clips.json")])
     findings = examine(records, spec)
     summary = check.summarise(findings, len(records), spec)
     assert summary["causes"]["too_long"] > 0

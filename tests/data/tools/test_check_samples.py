@@ -27,7 +27,7 @@ def world(embedded):
     folder = shapes.folder(ShapesOptions(**config.data.embedded), embedded)
     data = config.data.model_copy(update={"tokenizer": f"{folder}/tokenizer.json"})
     spec = sample_spec(config.model_copy(update={"data": data}), config.stages[-1])
-    return open_records([f"{folder}/heldout_videos.json", f"{folder}/heldout_images.json"]), spec
+    return open_records([f"{folder}/heldout_clips.json", f"{folder}/heldout_arrangements.json"]), spec
 
 
 def test_frames_prompt_and_learned_tokens(world):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from support import user_folder
-from support.recipes import DATA, ROOT, environment
+from support.recipes import ROOT, SMALL, environment
 
 
 def data(tmp_path, *arguments: str):
@@ -91,10 +91,9 @@ def test_prepare_then_verify_then_check(tmp_path):
 
 
 def test_check_of_a_recipes_own_data(tmp_path, data_root):
-    flags = [f"--config.data.embedded.{key}={value}" for key, value in DATA.items()]
     figures, picture = tmp_path / "new" / "found.json", tmp_path / "found.png"
     done = data(
-        data_root, "check", "--config=configs/ftfv.py", *flags, "--config.stages[3].length=60", "--limit=24",
+        data_root, "check", f"--config={SMALL}", "--config.stages[3].length=60", "--limit=24",
         "--workers=0", f"--json={figures}", f"--picture={picture}",
     )  # fmt: skip
     assert done.returncode == 2 and "too_long" in done.stdout and "check: 24/24" in done.stdout
@@ -106,15 +105,15 @@ def test_check_of_a_recipes_own_data(tmp_path, data_root):
 
 
 WEIGHTED = """
-from configs import ftfv
+from support import small
 from vlvm_jax.recipes._common import complete
 
 def get_config(arg=None):
-    config = ftfv.get_config(arg).to_dict()
+    config = small.get_config(arg).to_dict()
     config["stages"] = [dict(stage) for stage in config["stages"]]
     last = config["stages"][-1]
     last["data"] = [{**entry, "weight": 1.0} for entry in last["data"]]
-    last["validation"] = [{"path": "{embedded}/heldout_videos.json"}]
+    last["validation"] = [{"path": "{embedded}/heldout_clips.json"}]
     return complete(config)
 """
 
@@ -122,6 +121,5 @@ def get_config(arg=None):
 def test_check_reads_what_a_stage_is_validated_on_by_itself(tmp_path, data_root):
     """Weights are of the training data alone."""
     (tmp_path / "weighted.py").write_text(WEIGHTED)
-    flags = [f"--config.data.embedded.{key}={value}" for key, value in DATA.items()]
-    done = data(data_root, "check", f"--config={tmp_path}/weighted.py", *flags, "--limit=8", "--workers=0")
+    done = data(data_root, "check", f"--config={tmp_path}/weighted.py", "--limit=8", "--workers=0")
     assert done.returncode == 0 and "8 of " in done.stdout, done.stderr

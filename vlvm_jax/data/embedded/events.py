@@ -16,9 +16,10 @@ import numpy as np
 from vlvm_jax.data.embedded import scenes
 from vlvm_jax.data.embedded.arrangements import NUMBERS, SIZES, Thing
 from vlvm_jax.data.embedded.files import in_held_out_share
-from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, DIRECTIONS, ROWS, SHAPES, Motion, Question
+from vlvm_jax.data.embedded.scenes import COLORS, COLUMNS, ROWS, SHAPES, Question
 
 KINDS = ("move", "appear", "change", "blink")
+DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 STATIC_TYPES = ("color", "shape", "count", "position")
 TEMPORAL_TYPES = ("direction", "speed", "before_after", "order", "repetition", "which")
 FRAMES = 16
@@ -27,6 +28,21 @@ MOST_BLINKS = 3
 MOST_QUESTIONS = 6  # of which no answer gives another away
 MOST_STILL = 3  # questions about what is still, where everything is asked of the event
 _PLACES = ("first", "second", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """The first thing goes `cells` cells in `direction`, speeding up or slowing down all the way."""
+
+    direction: str
+    cells: int
+    faster: bool
+
+    def shift(self, time: float) -> tuple[float, float]:
+        """How far it has gone at `time`, from 0 to 1: down and right, as shares of the frame."""
+        progress = time**2.5 if self.faster else 1 - (1 - time) ** 2.5
+        row_step, column_step = DIRECTIONS[self.direction]
+        return row_step * progress * self.cells / 3, column_step * progress * self.cells / 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +102,7 @@ def _draw(rng: np.random.Generator, kind: str) -> Clip:
     cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
     motion, made = None, {}
     if kind == "move":
-        motion, cells = scenes.draw_motion(rng, cells)
+        motion, cells = _draw_motion(rng, cells)
     elif kind == "appear":
         made["spans"] = _draw_spans(rng)
     elif kind == "blink":
@@ -100,6 +116,19 @@ def _draw(rng: np.random.Generator, kind: str) -> Clip:
         for (color, shape), cell in zip(names, cells, strict=False)
     )
     return Clip(kind, things, int(rng.integers(2**31)), motion, **made)
+
+
+def _draw_motion(rng: np.random.Generator, cells: list[tuple[int, int]]) -> tuple[Motion, list[tuple[int, int]]]:
+    """A motion, and the cells with its first one before those that it does not touch."""
+    direction = str(rng.choice(list(DIRECTIONS)))
+    row_step, column_step = DIRECTIONS[direction]
+    length = int(rng.choice((1, 1, 2)))  # so that every row and column starts and ends as often
+    along = int(rng.integers(0, 3 - length))
+    along = along if row_step + column_step > 0 else 2 - along
+    across = int(rng.integers(0, 3))
+    start = (across, along) if row_step == 0 else (along, across)
+    path = {(start[0] + row_step * i, start[1] + column_step * i) for i in range(length + 1)}
+    return Motion(direction, length, bool(rng.integers(2))), [start, *(cell for cell in cells if cell not in path)]
 
 
 def _draw_spans(rng: np.random.Generator) -> tuple[tuple[int, int], ...]:

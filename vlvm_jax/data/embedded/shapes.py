@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pydantic
@@ -46,14 +46,20 @@ _ABANDONED = 24 * 3600  # seconds without a change after which nobody is making 
 # Of a record, and the files they go to.
 _PARTS = {"conversations": "", "caption": "_captions", "pair": "_pairs", "patch": "_patches", "listing": "_listings"}
 _OF_ARRANGEMENTS = ("arrangements", "sets", "signs", "timeless_texts", "clips")  # ends of names of options
+_GONE = ("train_images", "train_videos", "heldout_images", "heldout_videos")  # of earlier versions
+_GONE_WITH_THEM = ("num_frames", "kinds")
 _SINGLES = 6  # number of the split of which sheets are made
 _SINGLES_A_SHEET = 8  # singles there have to be for each image of a sheet, so that none need be in it twice
 
 
 class ShapesOptions(Settings):
-    """How much to make, and how large.
+    """How much to make, and how large; nothing where it is not said.
 
-    `size` and `num_frames` are the files' own, not the model's: the loader samples and resizes like for any clip.
+    `size` is the files' own, not the model's: the loader samples and resizes like for any clip.
+
+    What `embedded.arrangements` draws, images of `size` pixels: `*_arrangements` of up to six things, `*_sets` of two
+    or three images, `*_signs` with words to read, and `train_timeless_texts`, stories as text; `*_clips`, what
+    `embedded.events` draws.
 
     `*_searches`, `*_singles` and `train_sheets` count what `embedded.searches` draws, of `search_size` pixels: clips of
     `search_frames` frames, of which a rare thing shows in `search_shown` and a small one fills a cell of `search_cells`
@@ -62,20 +68,10 @@ class ShapesOptions(Settings):
     What `embedded.stories` draws: `*_stories` clips of three to six events, `heldout_long_stories` of eight to twelve;
     `train_story_texts`, stories of any length as text with questions; `train_long_texts`, texts of six to sixteen
     events with one question each; `train_events`, single events as images and as words.
-
-    What `embedded.arrangements` draws, images of `size` pixels: `*_arrangements` of up to six things, `*_sets` of two
-    or three images, `*_signs` with words to read, and `train_timeless_texts`, stories as text; `*_clips`, what
-    `embedded.events` draws.
     """
 
-    train_images: NonNegativeInt = 12000
-    train_videos: NonNegativeInt = 4000
-    heldout_images: NonNegativeInt = 200
-    heldout_videos: NonNegativeInt = 240
-    size: PositiveInt = 48
-    num_frames: PositiveInt = 16
+    size: PositiveInt = 64
     fps: PositiveInt = 8
-    kinds: tuple[Literal["move", "appear", "change"], ...] = Field(default=("move", "move", "appear", "change"))
     seed: int = 0
     train_searches: NonNegativeInt = 0
     heldout_searches: NonNegativeInt = 0
@@ -102,6 +98,16 @@ class ShapesOptions(Settings):
     train_timeless_texts: NonNegativeInt = 0
     train_clips: NonNegativeInt = 0
     heldout_clips: NonNegativeInt = 0
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, given: Any) -> Any:
+        """Runs of earlier versions say of some data that there is none of it."""
+        if not isinstance(given, dict):
+            return given
+        if asked := [name for name in _GONE if given.get(name)]:
+            raise ValueError(f"{asked[0]}: no such data is made any more; there are train_arrangements and train_clips")
+        return {name: value for name, value in given.items() if name not in (*_GONE, *_GONE_WITH_THEM)}
 
     @pydantic.model_validator(mode="after")
     def _check(self):
@@ -177,14 +183,8 @@ def exists(options: ShapesOptions, root: epath.PathLike | None = None) -> bool:
 
 def splits(options: ShapesOptions) -> list[Split]:
     """Those of which some are asked for."""
-    of_scenes = [
-        Split(0, "train_images", ("image",), options.train_images, held_out=False),
-        Split(1, "train_videos", options.kinds, options.train_videos, held_out=False),
-        Split(2, "heldout_images", ("image",), options.heldout_images, held_out=True),
-        Split(3, "heldout_videos", options.kinds, options.heldout_videos, held_out=True),
-    ]
-    others = (*_search_splits(options), *_story_splits(options), *_arrangement_splits(options))
-    return [split for split in (*of_scenes, *others) if split.count]
+    made = (*_search_splits(options), *_story_splits(options), *_arrangement_splits(options))
+    return [split for split in made if split.count]
 
 
 def _search_splits(options: ShapesOptions) -> list[Split]:
@@ -368,36 +368,14 @@ def _run(tasks: list[tuple], workers: int) -> Generator[list[dict], None, None]:
 
 def _write_chunk(task: tuple) -> list[dict]:
     options, path, split, start, stop = task
-    writers = {"single": _write_single, "sheet": _sheet, **dict.fromkeys(searches.KINDS, _write_search)}
-    write = writers.get(split.kinds[0], _write_one)
     if write_arrangement := arrangement_files.WRITERS.get(split.kinds[0]):
         write = functools.partial(write_arrangement, size=options.size, fps=options.fps, seed=options.seed)
         return [write(Path(path), split, index) for index in range(start, stop)]
     if split.kinds[0] in story_files.WRITERS:
         write = functools.partial(story_files.write, size=options.size, fps=options.fps, seed=options.seed)
         return [write(Path(path), split, index) for index in range(start, stop)]
+    write = {"single": _write_single, "sheet": _sheet}.get(split.kinds[0], _write_search)
     return [write(options, Path(path), split, index) for index in range(start, stop)]
-
-
-def _write_one(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:
-    rng = np.random.default_rng([options.seed, split.number, index])
-    kind = split.kinds[index % len(split.kinds)]
-    scene = scenes.draw_scene(rng, kind, held_out=split.held_out)
-    medium = "image" if kind == "image" else "video"
-    name = f"media/{split.name}/{index:06d}.{'png' if medium == 'image' else 'mp4'}"
-    if medium == "image":
-        Image.fromarray(scenes.render(scene, 1, options.size)[0]).save(path / name, compress_level=1)
-    else:
-        write_mp4(path / name, scenes.render(scene, options.num_frames, options.size), options.fps)
-    asked = scenes.questions(scene, rng)
-    return {
-        "id": f"{split.name}/{index:06d}",
-        medium: name,
-        "combination": "/".join(scenes.combination(scene)),
-        "conversations": conversation([(q.question, q.answer) for q in asked]),
-        "types": [q.type for q in asked],
-        "caption": conversation([(scenes.CAPTION_PROMPTS[medium], scenes.caption(scene))]),
-    }
 
 
 def _write_search(options: ShapesOptions, path: Path, split: Split, index: int) -> dict:

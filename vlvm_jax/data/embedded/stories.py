@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlvm_jax.data.embedded import scenes
+from vlvm_jax.data.embedded.arrangements import Arrangement, Thing
+from vlvm_jax.data.embedded.arrangements import render as render_image
 from vlvm_jax.data.embedded.files import in_held_out_share
 
 THINGS = tuple(itertools.product(scenes.COLORS, scenes.SHAPES))
@@ -73,8 +75,8 @@ def render(story: Story, size: int) -> np.ndarray:
     stills = []
     for event in story.events:
         cell = (1, scenes.COLUMNS.index(event.column))
-        thing = scenes.Thing(event.shape, event.color, cell, (0.0, 0.0))
-        stills.append(scenes.render(scenes.Scene("image", (thing,), story.background), 1, size)[0])
+        thing = Thing("large", event.color, event.shape, cell, (0.0, 0.0))
+        stills.append(render_image(Arrangement((thing,), story.background), size))
     return np.repeat(np.stack(stills), story.holds, axis=0)
 
 
