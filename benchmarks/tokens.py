@@ -20,7 +20,6 @@ import numpy as np
 from etils import epath
 
 from configs import ftfv
-from vlvm_jax import samples
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.console import say
 from vlvm_jax.data.batch.skipped import SkipLog
@@ -60,12 +59,12 @@ def accuracy(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str,
     return {"all": result["accuracy"], "temporal": temporal, "static": static}
 
 
-def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
+def step_times(rounds: int, workdir: epath.Path, stop: StopSignal) -> dict[str, float]:
     """Seconds per step of every setting: the median over rounds in which all settings take turns."""
-    runs = {}
+    runs, mesh = {}, make_mesh(MeshConfig())
     for reading, tokens in SETTINGS:
-        config = samples.with_embedded_data(setting(reading, tokens, 0, 10), stop)
-        prepared = plan.prepare_stage(config, config.stages[-1])
+        made = plan.make(setting(reading, tokens, 0, 10), workdir, stop)
+        config, (prepared,) = made.config, made.stages
         functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
         data = stages.make_batches(config, prepared, SkipLog(prepared.records, 1.0), mesh)
         batch = to_device(next(data), mesh)
@@ -94,12 +93,11 @@ def main() -> None:
     parser.add_argument("--timing-rounds", type=int, default=20)
     args = parser.parse_args()
     workdir = epath.Path(args.workdir).expanduser().resolve()
-    mesh = make_mesh(MeshConfig())
     results = Path(args.workdir) / "results"
     results.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
         if not (results / "seconds.json").exists():
-            write(results / "seconds.json", step_times(args.timing_rounds, mesh, stop))
+            write(results / "seconds.json", step_times(args.timing_rounds, workdir / "seconds", stop))
         for seed in args.seeds:
             for reading, tokens in SETTINGS:
                 name = f"{reading}-{tokens}-{args.steps}-{seed}"

@@ -163,8 +163,7 @@ def tiny(options: Any) -> ConfigDict:
         "name": f"t2vid-tiny-{options.arm}",
         "model": model,
         "data": tiny_data(
-            # Every frame of a short clip once, and every page of a text.
-            {"frame_sampling": "segment_mid", "short_video": "identity"},
+            {"frame_sampling": "ends"},  # of up to `frames` pages none is left out, as the last one is by segments
             train_stories=2000,
             heldout_stories=60,
             heldout_long_stories=60,
