@@ -149,7 +149,7 @@ def test_packed_epochs_are_steps(root, tmp_path, monkeypatch):
     from vlvm_jax.stop import StopSignal
     from vlvm_jax.training import plan
 
-    config = small(root, monkeypatch, steps=None, epochs=2.0, batch_size=2)
+    config = small(root, monkeypatch, steps=None, epochs=2.0)
     (prepared,) = plan.make(config, epath.Path(tmp_path), StopSignal()).stages
     assert len(prepared.records) == 30
-    assert 30 * 2 / 2 / 12 < prepared.num_steps < 30 * 2 / 2  # several samples a row, fewer than a dozen
+    assert 30 * 2 / 8 / 12 < prepared.num_steps < 30 * 2 / 8  # several samples a row, fewer than a dozen
