@@ -8,23 +8,19 @@ another question's words to guide them. Every result is a file of its own in DIR
 Prints the table of docs/free_video_llm.md and draws DIR/free_video_llm.png.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from etils import epath
 
 from benchmarks.arms import Results, arguments
 from benchmarks.red_villm import spread
 from configs import free_video_llm
 from configs.free_video_llm import BUDGETS, FRAMES, budget
 from vlvm_jax.config import Config, build
-from vlvm_jax.evaluation import final
 from vlvm_jax.models.params import Model
 from vlvm_jax.stop import StopSignal
-from vlvm_jax.training import stages
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -88,16 +84,11 @@ def setting(name: str, seed: int) -> Config:
 def main() -> None:
     args = arguments(__doc__, "free_video_llm", list(SETTINGS)).parse_args()
     workdir = Path(args.workdir).expanduser().resolve()
-    results = Results(workdir / "results")
-
-    def ask(name: str, seed: int) -> dict[str, Any]:
-        folder = epath.Path(workdir / "runs" / results.name(name, seed))
-        return stages.run(setting(name, seed), folder, stop, final.evaluate)
-
+    results = Results(workdir)
     with StopSignal() as stop:
         for seed in args.seeds:
             for name in args.only:
-                results.once(name, seed, functools.partial(ask, name, seed))
+                results.once(name, seed, setting(name, seed), stop)
     by_setting = results.by_arm(list(SETTINGS))
     runs = {name: [run["eval"]["searches"] for run in setting_runs] for name, setting_runs in by_setting.items()}
     print(table(runs))

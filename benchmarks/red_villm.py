@@ -1,30 +1,28 @@
 """What a temporal branch brings: arms of the RED-VILLM recipe against each other, and how much video they need.
 
-usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--image_seed N] [--only ARM ...]
+usage: python -m benchmarks.red_villm [--workdir DIR] [--steps N] [--seeds 0 1 2] [--only ARM ...]
 
-Per seed an image model (9 patches a frame) is trained once; with `--image_seed` one serves all seeds. From it every arm
-trains the recipe's `video` stage for `--steps` steps on the same clips and answers the held-out questions: frames one
-after the other (`frames`), space tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's
-way), both through their own (`red_villm`), that with a random temporal connector, and with the decoder frozen; then
-`red_villm` on 10, 25 and 50% of the video instructions, for as many steps. `red_villm` also answers the controls. Every
-result is a file of its own in DIR/results; what is done is not run again. Prints the tables of docs/red_villm.md and
+Every arm trains the recipe's `video` stage from the image model in the package for `--steps` steps on the same clips
+and answers the held-out questions; a seed is that of training. Arms: frames one after the other (`frames`), space
+tokens alone, time tokens alone, both through one connector (`shared`, Video-ChatGPT's way), both through their own
+(`red_villm`), that with a random temporal connector, and with the decoder frozen; then `red_villm` on 10, 25 and 50% of
+the video instructions, for as many steps. `red_villm` also answers the controls. Every result is a file of its own in
+DIR/results; what is done is not run again. Prints the tables of docs/red_villm.md and
 draws DIR/red_villm.png.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from etils import epath
 
-from benchmarks.arms import TEMPORAL, Results, arguments, train_and_ask, train_image_model
+from benchmarks.arms import Results, arguments
 from configs import red_villm
-from vlvm_jax.config import Config, MeshConfig, build
+from vlvm_jax.config import Config, build
+from vlvm_jax.data.embedded.events import TEMPORAL_TYPES
 from vlvm_jax.models.params import Model
-from vlvm_jax.parallel.mesh import make_mesh
-from vlvm_jax.recipes._common import PATCHES
+from vlvm_jax.recipes._common import CLIP_TEXT, PATCHES, QUESTION
 from vlvm_jax.stop import StopSignal
 
 matplotlib.use("Agg")
@@ -53,43 +51,34 @@ def setting(arm: str, seed: int, steps: int) -> Config:
     if arm == "frames":
         config.model.adapter.name, config.model.adapter.options = "frames", {}
         config.stages[-1].copied = []
-        config.stages[-1].length = config.evals[0].length = 8 * PATCHES + 48
+        config.stages[-1].length = 2 * (8 * PATCHES + CLIP_TEXT)
+        config.evals[0].length = 8 * PATCHES + QUESTION
     if arm != "red_villm":
         config.evals[0].controls = []
     return build(Config, config)
 
 
-def image_setting(seed: int) -> Config:
-    """A seed's image model: an adapter without anything of its own."""
-    return setting("frames", seed, 1)
-
-
 def main() -> None:
     parser = arguments(__doc__, "red_villm", list(ARMS))
-    parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--image_seed", type=int, metavar="N", help="one image model for all seeds")
+    parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
-    workdir = epath.Path(args.workdir).expanduser().resolve()
-    results, mesh = Results(Path(workdir) / "results", f"-{args.steps}"), make_mesh(MeshConfig())
+    workdir = Path(args.workdir).expanduser().resolve()
+    results = Results(workdir, f"-{args.steps}")
     with StopSignal() as stop:
         for seed in args.seeds:
-            image_seed = seed if args.image_seed is None else args.image_seed
-            image = image_setting(image_seed)
-            folder = train_image_model(image, workdir / f"image-{image_seed}", stop)
             for arm in args.only:
-                config, place = setting(arm, seed, args.steps), workdir / results.name(arm, seed)
-                results.once(arm, seed, functools.partial(train_and_ask, config, image, folder, place, mesh, stop))
+                results.once(arm, seed, setting(arm, seed, args.steps), stop)
     runs = {arm: [run["eval"]["videos"] for run in arm_runs] for arm, arm_runs in results.by_arm(list(ARMS)).items()}
     print(table(runs))
-    draw({arm: runs.get(arm, []) for arm in ARMS}, Path(workdir) / "red_villm.png")
+    draw({arm: runs.get(arm, []) for arm in ARMS}, workdir / "red_villm.png")
 
 
 def by_type(run: dict[str, Any]) -> dict[str, float]:
     """Accuracy by type and over groups of types."""
     accuracies = run["by_type"]
     groups = {
-        "temporal": [value for kind, value in accuracies.items() if kind in TEMPORAL],
-        "static": [value for kind, value in accuracies.items() if kind not in TEMPORAL],
+        "temporal": [value for kind, value in accuracies.items() if kind in TEMPORAL_TYPES],
+        "static": [value for kind, value in accuracies.items() if kind not in TEMPORAL_TYPES],
     }
     return {"all": run["accuracy"], **{name: float(np.mean(values)) for name, values in groups.items()}, **accuracies}
 

@@ -2,9 +2,9 @@
 
 usage: python benchmarks/tokens.py [--workdir DIR] [--steps N] [--seeds 0 1 2] [--timing-rounds N]
 
-One image model (36 patches a frame) is trained once; from it every setting trains the `instruct` stage for `--steps`
-steps and answers the held-out questions, once per seed. Step times are taken apart from training: all settings' steps
-are compiled first and then run in turn, round after round, so that each ratio compares neighbours in time.
+From the image model in the package (64 patches a frame) every setting trains the recipe's `instruct` stage for
+`--steps` steps and answers held-out questions, once per seed. Step times are taken apart from training: all settings'
+steps are compiled first and then run in turn, round after round, so that each ratio compares neighbours in time.
 Every result is a file of its own in DIR/results, so that seeds may run as processes side by side; what is done is not
 run again. Prints the table that stands in docs/benchmarks.md.
 """
@@ -19,21 +19,21 @@ import jax
 import numpy as np
 from etils import epath
 
-from benchmarks.arms import TEMPORAL, train_and_ask, train_image_model
 from configs import ftfv
-from vlvm_jax import samples
 from vlvm_jax.config import Config, MeshConfig, build
 from vlvm_jax.console import say
 from vlvm_jax.data.batch.skipped import SkipLog
+from vlvm_jax.data.embedded.events import TEMPORAL_TYPES
+from vlvm_jax.evaluation import final
 from vlvm_jax.models import params as params_lib
 from vlvm_jax.models.batch import to_device
 from vlvm_jax.models.params import Model
 from vlvm_jax.parallel.mesh import make_mesh
+from vlvm_jax.recipes._common import PATCHES
 from vlvm_jax.stop import StopSignal
 from vlvm_jax.training import plan, stages
 from vlvm_jax.training.step import make_step
 
-PATCHES = 36
 QUESTIONS = 300
 SETTINGS = [("none", PATCHES)] + [
     (reading, tokens) for tokens in (16, 8, 4, 2, 1) for reading in ("soft_slots", "block_average", "stride")
@@ -41,36 +41,30 @@ SETTINGS = [("none", PATCHES)] + [
 
 
 def setting(reading: str, tokens: int, seed: int, steps: int) -> Config:
-    """The tiny recipe with 8 x 8 patches: 36 a frame."""
-    config = ftfv.get_config(f"tiny,sampler={reading},tokens={tokens},seed={seed}")
-    config.model.vision.patch_size = 8
-    config.data.embedded.size = 48
+    """The tiny recipe's last stage with a sampler and its tokens."""
+    config = ftfv.get_config(f"tiny,sampler={reading},tokens={tokens},seed={seed},stages=instruct")
     config.tensorboard = False
-    longest = max(8 * tokens + 64, 96)  # an image keeps its 36 tokens
-    for stage in config.stages:
-        stage.length = longest if stage.name == "instruct" else 96
-    config.stages[-1].steps = steps
-    config.evals[0].length = 8 * tokens + 32
+    config.stages[0].steps = steps
     config.evals[0].controls = []
     config.evals[0].limit = QUESTIONS
     return build(Config, config)
 
 
-def accuracy(config: Config, folder: epath.Path, workdir: epath.Path, mesh, stop: StopSignal) -> dict[str, float]:
+def accuracy(config: Config, workdir: epath.Path, stop: StopSignal) -> dict[str, float]:
     """Trains `instruct` and returns held-out accuracy, overall and over the temporal types."""
-    result = train_and_ask(config, setting("none", PATCHES, 0, 1), folder, workdir, mesh, stop)["eval"]["videos"]
+    result = stages.run(config, workdir, stop, final.evaluate)["eval"]["videos"]
     by_type = result["by_type"]
-    temporal = statistics.mean(by_type[kind] for kind in TEMPORAL)
-    static = statistics.mean(value for kind, value in by_type.items() if kind not in TEMPORAL)
+    temporal = statistics.mean(value for kind, value in by_type.items() if kind in TEMPORAL_TYPES)
+    static = statistics.mean(value for kind, value in by_type.items() if kind not in TEMPORAL_TYPES)
     return {"all": result["accuracy"], "temporal": temporal, "static": static}
 
 
-def step_times(rounds: int, mesh, stop: StopSignal) -> dict[str, float]:
+def step_times(rounds: int, workdir: epath.Path, stop: StopSignal) -> dict[str, float]:
     """Seconds per step of every setting: the median over rounds in which all settings take turns."""
-    runs = {}
+    runs, mesh = {}, make_mesh(MeshConfig())
     for reading, tokens in SETTINGS:
-        config = samples.with_embedded_data(setting(reading, tokens, 0, 10), stop)
-        prepared = plan.prepare_stage(config, config.stages[-1])
+        made = plan.make(setting(reading, tokens, 0, 10), workdir, stop)
+        config, (prepared,) = made.config, made.stages
         functions = make_step(config.model, prepared.stage, prepared.partition, mesh, 10)
         data = stages.make_batches(config, prepared, SkipLog(prepared.records, 1.0), mesh)
         batch = to_device(next(data), mesh)
@@ -99,20 +93,18 @@ def main() -> None:
     parser.add_argument("--timing-rounds", type=int, default=20)
     args = parser.parse_args()
     workdir = epath.Path(args.workdir).expanduser().resolve()
-    mesh = make_mesh(MeshConfig())
     results = Path(args.workdir) / "results"
     results.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        folder = train_image_model(setting("none", PATCHES, 0, 1), workdir / "image", stop)
         if not (results / "seconds.json").exists():
-            write(results / "seconds.json", step_times(args.timing_rounds, mesh, stop))
+            write(results / "seconds.json", step_times(args.timing_rounds, workdir / "seconds", stop))
         for seed in args.seeds:
             for reading, tokens in SETTINGS:
                 name = f"{reading}-{tokens}-{args.steps}-{seed}"
                 if (results / f"{name}.json").exists():
                     continue
                 config = setting(reading, tokens, seed, args.steps)
-                write(results / f"{name}.json", accuracy(config, folder, workdir / name, mesh, stop))
+                write(results / f"{name}.json", accuracy(config, workdir / name, stop))
     print(table(results, args.steps))
 
 

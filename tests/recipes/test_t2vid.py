@@ -10,12 +10,9 @@ from configs import t2vid
 from vlvm_jax.config import Config, build, to_json
 from vlvm_jax.errors import InputError
 from vlvm_jax.models.params import Model
+from vlvm_jax.recipes._common import tiny_data
 
-DATA = {
-    "train_images": 0, "train_videos": 0, "heldout_images": 0, "heldout_videos": 0, "train_stories": 40,
-    "heldout_stories": 4, "heldout_long_stories": 4, "train_story_texts": 40, "train_long_texts": 30,
-    "train_events": 40,
-}  # fmt: skip
+DATA = tiny_data(train_stories=40, heldout_stories=4, heldout_long_stories=4, train_long_texts=30)["embedded"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,7 @@ def test_the_papers_mix(preset):
     assert stage.frames * each + 512 <= stage.length <= config.model.decoder.max_position_embeddings
 
 
-@pytest.mark.parametrize(("arm", "samples"), [("video_only", 900), ("full_video", 6000)])
+@pytest.mark.parametrize(("arm", "samples"), [("video_only", 600), ("full_video", 4000)])
 def test_arms_of_videos_alone(arm, samples):
     _, parts = mixed(f"tiny,arm={arm}")
     assert sum(count for count, _ in parts.values()) == samples and not any(pages for _, pages in parts.values())
@@ -70,10 +67,11 @@ def test_arms_differ_in_their_data_alone():
     arms = [without_data(arm) for arm in ("hybrid", "video_only", "pure_text", "full_video")]
     assert all(arm == arms[0] for arm in arms)
     (hybrid, _), (text, _) = (mixed(f"tiny,arm={arm}")[1]["train_long_texts.jsonl"] for arm in ("hybrid", "pure_text"))
-    assert hybrid == text == 300
+    assert hybrid == text == 200
     shown = [mixed(f"tiny,arm={arm}")[1]["train_long_texts.jsonl"][1] for arm in ("hybrid", "pure_text")]
-    assert [pages["shown_as"] for pages in shown] == ["images", "text"]
-    assert [stage.name for stage in build(Config, t2vid.get_config("tiny,arm=zero_shot")).stages] == ["image"]
+    assert [pages["shown_as"] for pages in shown] == ["video", "text"]
+    asked, trained = (build(Config, t2vid.get_config(f"tiny,arm={arm}")) for arm in ("zero_shot", "hybrid"))
+    assert asked.stages == () and (asked.model, asked.evals) == (trained.model, trained.evals)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +98,13 @@ def root(tmp_path_factory):
 
 def small(root, monkeypatch, **changes):
     monkeypatch.setenv("VLVM_JAX_DATA", str(root))
-    config = t2vid.get_config("tiny,samples=30,scale=0.002")
+    config = t2vid.get_config("tiny,samples=30")
     config.data.embedded = DATA
     config.data.workers = 0
     config.tensorboard = False
     config.checkpoint.save_every = 2
     for key, value in {"batch_size": 8, "steps": 5, "epochs": None, **changes}.items():
         config.stages[-1][key] = value
-    config.stages[0].batch_size = 8
     return build(Config, config)
 
 
@@ -130,7 +127,7 @@ def losses(workdir):
 def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, root, monkeypatch):
     config = small(root, monkeypatch)
     summary = run(config, tmp_path / "run")
-    assert [stage["compilations"] for stage in summary["stages"]] == [1, 1]
+    assert [stage["compilations"] for stage in summary["stages"]] == [1]
     assert set(summary["eval"]) == {"short", "long"}
     whole = losses(tmp_path / "run")
     mix = json.loads((tmp_path / "run" / "video" / "mix.json").read_text())
@@ -146,12 +143,13 @@ def test_pages_and_clips_in_one_run_which_resumes_exactly(tmp_path, root, monkey
     assert json.loads((tmp_path / "run" / "video" / "mix.json").read_text()) == mix
 
 
-def test_packed_epochs_are_steps(root, monkeypatch):
-    from vlvm_jax.samples import with_embedded_data
-    from vlvm_jax.stop import StopSignal
-    from vlvm_jax.training.plan import prepare_stage
+def test_packed_epochs_are_steps(root, tmp_path, monkeypatch):
+    from etils import epath
 
-    config = with_embedded_data(small(root, monkeypatch, steps=None, epochs=2.0, batch_size=2), StopSignal())
-    prepared = prepare_stage(config, config.stages[-1])
+    from vlvm_jax.stop import StopSignal
+    from vlvm_jax.training import plan
+
+    config = small(root, monkeypatch, steps=None, epochs=2.0)
+    (prepared,) = plan.make(config, epath.Path(tmp_path), StopSignal()).stages
     assert len(prepared.records) == 30
-    assert 30 * 2 / 2 / 12 < prepared.num_steps < 30 * 2 / 2  # several samples a row, fewer than a dozen
+    assert 30 * 2 / 8 / 12 < prepared.num_steps < 30 * 2 / 8  # several samples a row, fewer than a dozen

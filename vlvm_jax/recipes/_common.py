@@ -156,7 +156,7 @@ def tiny_stage(
     options: Any,
     name: str,
     data: list,
-    steps: int,
+    steps: int | None,
     trainable: dict,
     *,
     media=2,
@@ -169,7 +169,8 @@ def tiny_stage(
     """A stage over embedded data, of images where `frames` is 1.
 
     Args:
-      options: the recipe's, with `scale` and `seed`.
+      options: the recipe's, with `seed`, and with `scale`, which multiplies the steps.
+      steps: None where `epochs` are given.
       trainable: patterns with their learning rates.
       media: images or clips of a row, at most.
       visual: tokens of an image or a clip, whichever has more.
@@ -178,7 +179,7 @@ def tiny_stage(
     return {
         "name": name,
         "data": data,
-        "steps": max(1, round(steps * options.scale)),
+        "steps": None if steps is None else max(1, round(steps * options.scale)),
         "batch_size": rows,
         "frames": media * frames,
         "video_frames": frames,

@@ -2,16 +2,16 @@
 
     --config=t2vid[:preset[,key=value...]]
 
-Presets: `tiny` (default; embedded data, an image model that reads its words made first, any machine), `idefics3-8b` (24
-frames of 169 tokens, one of the paper's bases) and `smolvlm2-2.2b`. The paper's other base, MiniCPM-Llama3-V-2.5, is
-not here: transformers has no class for it, and its weights have a licence of their own.
+Presets: `tiny` (default; embedded data, any machine), `idefics3-8b` (24 frames of 169 tokens, one of the paper's bases)
+and `smolvlm2-2.2b`. The paper's other base, MiniCPM-Llama3-V-2.5, is not here: transformers has no class for it, and
+its weights have a licence of their own.
 
 Keys:
   base      a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an import, a
             run. All sizes are taken from it.
   arm       hybrid (default): captions and instructions of videos and pages, 1:1:1. video_only: videos alone, as many
-            samples. pure_text: as hybrid, the texts as text. full_video: videos alone, all of them. zero_shot: nothing
-            is trained after the image model.
+            samples. pure_text: as hybrid, the texts as text. full_video: videos alone, all of them. zero_shot (tiny):
+            nothing is trained.
   samples   of the mix, with full_video those of the whole.
   frames    T, frames per clip.
   pages     most pages a text may have.
@@ -21,7 +21,6 @@ Keys:
   epochs    over the mix.
   stages    which stages to train, joined by + (default: all), as stages=video. The others' data is not needed; the
             run says what each stage then starts from.
-  scale     multiplies the steps of the image model's stage (tiny).
   seed, data   seed, which also draws the mix; root folder of the annotation files (not tiny).
 
 What is the paper's, what its code's and what is our reading: docs/t2vid.md.
@@ -31,9 +30,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vlvm_jax.data.embedded import arrangement_files, stories
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
-from vlvm_jax.recipes._common import EMBEDDED, complete, entry, full_run, full_stage, parse_arg, tiny_model, tiny_stage
+from vlvm_jax.recipes._common import (
+    EMBEDDED,
+    QUESTION,
+    complete,
+    entry,
+    full_run,
+    full_stage,
+    parse_arg,
+    tiny_data,
+    tiny_model,
+    tiny_stage,
+)
 
 PRESETS = ("tiny", "idefics3-8b", "smolvlm2-2.2b")
 ARMS = ("hybrid", "video_only", "pure_text", "full_video", "zero_shot")
@@ -53,7 +64,6 @@ def get_config(arg: str | None = None) -> Any:
         loss_on="answer",
         texts="long_alpaca.jsonl+long_qlora.jsonl",
         epochs=0.0,
-        scale=1.0,
         seed=0,
         data="data",
         stages="",
@@ -93,108 +103,76 @@ def mix(options: Any, captions: dict, instructions: dict, texts: list[dict], sam
 # --- tiny --------------------------------------------------------------------------------------------------------
 
 FRAMES = 16
-LONGEST = 16  # events of a story, at most
-SAMPLES = {"full_video": 6000}  # 15% of it in the other arms
+PER_FRAME = 16  # tokens of a frame or page: of its 8 x 8 patches, every 2 x 2 become one
+TEXT = 32  # tokens beside a clip: to tell six events takes the most
+EVENT = 3  # words, one page of them
+SAMPLES = {"full_video": 4000}  # 15% of it in the other arms
 
 
 def tiny(options: Any) -> ConfigDict:
-    """A stand-in for the whole in minutes: stories of the embedded data set, as clips and as pages.
+    """The recipe in minutes, from the image model in the package: stories of the embedded data, as clips and as pages.
 
-    The first stage makes the image model: it learns to read stories as text and questions about them, to say what a
-    single picture shows and what a single page says. It has never seen two images together. The second stage is the
-    recipe. Its clips show three to six events; texts have up to sixteen, the
-    clips of the second test eight to twelve.
+    That model reads single pages and compares up to three images, but has never seen a clip. Clips to learn from show
+    three to six events; texts have up to sixteen, the clips of the second test eight to twelve. Pages come as a clip,
+    so that they are pooled as its frames are. The tower, which reads pages already, stays as it is: to train it would
+    take twice the time.
     """
     frames = options.frames or FRAMES
-    captions = entry(f"{EMBEDDED}/train_stories_captions.json")
-    instructions = entry(f"{EMBEDDED}/train_stories.json")
+    samples = options.samples or SAMPLES.get(options.arm, 600)
+    model = tiny_model({"name": "frames", "options": {"pool": "average", "pool_stride": 2}})
     pages = {
-        "page_size": 48,
-        "font_size": 13,
-        "margin": 1,
-        "chunk_size": 3,
-        "chunk_tokenizer": "whitespace",
-        "layout_engine": "basic",
+        **arrangement_files.SIGN,
+        "page_size": bases.EMBEDDED.vision.image_size,
+        "chunk_size": EVENT,
+        "shown_as": "text" if options.arm == "pure_text" else "video",
+        "max_pages": options.pages or stories.MOST,
     }
-    shown = {"shown_as": "text" if options.arm == "pure_text" else "images", "max_pages": options.pages or LONGEST}
-    texts = [entry(f"{EMBEDDED}/train_long_texts.jsonl", format="text_pages", pages={**pages, **shown})]
-    whole = ["encoder/**", "adapter/**", "decoder/**"]
-    stages = [
-        tiny_stage(
-            options,
-            "image",
-            [
-                entry(f"{EMBEDDED}/train_story_texts.json"),
-                entry(f"{EMBEDDED}/train_events.json"),
-                entry(f"{EMBEDDED}/train_event_words.jsonl", format="text_pages", pages=pages),
-            ],
-            1500,
-            dict.fromkeys(whole, 1e-3),
-            frames=8,
-            visual=100,
-            rows=16,
-        )
-    ]
-    samples = options.samples or SAMPLES.get(options.arm, 900)
-    if options.arm != "zero_shot":
-        video = tiny_stage(
-            options,
-            "video",
-            mix(options, captions, instructions, texts, samples),
-            1,
-            dict.fromkeys(whole, 5e-4),
-            frames=2 * frames,
-            video_frames=frames,
-            visual=100,
-            rows=4,
-            schedule="log_warmup_cosine",
-            final_lr_ratio=0.1,
-            loss_on=options.loss_on,
-            epochs=options.epochs or 3.0,
-        )
-        stages.append({**video, "steps": None})
+    mixed = mix(
+        options,
+        entry(f"{EMBEDDED}/train_stories_captions.json"),
+        entry(f"{EMBEDDED}/train_stories.json"),
+        [entry(f"{EMBEDDED}/train_long_texts.jsonl", format="text_pages", pages=pages)],
+        samples,
+    )
+    stage = tiny_stage(
+        options,
+        "video",
+        mixed,
+        None,
+        dict.fromkeys(["adapter/**", "decoder/**"], 5e-4),
+        frames=frames,
+        visual=frames * PER_FRAME,
+        text=TEXT,
+        rows=4,
+        schedule="log_warmup_cosine",
+        final_lr_ratio=0.1,
+        loss_on=options.loss_on,
+        epochs=options.epochs or 3.0,
+    )
     evals = [
         {
             "name": name,
             "data": [entry(f"{EMBEDDED}/{file}.json")],
             "batch_size": 32,
-            "frames": 2 * frames,
-            "video_frames": frames,
-            "length": 144,
+            "frames": frames,
+            "length": frames * PER_FRAME + QUESTION,
         }
         for name, file in (("short", "heldout_stories"), ("long", "heldout_long_stories"))
     ]
-    connector = {"kind": "pixel_shuffle", "scale_factor": 3}  # a frame becomes one token, as 4 patches do in Idefics3
     config = {
         "name": f"t2vid-tiny-{options.arm}",
-        "model": {
-            **tiny_model({"name": "frames", "connector": connector}),
-            "vision_remat": "none",
-            "decoder_remat": "none",
-        },
-        "data": {
-            "embedded": {
-                "train_images": 0,
-                "train_videos": 0,
-                "heldout_images": 0,
-                "heldout_videos": 0,
-                "train_stories": 3000,
-                "heldout_stories": 60,
-                "heldout_long_stories": 60,
-                "train_story_texts": 16000,
-                "train_long_texts": 3000,
-                "train_events": 6000,
-            },
-            "tokenizer": f"{EMBEDDED}/tokenizer.json",
-            "chat_template": "bare",
-            "frame_sampling": "segment_mid",
-            "cache_mb": 512,
-        },
-        "stages": stages,
+        "model": model,
+        "data": tiny_data(
+            {"frame_sampling": "ends"},  # of up to `frames` pages none is left out, as the last one is by segments
+            train_stories=2000,
+            heldout_stories=60,
+            heldout_long_stories=60,
+            train_long_texts=2000,
+        ),
+        "stages": [] if options.arm == "zero_shot" else [stage],
         "evals": evals,
         "checkpoint": {"save_every": 200, "keep": 2},
         "seed": options.seed,
-        "notes": ["`image` makes the image model that the recipe starts from; it is not the paper's."],
     }
     return complete(config, options.stages)
 
