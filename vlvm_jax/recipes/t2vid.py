@@ -30,7 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vlvm_jax.data.embedded import arrangement_files, stories
+from vlvm_jax.data.embedded import arrangement_files
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import (
@@ -70,6 +70,8 @@ def get_config(arg: str | None = None) -> Any:
     )
     if options.arm not in ARMS:
         raise InputError(f"--config: arm={options.arm!r}; there are {', '.join(ARMS)}")
+    if preset == "tiny" and options.base:
+        raise InputError(f"--config: base={options.base!r} needs one of the presets {', '.join(PRESETS[1:])}, not tiny")
     return tiny(options) if preset == "tiny" else full(preset, options)
 
 
@@ -125,7 +127,7 @@ def tiny(options: Any) -> ConfigDict:
         "page_size": bases.EMBEDDED.vision.image_size,
         "chunk_size": EVENT,
         "shown_as": "text" if options.arm == "pure_text" else "video",
-        "max_pages": options.pages or stories.MOST,
+        "max_pages": options.pages or frames,
     }
     mixed = mix(
         options,
