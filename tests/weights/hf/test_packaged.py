@@ -19,7 +19,7 @@ from vlvm_jax.weights.hf.clip_source import open_clip
 
 HASHES = {  # of the weights; a change of them is another model, and another result of every recipe that starts from it
     "embedded": "1fd17288ccfa04ce9bfe2520d9a938b99c244c8772e2143b541e26c614fb3f1b",
-    "embedded-clip": "",
+    "embedded-clip": "cdad5550eade6327ffca6b427ce1d5961b6cc648e7524aab76c5fda452ece9ce",
 }
 MOST = {"embedded": 8 << 20, "embedded-clip": 8 << 20, "embedded-video": 2 << 20}  # bytes; the first two together
 ASKED = 40
