@@ -217,7 +217,7 @@ def tiny_run(
         {
             "name": name,
             "model": tiny_model(adapter),
-            "data": tiny_data(train_arrangements=2000, train_clips=3000, heldout_clips=240),
+            "data": tiny_data(train_arrangements=2000, train_clips=6000, heldout_clips=240),
             "stages": stages,
             "evals": [{"name": "videos", **held_out}],
             "checkpoint": {"save_every": 200, "keep": 2},

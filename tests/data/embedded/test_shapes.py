@@ -160,11 +160,11 @@ def test_clips_show_what_was_rendered_in_its_order(made):
     moves = [r for r in annotations(made, "train_clips") if r["combination"].startswith("move/")]
     assert len(moves) == 3
     for record in moves:
-        _, name, _, direction, *_ = record["combination"].split("/")
+        _, direction, _, _, moving, *_ = record["combination"].split("/")
         frames = read_clip(str(made / record["video"]), events.FRAMES, 32).astype(float)
         row_step, column_step = events.DIRECTIONS[direction]
         # What is gone at the end, and what has come: the thing's colour at either place, whatever else has it.
-        near = [np.abs(frame - scenes.COLORS[name.split()[0]]).max(axis=-1) < 60 for frame in frames[[0, -1]]]
+        near = [np.abs(frame - scenes.COLORS[moving.split()[1]]).max(axis=-1) < 60 for frame in frames[[0, -1]]]
         gone, come = (np.argwhere(one & ~other).mean(axis=0) for one, other in (near, near[::-1]))
         along, across = (come - gone) @ (row_step, column_step), (come - gone) @ (column_step, row_step)
         assert along > 5 and abs(across) < 2

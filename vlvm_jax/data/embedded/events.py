@@ -67,17 +67,15 @@ class Clip:
 
     @property
     def combination(self) -> tuple[str, ...]:
-        """What a split may not share with another: the event with all its attributes, and where it starts.
+        """What a split may not share with another: the event with its attributes, and all things with their places.
 
-        All of them, so that leaving some combinations out of training leaves no answer likelier than another there.
+        All of it: of a thing in a place training would otherwise show some events only, and never those held out.
         """
-        first = self.things[0]
-        event = (first.name, f"{ROWS[first.cell[0]]}-{COLUMNS[first.cell[1]]}")
+        event: tuple[str, ...] = (self.new_color, str(self.blinks))
         if self.motion is not None:
-            event += (self.motion.direction, str(self.motion.cells), "faster" if self.motion.faster else "slower")
-        elif self.kind == "appear":
-            event += tuple(thing.name for thing in self.things[1:COME])
-        return (self.kind, *event, self.new_color, str(self.blinks))
+            event = (self.motion.direction, str(self.motion.cells), "faster" if self.motion.faster else "slower")
+        things = (f"{thing.description} {ROWS[thing.cell[0]]} {COLUMNS[thing.cell[1]]}" for thing in self.things)
+        return (self.kind, *event, *things)
 
     @property
     def held_out(self) -> bool:
