@@ -48,7 +48,9 @@ def shrunk(get_config, data):
 def test_a_study(study, recipe, data, arms, questions, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VLVM_JAX_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(recipe, "get_config", shrunk(recipe.get_config, data))
-    monkeypatch.setattr(sys, "argv", ["study", f"--workdir={tmp_path / 'study'}", "--seeds", "0", "--only", *arms])
+    steps = ["--steps", "2"] if study is branch_study else []
+    flags = [f"--workdir={tmp_path / 'study'}", *steps, "--seeds", "0", "--only", *arms]
+    monkeypatch.setattr(sys, "argv", ["study", *flags])
     study.main()
     table = capsys.readouterr().out
     for arm in arms:
