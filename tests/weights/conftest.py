@@ -23,8 +23,10 @@ def recipe_data(tmp_path_factory, data_root) -> Path:
     def write(folder: str, name: str, kind: str, count: int):
         target = root / folder / f"{kind}s"
         target.mkdir(parents=True)
-        records = json.loads((embedded / f"train_{kind}s.json").read_text())[:count]
+        split = {"image": "train_arrangements", "video": "train_clips"}[kind]
+        records = json.loads((embedded / f"{split}.json").read_text())[:count]
         for record in records:
+            del record["conversations"][12:], record["types"][6:]  # checkpoints' tokenizers make more of a word
             source = next(embedded.rglob(record[kind]))
             record[kind] = shutil.copy(source, target / source.name).name
         (root / folder / name).write_text(json.dumps(records))
