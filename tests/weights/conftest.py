@@ -26,7 +26,7 @@ def recipe_data(tmp_path_factory, data_root) -> Path:
         split = {"image": "train_arrangements", "video": "train_clips"}[kind]
         records = json.loads((embedded / f"{split}.json").read_text())[:count]
         for record in records:
-            del record["conversations"][12:], record["types"][6:]  # checkpoints' tokenizers make more of a word
+            del record["conversations"][6:], record["types"][3:]  # checkpoints' tokenizers make more of a word
             source = next(embedded.rglob(record[kind]))
             record[kind] = shutil.copy(source, target / source.name).name
         (root / folder / name).write_text(json.dumps(records))
