@@ -15,7 +15,7 @@ FRAMES = 4
 NEW_TOKENS = 16
 # A training run that takes a minute: the README's command on fewer files and with fewer steps.
 TRAINING = (
-    "--config=configs/ftfv.py:tiny,scale=0.02",
+    "--config=configs/ftfv.py:tiny,scale=0.05",
     "--config.data.embedded.train_arrangements=400",
     "--config.data.embedded.train_clips=200",
     "--config.data.embedded.heldout_clips=40",

@@ -13,9 +13,7 @@ from typing import Any
 from vlvm_jax.data.embedded import shapes
 from vlvm_jax.data.embedded.words import ROOM
 from vlvm_jax.recipes._common import (
-    CLIP_TEXT,
     EMBEDDED,
-    IMAGE_TEXT,
     QUESTION,
     complete,
     entry,
@@ -24,7 +22,8 @@ from vlvm_jax.recipes._common import (
 )
 from vlvm_jax.recipes.ftfv import ALIGN, LAST_THREE
 
-PATCHES, TOKENS, FRAMES = 9, 4, 8
+TOKENS, FRAMES = 4, 8
+LENGTH = 168  # for an image of 9 tokens and all that is asked about it, and for a clip
 DATA = {
     "train_arrangements": 60,
     "train_clips": 48,
@@ -52,7 +51,7 @@ def get_config(arg: str | None = None) -> Any:
             "steps": max(1, round(steps * options.scale)),
             "batch_size": 16,
             "frames": 1,
-            "length": PATCHES + IMAGE_TEXT - 1,
+            "length": LENGTH,
             "trainable": dict.fromkeys(trainable, rate),
             "warmup_ratio": 0.05,
             "beta2": 0.98,
@@ -62,7 +61,7 @@ def get_config(arg: str | None = None) -> Any:
             **kwargs,
         }
 
-    of_clips = {"frames": FRAMES, "length": FRAMES * TOKENS + CLIP_TEXT + 44}
+    of_clips = {"frames": FRAMES}
     mixed = [clips, {**clip_captions, "fraction": 0.4}, {**images, "fraction": 0.05}]
     stages = [
         stage("base", [captions, images], 800, whole, 1e-3),

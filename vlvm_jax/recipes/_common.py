@@ -1,7 +1,7 @@
 """What recipes share: the argument after the colon, the tiny run over embedded data, the run at real size."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -148,6 +148,7 @@ def entry(path: str, **kwargs) -> dict:
 EMBEDDED = "{embedded}"
 PATCHES = bases.EMBEDDED.vision.num_patches  # of a frame
 IMAGE_TEXT = 160  # tokens of the longest conversation about an image, without the image
+IMAGE_CAPTION = 40  # of an image's caption and its prompt
 CLIP_TEXT = 92  # about a clip, everything asked; two clips seldom both have the most
 QUESTION = 24  # tokens of a question and its answer
 
@@ -199,7 +200,7 @@ def _rounded(tokens: int) -> int:
 
 
 def tiny_run(
-    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, notes: Sequence[str] = (), only=""
+    name: str, *, adapter: dict, stages: list, frames: int, visual: int, seed: int, only: str = ""
 ) -> ConfigDict:
     """Stages on the image model in the package over the embedded data, and a test on its held-out clips, of `visual`
     tokens each.
@@ -222,7 +223,6 @@ def tiny_run(
             "evals": [{"name": "videos", **held_out}],
             "checkpoint": {"save_every": 200, "keep": 2},
             "seed": seed,
-            "notes": list(notes),
         },
         only,
     )

@@ -116,8 +116,7 @@ def tiny(options: Any) -> ConfigDict:
 
     That model reads single pages and compares up to three images, but has never seen a clip. Clips to learn from show
     three to six events; texts have up to sixteen, the clips of the second test eight to twelve. Pages come as a clip,
-    so that they are pooled as its frames are. The tower, which reads pages already, stays as it is: to train it would
-    take twice the time.
+    so that they are pooled as its frames are. The tower, which reads pages already, stays as it is, to save time.
     """
     frames = options.frames or FRAMES
     samples = options.samples or SAMPLES.get(options.arm, 600)

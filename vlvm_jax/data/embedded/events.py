@@ -2,9 +2,9 @@
 one after another, and what is asked of them.
 
 One question asks what an event happens to; it comes first, for the others name that thing. Nothing that a single frame
-shows gives an answer about time away: things that come show for equally long, a moving thing has every
-place as often before as after, and one that blinks is there most of the time however often it does. Whatever happens
-shows in every second frame. All words are those of `words`. Nothing here touches files.
+shows gives an answer about time away: things that come show for equally long, a moving thing has every place as often
+before as after, and one that blinks is there most of the time however often it does. Whatever happens shows in every
+second frame. All words are those of `words`. Nothing here touches files.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ TEMPORAL_TYPES = ("direction", "speed", "before_after", "order", "repetition", "
 FRAMES = 16
 COME = 3  # things that come one after another
 MOST_BLINKS = 3
-MOST_QUESTIONS = 6  # of which no answer gives another away
+MOST_QUESTIONS = 6  # about a clip, where not everything is asked of the event
 MOST_STILL = 3  # questions about what is still, where everything is asked of the event
 _PLACES = ("first", "second", "last")
 
@@ -190,8 +190,8 @@ def position(clip: Clip, number: int, frame: int) -> tuple[float, float]:
 def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     """A conversation about a clip, in random order. Within a type, answers are balanced over clips.
 
-    No answer gives another away: what the event happens to is asked by name only where it is asked nothing else about,
-    and of a still thing either its colour or its shape.
+    No answer gives a later one away: what the event happens to is asked first, its direction or a place of it, never
+    both, and of a still thing either its colour or its shape.
     """
     event = _some_about_event(clip, rng)
     if clip.kind != "appear" and rng.integers(2):
@@ -285,9 +285,7 @@ def _some_about_event(clip: Clip, rng: np.random.Generator) -> list[Question]:
         which, speed, (direction, *places) = groups
         where = direction if rng.random() < 0.6 else places[int(rng.integers(2))]
         return [*which, *speed, where]
-    if clip.kind == "blink":
-        return [question for group in groups for question in group]
-    if clip.kind == "change":
+    if clip.kind in ("blink", "change"):
         return [question for group in groups for question in group]
     (asked,) = groups
     of_place, of_pair = asked[:COME], asked[COME:]

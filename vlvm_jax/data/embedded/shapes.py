@@ -158,7 +158,7 @@ class ShapesOptions(Settings):
         """Of the options and of the code that draws, asks and writes: a change of either is another data set."""
         modules = [scenes, files, words]
         modules += [searches] if self.has_searches else []
-        modules += [stories, story_files] if self.has_stories else []
+        modules += [stories, story_files, arrangements] if self.has_stories else []
         modules += [arrangements, arrangement_files, events, stories] if self.has_arrangements else []
         code = "".join(Path(str(path)).read_text() for path in (*(m.__file__ for m in modules), __file__))
         text = json.dumps({"code": code, **self.made_of}, sort_keys=True)
