@@ -21,7 +21,7 @@ def compile_(tmp_path, *flags: str):
         (["--topology=v5e-7"], "there is no v5e slice of 7"),
         (["--topology=v9-8"], "--topology=v9-8: expected"),
         ([], "--config and --topology are required"),
-        (["--topology=v5e-8", "--stages=teach"], "--stages=teach: the config has base, align"),
+        (["--topology=v5e-8", "--stages=teach"], "--stages=teach: the config has align, pretrain"),
         (["--topology=v5e-8", "--rows=12"], "--rows=12: the mesh's data x fsdp = 8 does not divide it"),
         (["--topology=v5e-8", "--config.mesh.fsdp=3"], "the sizes must multiply to 8"),
         (["--topology=v5e-8x2", "--config.mesh.dcn_data=4"], "config.mesh.dcn_data: 4 slices asked for"),

@@ -206,7 +206,7 @@ def config_of(base: Path, options: dict[str, Any]) -> Config:
         "adapter": {"name": "frames", "options": options, "connector": to_json(source.connector)},
         "init_from": str(base),
     }  # fmt: skip
-    entries = [{"path": f"{{embedded}}/train_{kind}.json"} for kind in ("videos", "images")]
+    entries = [{"path": f"{{embedded}}/train_{kind}.json"} for kind in ("clips", "arrangements")]
     stage = {
         "name": "mixed", "data": entries, "steps": 1, "batch_size": 8, "frames": 2, "length": 176,
         "trainable": {"adapter/**": 0.1, "decoder/**": 0.1}, "schedule": "constant",

@@ -42,7 +42,7 @@ def tower(options: Any) -> ConfigDict:
     """The tower and the connector of `tiny`: they learn what is at each patch, and in which row and column it is."""
     adapter = {"name": "patch_words", "options": {"words": PATCH_WORDS}}
     patches = [entry(f"{EMBEDDED}/train_{name}_patches.json") for name in ("arrangements", "signs")]
-    rows = {"batch_size": 48, "frames": 1, "length": 400, "pack": False, "objective": "adapter"}
+    rows = {"batch_size": 48, "media": 1, "length": 400, "pack": False, "objective": "adapter"}
     trained = dict.fromkeys(["encoder/**", "adapter/**"], RATE)
     return run(
         "base-tower",
@@ -81,8 +81,20 @@ def image(options: Any) -> ConfigDict:
         of("sheets", 0.3),
         of("timeless_texts", 0.5),
     ]
-    rows = {"batch_size": 16, "frames": IMAGES, "length": 256}
+    rows = {"batch_size": 16, "media": 1, "frames": IMAGES, "length": 256}
+    compared = [
+        of("sets"),
+        of("sets_listings"),
+        of("arrangements", 0.5),
+        of("arrangements_listings", 0.1),
+        of("signs", 0.3),
+        of("singles", 0.5),
+        of("sheets", 0.2),
+        of("timeless_texts", 0.3),
+    ]
+    held_out = {"batch_size": 16, "frames": IMAGES, "length": 256}
     whole = dict.fromkeys(["encoder/**", "adapter/**", "decoder/**"], RATE)
+    slower = {"encoder/**": RATE / 3, "adapter/**": RATE / 1.5, "decoder/**": RATE / 1.5}
     return run(
         "base",
         options,
@@ -102,9 +114,10 @@ def image(options: Any) -> ConfigDict:
         stages=[
             tiny_stage(options, "things", things, 1500, whole, schedule="constant", **rows),
             tiny_stage(options, "questions", everything, 9000, whole, **rows),
+            tiny_stage(options, "comparisons", compared, 5000, slower, **{**rows, "length": 272}),
         ],
         evals=[
-            {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **rows}
+            {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **held_out}
             for name in ("arrangements", "sets", "signs", "singles")
         ],
     )
@@ -115,7 +128,7 @@ def clip(options: Any) -> ConfigDict:
     scorer = bases.SMALL_CLIP
     adapter = every_option({"name": "prompt_guided", "options": {"clip": to_json(scorer)}})
     pairs = [entry(f"{EMBEDDED}/train_singles_pairs.json")]
-    rows = {"batch_size": 64, "frames": 1, "length": 96, "pack": False, "objective": "adapter"}
+    rows = {"batch_size": 64, "media": 1, "length": 96, "pack": False, "objective": "adapter"}
     return run(
         "base-clip",
         options,

@@ -31,6 +31,7 @@ SET_TYPES = ("differs", "images_with", "in_all")
 MOST = 6  # things of an image
 MOST_IMAGES = 3  # of a set
 _SOME = 3  # things of an image of a set, at most
+_TOLD = 3  # places of a set of `MOST_IMAGES` that are told of; more do not fit a row beside the images
 _PLACES = 2  # of a set that further questions ask about, at most
 _FILLED_SHARE = 0.75  # of places where nothing differs, at least: something is there, in all images
 _CELLS = [(row, column) for row in range(3) for column in range(3)]
@@ -323,6 +324,54 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
     asked = list({question.question: question for question in asked}.values())
     shown = tuple(images[i] for i in rng.permutation(count))
     return ImageSet(shown, tuple(asked[i] for i in rng.permutation(len(asked))))
+
+
+def told_of_set(drawn: ImageSet, rng: np.random.Generator) -> list[Question]:
+    """What a set shows at some places, and what is not the same in its images: words for what a difference is made of.
+
+    A place's things are told without their images, in the order of the alphabet.
+    """
+    asked = [question for question in drawn.questions if question.type == "differs"][:_PLACES]
+    seen = {cell: _seen(drawn.images, cell) for cell in _CELLS}
+    order = [_CELLS[i] for i in rng.permutation(len(_CELLS))]
+    order.sort(key=lambda cell: (-len(seen[cell]), seen[cell] == ["empty"]))  # where something differs, first
+    for cell in order[: _TOLD if len(drawn.images) == MOST_IMAGES else _TOLD + 1]:
+        asked.append(Question("told", f"{_place_of(cell)} in each ?", " ".join(seen[cell])))
+    for trait, names in (("place", _elsewhere(drawn.images)), ("color", _other_color(drawn.images))):
+        if len(names) == 1:
+            asked.append(Question("told", f"what differs in {trait} ?", names[0]))
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def _seen(images: Sequence[Arrangement], cell: tuple[int, int]) -> list[str]:
+    """What is in a cell of one image at least."""
+    in_cell = (next((t.description for t in image.things if t.cell == cell), "empty") for image in images)
+    return sorted(set(in_cell))
+
+
+def _elsewhere(images: Sequence[Arrangement]) -> list[str]:
+    """Names of things that all images have once, and not all in the same cell."""
+    return [
+        f"{color} {shape}"
+        for color, shape in itertools.product(COLORS, SHAPES)
+        if (alike := _alike(images, lambda t, name=(color, shape): (t.color, t.shape) == name))
+        and len({thing.cell for thing in alike}) > 1
+    ]
+
+
+def _other_color(images: Sequence[Arrangement]) -> list[str]:
+    """Shapes that all images have once, and not all in the same colour."""
+    return [
+        shape
+        for shape in SHAPES
+        if (alike := _alike(images, lambda t, shape=shape: t.shape == shape)) and len({t.color for t in alike}) > 1
+    ]
+
+
+def _alike(images: Sequence[Arrangement], of_kind: Callable[[Thing], bool]) -> list[Thing]:
+    """The thing of a kind in each image; none if an image has another number of them."""
+    found = [[thing for thing in image.things if of_kind(thing)] for image in images]
+    return [things[0] for things in found] if all(len(things) == 1 for things in found) else []
 
 
 def _about_images(kind: str, word: str, having: int, count: int) -> Question:
