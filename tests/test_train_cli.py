@@ -144,6 +144,11 @@ def test_only_the_machinery_may_change_between_runs_of_a_workdir(tmp_path, capsy
     for changed in ({"seed": 5}, {"data": values["data"] | {"fps": 2.0, "workers": 3}}):
         with pytest.raises(InputError, match="holds another config's run"):
             workdir_lib.check_workdir(build(Config, values | changed), epath.Path(tmp_path))
+    fewer = build(Config, values | {"stages": values["stages"][:2]})
+    names = [stage["name"] for stage in values["stages"]]
+    said = f"config.stages: {', '.join(names)} there, {', '.join(names[:2])} here)"
+    with pytest.raises(InputError, match=re.escape(said)):
+        workdir_lib.check_workdir(fewer, epath.Path(tmp_path))
 
 
 def test_every_preset_builds():

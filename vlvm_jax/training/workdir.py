@@ -105,8 +105,15 @@ def _first_difference(a: Any, b: Any, path: str = "config") -> str:
         for key in {**a, **b}:
             if a.get(key) != b.get(key):
                 return _first_difference(a.get(key), b.get(key), f"{path}.{key}")
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+    if isinstance(a, list) and isinstance(b, list):
+        for index, (x, y) in enumerate(zip(a, b, strict=False)):
             if x != y:
                 return _first_difference(x, y, f"{path}.{index}")
+        return f"{path}: {_entries(a)} there, {_entries(b)} here"
     return f"{path}: {a!r} there, {b!r} here"
+
+
+def _entries(values: list) -> str:
+    """Names of entries that have one, such as stages; else how many there are."""
+    named = values and all(isinstance(value, dict) and "name" in value for value in values)
+    return ", ".join(value["name"] for value in values) if named else f"{len(values)} entries"
