@@ -84,7 +84,7 @@ def form(question) -> str:
 
 
 @pytest.mark.parametrize("kind", events.KINDS)
-def test_to_learn_from_everything_is_asked_of_the_event(kind):
+def test_to_learn_from_everything_is_asked_of_the_event_and_nothing_is_given_away(kind):
     rng = np.random.default_rng(3)
     clip = events.draw_clip(rng, kind, held_out=False)
     asked, first = collections.Counter(), set()
@@ -92,6 +92,9 @@ def test_to_learn_from_everything_is_asked_of_the_event(kind):
         every = events.every_question(clip, rng)
         assert len({question.question for question in every}) == len(every)
         assert all(question.type != "which" for question in every[1:])
+        types = {question.type for question in every}
+        forms = {form(question).split()[0] for question in every if question.type == "order"}
+        assert not types >= {"direction", "before_after"} and len(forms) < 2
         for question in every:
             if (expected := answer(clip, question.question)) is not None:
                 assert question.answer == expected
@@ -99,7 +102,7 @@ def test_to_learn_from_everything_is_asked_of_the_event(kind):
         first.add(form(every[0]))
     some = [form(q) for _ in range(MANY) for q in events.questions(clip, rng) if q.type in events.TEMPORAL_TYPES]
     assert set(some) == set(asked) <= first
-    assert all(count == MANY for text, count in asked.items() if text.split()[1] not in ("moves", "blinks"))
+    assert min(asked.values()) > MANY / 3
 
 
 @given(rng=rngs)

@@ -202,14 +202,20 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
 
 
 def every_question(clip: Clip, rng: np.random.Generator) -> list[Question]:
-    """All that can be asked of the event, and some of what is still: to learn from, where every answer helps.
+    """All that can be asked of the event, or one half of it, and some of what is still: to learn from.
 
     What the event happens to is asked of half of the clips. It comes first there, and every question has to come first
-    for some clips: held-out ones are asked alone.
+    for some clips: held-out ones are asked alone. Of questions that give each other away, those of one half follow each
+    other, so that every answer is learned from frames rather than from words before it.
     """
     asked = [question for questions in _about_event(clip, rng) for question in questions]
     if rng.integers(2):
         asked = [question for question in asked if question.type != "which"]
+    if clip.motion is not None:
+        left_out = ("direction", "before_after")[int(rng.integers(2))]
+        asked = [question for question in asked if question.type != left_out]
+    elif clip.kind == "appear":
+        asked = asked[:COME] if rng.integers(2) else asked[COME:]
     if clip.kind != "appear":
         asked.append(_count(clip))
     still = _about_still(clip, rng)
