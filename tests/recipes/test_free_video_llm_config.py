@@ -67,6 +67,8 @@ def test_every_preset_builds(preset):
         ("freeva-7b,variant=s1", 576),
         # Ours: SmolVLM2's 8 x 8 tokens, of which 2 x 2 frames keep 28 each; 16 at 4.
         ("smolvlm2-256m", 4 * 28 + 16 * 4),
+        # InternVL3's 16 x 16: of a view of 8 x 16, 7 x 14 are kept.
+        ("internvl3-8b", 4 * 98 + 16 * 4),
         # 8 x 8 patches: pairs make 32, of a view of 4 x 8 alpha 0.8 keeps 4 x 7; one of each of 32 frames.
         ("tiny", 8 * 28 + 32),
         ("tiny,budget=1826", 6 * 18 + 32),

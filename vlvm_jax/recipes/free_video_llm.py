@@ -2,10 +2,10 @@
 
     --config=free_video_llm[:preset[,key=value...]]
 
-Presets: `tiny` (default; the image model and the CLIP in the package, any machine), `llava-v1.6-vicuna-7b` and
-`smolvlm2-256m`, and the baselines `slowfast-llava-7b`, `ig-vlm-7b` and `freeva-7b`. None trains anything. `tiny` has
-held-out clips of the embedded data, about which `vlvm_jax.train` asks it; the others are for `vlvm_jax.generate` and
-`vlvm_jax.evaluate`.
+Presets: `tiny` (default; the image model and the CLIP in the package, any machine), `llava-v1.6-vicuna-7b`,
+`smolvlm2-256m` and `internvl3-8b`, and the baselines `slowfast-llava-7b`, `ig-vlm-7b` and `freeva-7b`. None trains
+anything. `tiny` has held-out clips of the embedded data, about which `vlvm_jax.train` asks it; the others are for
+`vlvm_jax.generate` and `vlvm_jax.evaluate`.
 
 Keys:
   base        a checkpoint in the place of the preset's: a hub id, a directory in Hugging Face format, an import, a run.
@@ -50,6 +50,7 @@ PRESETS = {  # and which of the keys each takes
     "tiny": ("budget", "roi_layout", "select", "seed"),
     "llava-v1.6-vicuna-7b": ("base", "clip", "budget", "setting", "roi_layout", "select", "frames"),
     "smolvlm2-256m": ("base", "clip", "setting", "roi_layout", "select", "frames"),
+    "internvl3-8b": ("base", "clip", "setting", "roi_layout", "select", "frames"),
     "slowfast-llava-7b": ("base", "frames"),
     "ig-vlm-7b": ("base", "frames"),
     "freeva-7b": ("base", "variant", "frames"),
@@ -150,14 +151,15 @@ def tiny(options: Any) -> ConfigDict:
 
 
 def guided(preset: str, options: Any) -> ConfigDict:
-    """Free Video-LLM itself. On SmolVLM2, whose frames come as 8 x 8 tokens of 4 x 4 patches, everything but the form
-    of the method is ours: 16 frames, four of them at 32 tokens before the crop, all at four."""
-    smol = preset == "smolvlm2-256m"
-    scorer = bases.scorer(bases.CLIP_B_16 if smol else bases.CLIP_L_336, options.clip)
+    """Free Video-LLM itself. On models whose frames come as squares of joined patches (SmolVLM2's 8 x 8, InternVL3's
+    16 x 16), everything but the form of the method is ours: 16 frames, four of them at half their tokens before the
+    crop, all at four."""
+    released = preset == "llava-v1.6-vicuna-7b"
+    scorer = bases.scorer(bases.CLIP_L_336 if released else bases.CLIP_B_16, options.clip)
     paths = dict(BUDGETS[options.budget])
     if options.setting:
         paths = parse_setting(options.setting, options.frames or 50)
-    elif smol:
+    elif not released:
         paths = {**budget(2, 2, 0.8), "fast_path": {"num_frames": "all", "grid": [2, 2]}}
     clip = to_json(scorer.sizes)
     adapter = {**paths, "roi_layout": options.roi_layout, "frame_select": options.select, "clip": clip}
@@ -167,9 +169,9 @@ def guided(preset: str, options: Any) -> ConfigDict:
         bases.base(preset, options.base),
         {"name": "prompt_guided", "options": adapter},
         scorer=scorer,
-        frames=16 if smol else 50,
-        data={"frame_fit": "squash", **({} if smol else {"chat_template": "vicuna_lines"})},
-        answers={"prompt_template": "key_frames", **({} if smol else _BEGUN)},
+        frames=50 if released else 16,
+        data={"frame_fit": "squash", **({"chat_template": "vicuna_lines"} if released else {})},
+        answers={"prompt_template": "key_frames", **(_BEGUN if released else {})},
     )
 
 

@@ -3,7 +3,7 @@
     --config=ftfv[:preset[,key=value...]]
 
 Presets: `tiny` (default; embedded data, any machine), `llava-1.5-7b`, `vicuna-7b` (CLIP-L/14-224 and
-Vicuna-7B, a connector of its own) and `smolvlm2-256m`.
+Vicuna-7B, a connector of its own), `smolvlm2-256m`, `internvl3-1b`, `internvl3-8b` and `internvl3.5-4b`.
 
 Keys:
   base             a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an
@@ -44,7 +44,15 @@ from vlvm_jax.recipes._common import (
     tiny_stage,
 )
 
-PRESETS = ("tiny", "llava-1.5-7b", "vicuna-7b", "smolvlm2-256m")
+PRESETS = (
+    "tiny",
+    "llava-1.5-7b",
+    "vicuna-7b",
+    "smolvlm2-256m",
+    "internvl3-1b",
+    "internvl3-8b",
+    "internvl3.5-4b",
+)
 STRATEGIES = ("S1", "S2", "S3")
 
 ALIGN = {"adapter/connector/**": 1e-3}

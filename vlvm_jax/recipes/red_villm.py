@@ -3,15 +3,16 @@
     --config=red_villm[:preset[,key=value...]]
 
 Presets: `tiny` (default; embedded data, any machine), `llava-1.5-7b`, `llava-v1-7b` (Video-ChatGPT's setting: 224
-pixels, one affine map) and `qwen2-7b` (a resampler connector, aligned from the start, and a decoder that speaks
-Chinese).
+pixels, one affine map), `qwen2-7b` (a resampler connector, aligned from the start, and a decoder that speaks
+Chinese), `internvl3-1b`, `internvl3-8b` and `internvl3.5-4b`.
 
 Keys:
   base             a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an
                    import, a run. All sizes are taken from it.
   train            what learns from clips: aligners (default; of tiny: decoder), lora (with them), decoder (with them).
   init             of the temporal connector: copy (default) of the image connector, or random.
-  temporal         same (default), linear or shared; see vlvm_jax/models/adapters/spatiotemporal.py.
+  temporal         same, linear or shared; see vlvm_jax/models/adapters/spatiotemporal.py. By default same, or linear
+                   where the image connector joins several patches, as InternVL's does.
   join             time_first (default), space_first, add, space_only, time_only.
   video_fraction   share of the video records used, in (0, 1].
   language         of the video instructions: en (default), zh, both.
@@ -31,6 +32,7 @@ from ml_collections import ConfigDict
 
 from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
+from vlvm_jax.recipes._bases import Base
 from vlvm_jax.recipes._common import (
     CLIP_TEXT,
     EMBEDDED,
@@ -45,7 +47,7 @@ from vlvm_jax.recipes._common import (
     tiny_stage,
 )
 
-PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b")
+PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b", "internvl3-1b", "internvl3-8b", "internvl3.5-4b")
 TRAIN = ("aligners", "lora", "decoder")
 FILES: dict[str, tuple[str, ...]] = {"en": ("VideoInstruct100K.json",), "zh": ("VideoInstruct100K_zh.json",)}
 FILES["both"] = (*FILES["en"], *FILES["zh"])
@@ -59,7 +61,7 @@ def get_config(arg: str | None = None) -> Any:
         base="",
         train="",
         init="copy",
-        temporal="same",
+        temporal="",
         join="time_first",
         video_fraction=1.0,
         language="en",
@@ -102,11 +104,11 @@ def tiny(options: Any) -> ConfigDict:
         frames=frames,
         visual=visual,
         text=CLIP_TEXT,
-        copied=_copied(options),
+        copied=_copied(options, bases.EMBEDDED),
     )
     return tiny_run(
         "red-villm-tiny",
-        adapter=_adapter(options),
+        adapter=_adapter(options, bases.EMBEDDED),
         stages=[video],
         frames=frames,
         visual=visual,
@@ -123,7 +125,7 @@ def full(preset: str, options: Any) -> ConfigDict:
     rank 64, batch 128, rate 1e-5. T=100 is a survey's word. Alpha twice the rank is ours, as is all that is learned of
     the `qwen2-7b` preset's connector before clips: LLaVA-1.5's two image stages.
     """
-    root, train = options.data, options.train or "aligners"
+    root, train, base = options.data, options.train or "aligners", bases.base(preset, options.base)
     aligned = preset != "qwen2-7b" or bool(options.base)
     decoder = {"aligners": {}, "lora": {"decoder/**/lora_*": 1e-5}, "decoder": {"decoder/**": 2e-5}}[train]
     videos = [
@@ -150,13 +152,13 @@ def full(preset: str, options: Any) -> ConfigDict:
             {ALIGNERS: 2e-5, **decoder},
             frames=options.frames or 100,
             epochs=epochs,
-            copied=_copied(options),
+            copied=_copied(options, base),
         )
     )
     return full_run(
         f"red-villm-{preset}-{train}",
-        bases.base(preset, options.base),
-        adapter=_adapter(options),
+        base,
+        adapter=_adapter(options, base),
         stages=stages,
         seed=options.seed,
         only=options.stages,
@@ -165,11 +167,16 @@ def full(preset: str, options: Any) -> ConfigDict:
     )
 
 
-def _adapter(options: Any) -> dict[str, Any]:
-    return {"name": "spatiotemporal", "options": {"join": options.join, "temporal": options.temporal}}
+def _adapter(options: Any, base: Base) -> dict[str, Any]:
+    return {"name": "spatiotemporal", "options": {"join": options.join, "temporal": _temporal(options, base)}}
 
 
-def _copied(options: Any) -> dict[str, str]:
+def _temporal(options: Any, base: Base) -> str:
+    """What aligns the time features: a connector that joins several patches cannot map the mean of a frame's."""
+    return options.temporal or ("linear" if base.connector.shuffles else "same")
+
+
+def _copied(options: Any, base: Base) -> dict[str, str]:
     """The temporal connector begins as a copy where there is one of the image connector's kind."""
-    alike = options.temporal == "same" and options.init == "copy"
+    alike = _temporal(options, base) == "same" and options.init == "copy"
     return {"adapter/temporal_connector": "adapter/connector"} if alike else {}

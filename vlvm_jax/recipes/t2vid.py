@@ -2,9 +2,9 @@
 
     --config=t2vid[:preset[,key=value...]]
 
-Presets: `tiny` (default; embedded data, any machine), `idefics3-8b` (24 frames of 169 tokens, one of the paper's bases)
-and `smolvlm2-2.2b`. The paper's other base, MiniCPM-Llama3-V-2.5, is not here: transformers has no class for it, and
-its weights have a licence of their own.
+Presets: `tiny` (default; embedded data, any machine), `idefics3-8b` (24 frames of 169 tokens, one of the paper's
+bases), `smolvlm2-2.2b`, `internvl3-1b`, `internvl3-8b` and `internvl3.5-4b` (256 tokens a frame). The paper's other
+base, MiniCPM-Llama3-V-2.5, is not here: transformers has no class for it, and its weights have a licence of their own.
 
 Keys:
   base      a checkpoint to start from in the preset's place: a hub id, a directory in Hugging Face format, an import, a
@@ -14,7 +14,7 @@ Keys:
             nothing is trained.
   samples   of the mix, with full_video those of the whole.
   frames    T, frames per clip.
-  pages     most pages a text may have.
+  pages     most pages a text may have. By default 65, or fewer if so many do not fit a row.
   length    L, tokens per row (not tiny).
   loss_on   answer (default) or all_text, with which the released Idefics3 code trains.
   texts     files of long texts under `data`, joined by + (not tiny).
@@ -46,8 +46,9 @@ from vlvm_jax.recipes._common import (
     tiny_stage,
 )
 
-PRESETS = ("tiny", "idefics3-8b", "smolvlm2-2.2b")
+PRESETS = ("tiny", "idefics3-8b", "smolvlm2-2.2b", "internvl3-1b", "internvl3-8b", "internvl3.5-4b")
 ARMS = ("hybrid", "video_only", "pure_text", "full_video", "zero_shot")
+TEXT_ROOM = 1024  # tokens of a row for what is asked and said about pages
 WHOLE = {"encoder/**": 5e-6, "adapter/**": 5e-6, "decoder/**": 5e-6}
 
 
@@ -190,11 +191,17 @@ def full(preset: str, options: Any) -> ConfigDict:
     A row has room for the longest text and takes as many other samples as fit it, two clips for instance, where the
     paper's code pads: 32 rows are about its 64 samples.
     """
+    from vlvm_jax.models.connector import num_tokens
+
     if options.arm == "zero_shot":
         raise InputError(
             "--config: arm=zero_shot trains nothing; ask the base itself: python -m vlvm_jax.evaluate --checkpoint=..."
         )
-    root, frames, pages = options.data, options.frames or 24, options.pages or 65
+    root, frames, base = options.data, options.frames or 24, bases.base(preset, options.base)
+    per_page = num_tokens(base.connector, base.vision)
+    pages = options.pages or min(65, (options.length - TEXT_ROOM) // per_page)
+    if pages < 1:
+        raise InputError(f"--config: length={options.length} has no room for a page of {per_page} tokens and its text")
     captions = entry(f"{root}/ShareGemini/sharegemini.json", media_root=f"{root}/ShareGemini/videos")
     instructions = entry(f"{root}/VideoInstruct/VideoInstruct100K.json", media_root=f"{root}/VideoInstruct/videos")
     shown = {"shown_as": "text" if options.arm == "pure_text" else "images", "max_pages": pages}
@@ -202,7 +209,7 @@ def full(preset: str, options: Any) -> ConfigDict:
     samples = options.samples or {"full_video": 200000}.get(options.arm, 30000)
     return full_run(
         f"t2vid-{preset}-{options.arm}",
-        bases.base(preset, options.base),
+        base,
         adapter={"name": "frames"},
         stages=[
             full_stage(
