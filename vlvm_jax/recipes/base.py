@@ -84,7 +84,6 @@ def image(options: Any) -> ConfigDict:
     rows = {"batch_size": 16, "media": 1, "frames": IMAGES, "length": 256}
     compared = [
         of("sets"),
-        of("sets_listings"),
         of("arrangements", 0.5),
         of("arrangements_listings", 0.1),
         of("signs", 0.3),
@@ -103,7 +102,7 @@ def image(options: Any) -> ConfigDict:
             "train_arrangements": 30000,
             "heldout_arrangements": 600,
             "train_sets": 24000,
-            "heldout_sets": 600,
+            "heldout_sets": 800,
             "train_signs": 20000,
             "heldout_signs": 300,
             "train_timeless_texts": 3000,
@@ -114,7 +113,7 @@ def image(options: Any) -> ConfigDict:
         stages=[
             tiny_stage(options, "things", things, 1500, whole, schedule="constant", **rows),
             tiny_stage(options, "questions", everything, 9000, whole, **rows),
-            tiny_stage(options, "comparisons", compared, 5000, slower, **{**rows, "length": 272}),
+            tiny_stage(options, "comparisons", compared, 4000, slower, **{**rows, "length": 272}),
         ],
         evals=[
             {"name": name, "data": [entry(f"{EMBEDDED}/heldout_{name}.json")], **held_out}

@@ -188,8 +188,12 @@ def test_about_a_fifth_is_held_out():
 
 def set_answer(images: tuple[Arrangement, ...], question: str) -> str:
     words = question.removesuffix(" ?").split()
+    if words[-1] == "each":
+        cell = (ROWS.index(words[0]), COLUMNS.index(words[1]))
+        there = [[thing.description for thing in image.things if thing.cell == cell] for image in images]
+        return " ".join(sorted({"".join(things) or "empty" for things in there}))
     if words[:2] == ["what", "differs"]:
-        return difference(images, (ROWS.index(words[2]), COLUMNS.index(words[3])))
+        return which_differs(images, words[-1])
     word = words[-1] if words[0] == "how" else words[0]
     having = sum(any(word in (thing.color, thing.shape) for thing in image.things) for image in images)
     if words[0] == "how":
@@ -197,16 +201,18 @@ def set_answer(images: tuple[Arrangement, ...], question: str) -> str:
     return "yes" if having == len(images) else "no"
 
 
-def difference(images: tuple[Arrangement, ...], cell: tuple[int, int]) -> str:
-    """In what the images that are not alike in a cell differ there, whichever comes first."""
-    there = {tuple((t.size, t.color, t.shape) for t in image.things if t.cell == cell) for image in images}
-    if len(there) == 1:
-        return "nothing"
-    if () in there:
-        return "count"
-    ((old,), (new,)) = there
-    (trait,) = [name for name, a, b in zip(("size", "color", "shape"), old, new, strict=True) if a != b]
-    return trait
+def which_differs(images: tuple[Arrangement, ...], trait: str) -> str:
+    """The one name, of what stays the same, whose thing has another trait in some image."""
+    kept = {"color": ("shape",), "shape": ("color",)}.get(trait, ("color", "shape"))
+    found = collections.defaultdict(set)
+    for image in images:
+        for thing in image.things:
+            others = (thing.size, thing.color, thing.shape) if trait == "place" else thing.cell
+            found[tuple(getattr(thing, key) for key in kept), others].add(
+                thing.cell if trait == "place" else getattr(thing, trait)
+            )
+    (name,) = {name for (name, _), values in found.items() if len(values) > 1}
+    return " ".join(name)
 
 
 @given(rng=rngs, kind=st.sampled_from(arrangements.SET_TYPES), held_out=st.booleans(), most=st.integers(1, 8))
@@ -223,6 +229,19 @@ def test_the_order_of_a_sets_images_does_not_matter(rng, kind, held_out, most):
     assert set(said.split()) <= set(embedded_words.VOCABULARY)
 
 
+def kind_of_answer(question: scenes.Question) -> str:
+    """Of a difference, its trait."""
+    if question.type != "differs":
+        return question.answer
+    words = question.answer.split()
+    if len(words) in (1, 3):
+        return "nothing"
+    if "empty" in words:
+        return "count"
+    (trait,) = [name for name, a, b in zip(("size", "color", "shape"), words[:3], words[3:], strict=True) if a != b]
+    return trait
+
+
 @pytest.mark.parametrize("kind", arrangements.SET_TYPES)
 def test_a_sets_answers_are_equally_frequent_for_each_number_of_images(kind):
     rng = np.random.default_rng(2)
@@ -230,8 +249,10 @@ def test_a_sets_answers_are_equally_frequent_for_each_number_of_images(kind):
     places = collections.Counter()
     for _ in range(MANY):
         drawn = arrangements.draw_set(rng, kind, held_out=False)
-        answer = drawn.questions[0].answer
-        counted[len(drawn.images)][answer] += 1
+        (question,) = drawn.questions
+        answer = kind_of_answer(question)
+        asked = question.question if kind == "which_differs" else len(drawn.images)
+        counted[asked][answer] += 1
         if kind == "differs" and len(drawn.images) == 3 and answer != "nothing":
             alike = [drawn.images.count(image) for image in drawn.images]
             places[alike.index(1)] += 1
@@ -263,7 +284,8 @@ def test_records_have_their_images(made):
         assert all((made / name).exists() for name in record["image"])
         assert record["conversations"][0]["value"].count("<image>\n") == len(record["image"])
     kinds = [kind for record in records(made, "heldout_sets") for kind in record["types"]]
-    assert collections.Counter(kinds) == dict.fromkeys(arrangements.SET_TYPES, 10)
+    counted = collections.Counter(kinds)
+    assert set(counted) == set(arrangements.SET_TYPES) and max(counted.values()) - min(counted.values()) <= 1
     assert sum(len(record["types"]) for record in records(made, "train_sets")) > 100
     for part in ("captions", "listings"):
         assert len(records(made, f"train_arrangements_{part}")) == 30
@@ -320,7 +342,7 @@ def test_what_is_asked_of_images_never_speaks_of_time():
     for number in range(500):
         drawn = arrangements.draw_arrangement(rng, held_out=False)
         asked = [q.question for q in arrangements.questions(drawn, rng, 18, rounds=3)]
-        drawn_set = arrangements.draw_set(rng, arrangements.SET_TYPES[number % 3], held_out=False, most=8)
+        drawn_set = arrangements.draw_set(rng, arrangements.SET_TYPES[number % 4], held_out=False, most=8)
         asked += [q.question for q in drawn_set.questions]
         assert not timely & set(" ".join(asked).split())
     assert scenes.CAPTION_PROMPTS["image"] == "what is there ?"

@@ -74,7 +74,6 @@ def write_set(path: Path, split: Split, index: int, *, size: int, fps: int, seed
         "image": images,
         "conversations": conversation([(q.question, q.answer) for q in drawn.questions], len(images)),
         "types": [q.type for q in drawn.questions],
-        "listing": conversation([(q.question, q.answer) for q in arrangements.told_of_set(drawn, rng)], len(images)),
     }
 
 

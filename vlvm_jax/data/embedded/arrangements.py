@@ -27,12 +27,12 @@ CHANGES = ("color", "shape", "size", "place", "count", "nothing")  # from one im
 DIFFERENCES = ("color", "shape", "size", "count", "nothing")  # at one place
 TRAITS = ("color", "shape", "size")
 TYPES = ("color", "shape", "count", "count_of", "position", "relation", "size", "place")
-SET_TYPES = ("differs", "images_with", "in_all")
+SET_TYPES = ("differs", "which_differs", "images_with", "in_all")
 MOST = 6  # things of an image
 MOST_IMAGES = 3  # of a set
-_SOME = 3  # things of an image of a set, at most
-_TOLD = 3  # places of a set of `MOST_IMAGES` that are told of; more do not fit a row beside the images
-_PLACES = 2  # of a set that further questions ask about, at most
+_SOME = 3  # things of an image of a set whose images have nothing to do with each other, at most
+_ALIKE = {"least": 2, "most": 5}  # things of an image of a set of which all are alike but for one change
+_PLACES = 2  # of such a set that further questions ask about, at most
 _FILLED_SHARE = 0.75  # of places where nothing differs, at least: something is there, in all images
 _CELLS = [(row, column) for row in range(3) for column in range(3)]
 _EMPTY_SHARE = 1 / (len(SHAPES) + 1)  # of questions about a place: no answer is likelier than another
@@ -77,9 +77,9 @@ class Arrangement:
         return " ".join(in_cell.get(cell, "empty empty empty") for cell in _CELLS)
 
 
-def draw_arrangement(rng: np.random.Generator, *, held_out: bool, most: int = MOST) -> Arrangement:
-    """One to `most` things, from the asked side of the split."""
-    count = int(rng.integers(1, most + 1))
+def draw_arrangement(rng: np.random.Generator, *, held_out: bool, least: int = 1, most: int = MOST) -> Arrangement:
+    """`least` to `most` things, from the asked side of the split."""
+    count = int(rng.integers(least, most + 1))
     while True:
         cells = [_CELLS[i] for i in rng.permutation(len(_CELLS))[:count]]
         drawn = Arrangement(tuple(_draw_thing(rng, cell) for cell in cells), int(rng.integers(2**31)))
@@ -305,73 +305,24 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
       most: questions, at most. The answers of further ones are not balanced over sets.
     """
     count = int(rng.integers(2, MOST_IMAGES + 1))
-    if kind == "differs":
-        answer = _one(rng, DIFFERENCES)
-        first, other, cell = _two(answer, rng, held_out)
+    if kind in ("differs", "which_differs"):
+        first, other, question = (_pair_at_place if kind == "differs" else _pair_with_change)(rng, held_out)
+        first, other = (first, other) if rng.integers(2) else (other, first)
         images = [first] * (count - 1) + [other]
-        asked = [_about_place(first, other, cell)]
-        asked += [_about_place(first, other, _CELLS[i]) for i in rng.permutation(len(_CELLS))[: min(most - 1, _PLACES)]]
+        asked = [question, *_differences(first, other, rng)][:most]
     else:
         word = _one(rng, (*COLORS, *SHAPES))
         having = int(rng.integers(count + 1)) if kind == "images_with" else count - int(rng.integers(2))
         images = [_having(rng, word, number < having, held_out) for number in range(count)]
         asked = [_about_images(kind, word, having, count)]
     for _ in range(most - len(asked)):
-        wanted, kind = int(rng.integers(count + 1)), SET_TYPES[1 + int(rng.integers(2))]
+        wanted, kind = int(rng.integers(count + 1)), SET_TYPES[2 + int(rng.integers(2))]
         words = [word for word in (*COLORS, *SHAPES) if sum(word in _traits(image) for image in images) == wanted]
         if words:
             asked.append(_about_images(kind, _one(rng, words), wanted, count))
     asked = list({question.question: question for question in asked}.values())
     shown = tuple(images[i] for i in rng.permutation(count))
     return ImageSet(shown, tuple(asked[i] for i in rng.permutation(len(asked))))
-
-
-def told_of_set(drawn: ImageSet, rng: np.random.Generator) -> list[Question]:
-    """What a set shows at some places, and what is not the same in its images: words for what a difference is made of.
-
-    A place's things are told without their images, in the order of the alphabet.
-    """
-    asked = [question for question in drawn.questions if question.type == "differs"][:_PLACES]
-    seen = {cell: _seen(drawn.images, cell) for cell in _CELLS}
-    order = [_CELLS[i] for i in rng.permutation(len(_CELLS))]
-    order.sort(key=lambda cell: (-len(seen[cell]), seen[cell] == ["empty"]))  # where something differs, first
-    for cell in order[: _TOLD if len(drawn.images) == MOST_IMAGES else _TOLD + 1]:
-        asked.append(Question("told", f"{_place_of(cell)} in each ?", " ".join(seen[cell])))
-    for trait, names in (("place", _elsewhere(drawn.images)), ("color", _other_color(drawn.images))):
-        if len(names) == 1:
-            asked.append(Question("told", f"what differs in {trait} ?", names[0]))
-    return [asked[i] for i in rng.permutation(len(asked))]
-
-
-def _seen(images: Sequence[Arrangement], cell: tuple[int, int]) -> list[str]:
-    """What is in a cell of one image at least."""
-    in_cell = (next((t.description for t in image.things if t.cell == cell), "empty") for image in images)
-    return sorted(set(in_cell))
-
-
-def _elsewhere(images: Sequence[Arrangement]) -> list[str]:
-    """Names of things that all images have once, and not all in the same cell."""
-    return [
-        f"{color} {shape}"
-        for color, shape in itertools.product(COLORS, SHAPES)
-        if (alike := _alike(images, lambda t, name=(color, shape): (t.color, t.shape) == name))
-        and len({thing.cell for thing in alike}) > 1
-    ]
-
-
-def _other_color(images: Sequence[Arrangement]) -> list[str]:
-    """Shapes that all images have once, and not all in the same colour."""
-    return [
-        shape
-        for shape in SHAPES
-        if (alike := _alike(images, lambda t, shape=shape: t.shape == shape)) and len({t.color for t in alike}) > 1
-    ]
-
-
-def _alike(images: Sequence[Arrangement], of_kind: Callable[[Thing], bool]) -> list[Thing]:
-    """The thing of a kind in each image; none if an image has another number of them."""
-    found = [[thing for thing in image.things if of_kind(thing)] for image in images]
-    return [things[0] for things in found] if all(len(things) == 1 for things in found) else []
 
 
 def _about_images(kind: str, word: str, having: int, count: int) -> Question:
@@ -384,8 +335,33 @@ def _traits(arrangement: Arrangement) -> set[str]:
     return {word for thing in arrangement.things for word in (thing.color, thing.shape)}
 
 
-def _about_place(first: Arrangement, other: Arrangement, cell: tuple[int, int]) -> Question:
-    return Question("differs", f"what differs {_place_of(cell)} ?", _difference(first, other, cell))
+def _differences(first: Arrangement, other: Arrangement, rng: np.random.Generator) -> list[Question]:
+    """Further questions about two images: what is in some cells, first those that differ, and which thing does."""
+    cells = [_CELLS[i] for i in rng.permutation(len(_CELLS))]
+    seen = {cell: _about_cell((first, other), cell) for cell in cells}
+    cells.sort(key=lambda cell: (_difference(first, other, cell) == "nothing", seen[cell].answer == "empty"))
+    which = _which_differs(first, other)
+    return [*(seen[cell] for cell in cells[:_PLACES]), *([which] if which else [])]
+
+
+def _about_cell(images: Sequence[Arrangement], cell: tuple[int, int]) -> Question:
+    """What is in a cell of one image at least, in the order of the alphabet."""
+    in_cell = {next((t.description for t in image.things if t.cell == cell), "empty") for image in images}
+    return Question("differs", f"{_place_of(cell)} in each ?", " ".join(sorted(in_cell)))
+
+
+def _which_differs(first: Arrangement, other: Arrangement) -> Question | None:
+    """Which thing has another place, colour, shape or size, by what it keeps; None if none has or no name is its own."""
+    if len(first.things) != len(other.things) or first == other:
+        return None
+    one, two = first.things[-1], other.things[-1]
+    trait = next((trait for trait in TRAITS if getattr(one, trait) != getattr(two, trait)), "place")
+    kept = {"color": ("shape",), "shape": ("color",)}.get(trait, ("color", "shape"))
+    name = " ".join(getattr(one, key) for key in kept)
+    for image in (first, other):
+        if sum(name == " ".join(getattr(thing, key) for key in kept) for thing in image.things) > 1:
+            return None
+    return Question("which_differs", f"what differs in {trait} ?", name)
 
 
 def _difference(first: Arrangement, other: Arrangement, cell: tuple[int, int]) -> str:
@@ -403,14 +379,26 @@ def _having(rng: np.random.Generator, word: str, having: bool, held_out: bool) -
             return drawn
 
 
-def _two(answer: str, rng: np.random.Generator, held_out: bool) -> tuple[Arrangement, Arrangement, tuple[int, int]]:
-    """Images with one change, and a cell in which they differ as asked.
+def _pair_with_change(rng: np.random.Generator, held_out: bool) -> tuple[Arrangement, Arrangement, Question]:
+    """Images with one change, and which thing it is."""
+    change = _one(rng, (*TRAITS, "place"))
+    while True:
+        first = draw_arrangement(rng, held_out=held_out, **_ALIKE)
+        other = _changed(first, change, rng)
+        question = _which_differs(first, other)
+        if other.held_out == held_out and question:
+            return first, other, question
+
+
+def _pair_at_place(rng: np.random.Generator, held_out: bool) -> tuple[Arrangement, Arrangement, Question]:
+    """Images with one change at most, and what is in a cell; in what they differ there is drawn first.
 
     Where nothing differs there is mostly something in the cell, and mostly a change elsewhere.
     """
+    answer = _one(rng, DIFFERENCES)
     while True:
         change = _one(rng, {"count": ("count", "place"), "nothing": CHANGES}.get(answer, (answer,)))
-        first = draw_arrangement(rng, held_out=held_out, most=_SOME)
+        first = draw_arrangement(rng, held_out=held_out, **_ALIKE)
         other = _changed(first, change, rng)
         if other.held_out != held_out or (other.caption == first.caption) != (change == "nothing"):
             continue
@@ -419,19 +407,18 @@ def _two(answer: str, rng: np.random.Generator, held_out: bool) -> tuple[Arrange
         if answer == "nothing" and rng.random() < _FILLED_SHARE:
             cells = filled
         if cells:
-            pair = (first, other) if rng.integers(2) else (other, first)
-            return *pair, _one(rng, cells)
+            return first, other, _about_cell((first, other), _one(rng, cells))
 
 
-def _changed(first: Arrangement, answer: str, rng: np.random.Generator) -> Arrangement:
+def _changed(first: Arrangement, change: str, rng: np.random.Generator) -> Arrangement:
     """The image with another value of a trait, which may be the same by chance."""
-    if answer == "nothing":
+    if change == "nothing":
         return first
     *rest, last = first.things
     free = [cell for cell in _CELLS if cell not in [thing.cell for thing in first.things]]
     drawn = _draw_thing(rng, _one(rng, free))
-    if answer == "count":
+    if change == "count":
         return dataclasses.replace(first, things=(*first.things, drawn))
-    trait = "cell" if answer == "place" else answer
+    trait = "cell" if change == "place" else change
     new = dataclasses.replace(last, **{trait: getattr(drawn, trait)})
     return dataclasses.replace(first, things=(*rest, new))
