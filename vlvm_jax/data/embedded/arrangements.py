@@ -351,7 +351,7 @@ def _about_cell(images: Sequence[Arrangement], cell: tuple[int, int]) -> Questio
 
 
 def _which_differs(first: Arrangement, other: Arrangement) -> Question | None:
-    """Which thing has another place, colour, shape or size, by what it keeps; None if none has or no name is its own."""
+    """Which thing has another place, colour, shape or size, by what it keeps; None if none has, or that names two."""
     if len(first.things) != len(other.things) or first == other:
         return None
     one, two = first.things[-1], other.things[-1]
