@@ -1,5 +1,7 @@
 """The mesh, and that every parameter has exactly one place on it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -111,9 +113,37 @@ def test_nothing_large_is_replicated_at_real_size():
 
 def test_a_large_parameter_that_lies_whole_is_an_error():
     shapes = {"decoder/layers/mlp/up_proj/kernel": (4, 1001, 1001), "decoder/norm/scale": (1001,)}
+
+    def check(grid) -> None:
+        placed = {
+            path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rules.parameter_sharding(path, shape, grid))
+            for path, shape in shapes.items()
+        }
+        rules.check_split(placed, grid)
+
     with pytest.raises(InputError, match=r"up_proj/kernel, \[4, 1001, 1001\].*fsdp x context = 8"):
-        rules.check_split(shapes, mesh(data=1, fsdp=8))
-    rules.check_split(shapes, mesh(data=8))  # nothing is meant to be split
+        check(mesh(data=1, fsdp=8))
+    check(mesh(data=8))  # nothing is meant to be split
+
+
+@pytest.mark.parametrize(("tensor", "q", "k"), [(2, "tensor", "tensor"), (4, "tensor", None), (8, None, None)])
+def test_heads_that_the_mesh_does_not_divide_stay_whole(tensor, q, k):
+    """12 heads, 2 of keys and values, of 32 numbers each: no head is ever cut. Towers and decoders alike."""
+    config = small().model
+    sizes = {"num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 32}
+    config = config.model_copy(update={"decoder": config.decoder.model_copy(update=sizes)})
+    placed = Model(config).on_mesh(Model(config).abstract(), mesh(data=1, fsdp=-1, tensor=tensor))
+
+    def split(part: str, projections: str, side: int) -> set:
+        return {
+            a.sharding.spec[side]
+            for path, a in placed.items()
+            if a.sharding is not None and re.fullmatch(rf"{part}/.*({projections})/kernel", path)
+        }
+
+    assert split("decoder", "q_proj", -1) == split("decoder", "o_proj", -2) == {q}
+    assert split("decoder", "k_proj|v_proj", -1) == {k}
+    assert split("encoder", "q_proj|k_proj|v_proj", -1) == {"tensor" if tensor == 2 else None}  # two heads
 
 
 def test_constrain_is_nothing_without_a_mesh_and_places_with_one():

@@ -222,7 +222,7 @@ def _parameters(model: ModelConfig, initial: Initial, mesh: jax.sharding.Mesh) -
     """Whole parameters, all of them from the checkpoint."""
     unbound = Model(model)
     shapes = jax.eval_shape(params_lib.join, unbound.abstract())
-    rules.check_split({path: a.shape for path, a in shapes.items()}, mesh, unbound.adapter.parameter_axes)
+    rules.check_split(unbound.on_mesh(shapes, mesh), mesh)
     if fresh := initial.missing(shapes):
         source = next(iter(initial.sources.values())).name
         raise InputError(

@@ -28,6 +28,9 @@ _SEGMENT = re.compile(r"^(?P<stack>.+?)/layers/segments/(?P<index>\d+)/(?P<rest>
 _WHOLE = re.compile(r"^(?P<stack>.+?)/layers/(?P<rest>.+)$")
 
 
+_PROJECTION = re.compile(r"(encoder|decoder)/.*/(q_proj|k_proj|v_proj|o_proj|out_proj)/")
+
+
 class Model:
     """A VideoLLM without its parameters: bind it to a flat dict of them to run it.
 
@@ -56,12 +59,25 @@ class Model:
     def on_mesh(self, abstract: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of parameters, whole or segmented, with their shardings."""
         own = self.adapter.parameter_axes
+
+        def place(path: str, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+            return rules.parameter_sharding(path, shape, mesh, own, self._heads(path))
+
         return {
-            path: jax.ShapeDtypeStruct(
-                a.shape, a.dtype, sharding=rules.parameter_sharding(whole_path(path), a.shape, mesh, own)
-            )
+            path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(whole_path(path), a.shape))
             for path, a in abstract.items()
         }
+
+    def _heads(self, path: str) -> int | None:
+        """Heads along a side of a projection of the decoder's or the tower's attention; None of other parameters."""
+        found = _PROJECTION.match(path)
+        if found is None:
+            return None
+        part, projection = found.groups()
+        if part == "encoder":
+            return self.config.vision.num_attention_heads
+        decoder = self.config.decoder
+        return decoder.num_key_value_heads if projection in ("k_proj", "v_proj") else decoder.num_attention_heads
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the segmented parameters, fp32."""

@@ -80,18 +80,23 @@ def logical_axes(path: str, own: ParameterAxes = ()) -> tuple[str, ...]:
     return matches[0]
 
 
-def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh, own: ParameterAxes = ()) -> NamedSharding:
+def parameter_sharding(
+    path: str, shape: tuple[int, ...], mesh: Mesh, own: ParameterAxes = (), heads: int | None = None
+) -> NamedSharding:
     """The sharding of one parameter. An axis that the mesh does not divide stays whole on that axis.
 
     Args:
       own: the adapter's own rows.
+      heads: how many lie along the axis `heads`, of a projection of attention: no head is cut, so that what counts is
+        whether the mesh divides them.
     """
     axes = logical_axes(path, own)
     if len(shape) == len(axes) + 1:
         axes = ("layers", *axes)
     if len(shape) != len(axes):
         raise ValueError(f"{path}: shape {shape} does not fit the logical axes {axes}")
-    return sharding(axes, shape, mesh)
+    units = tuple(heads if axis == "heads" and heads else size for axis, size in zip(axes, shape, strict=True))
+    return sharding(axes, units, mesh)
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -99,14 +104,13 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return sharding(("batch", "length"), shape[:2], mesh)
 
 
-def check_split(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, own: ParameterAxes = ()) -> None:
+def check_split(placed: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> None:
     """Raises `InputError` for a large parameter that every device would hold whole on a mesh that splits parameters."""
     parts = width("embed", mesh) * width("heads", mesh)
-    for path, shape in shapes.items():
-        size = math.prod(shape)
-        if parts > 1 and size > LARGE and parameter_sharding(path, shape, mesh, own).is_fully_replicated:
+    for path, a in placed.items():
+        if parts > 1 and math.prod(a.shape) > LARGE and a.sharding is not None and a.sharding.is_fully_replicated:
             raise InputError(
-                f"config.mesh: {path}, {list(shape)}, would lie whole on every device: fsdp x context = "
+                f"config.mesh: {path}, {list(a.shape)}, would lie whole on every device: fsdp x context = "
                 f"{width('embed', mesh)} and tensor = {width('heads', mesh)} divide neither of its sides"
             )
 

@@ -107,8 +107,8 @@ def check_mesh(config: Config, mesh: Mesh, rows: int | None = None) -> None:
       rows: of every stage's batch, instead of what the config says.
     """
     model = Model(config.model)
-    shapes = {whole_path(path): a.shape for path, a in model.abstract().items()}
-    rules.check_split(shapes, mesh, model.adapter.parameter_axes)
+    placed = model.on_mesh(model.abstract(), mesh)
+    rules.check_split({whole_path(path): a for path, a in placed.items()}, mesh)
     shards = rules.batch_shards(mesh)
     if rows is not None and rows % shards:
         raise InputError(f"--rows={rows}: the mesh's data x fsdp = {shards} does not divide it")
