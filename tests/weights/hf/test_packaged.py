@@ -18,7 +18,7 @@ from vlvm_jax.weights.hf import hub
 from vlvm_jax.weights.hf.clip_source import open_clip
 
 HASHES = {  # of the weights; a change of them is another model, and another result of every recipe that starts from it
-    "embedded": "1fd17288ccfa04ce9bfe2520d9a938b99c244c8772e2143b541e26c614fb3f1b",
+    "embedded": "d8db2d59bc300d174a769e6f7a5e03188ea5573e790585a4eabee793dc11fce9",
     "embedded-clip": "cdad5550eade6327ffca6b427ce1d5961b6cc648e7524aab76c5fda452ece9ce",
 }
 MOST = 8 << 20  # bytes, of all together
