@@ -47,7 +47,9 @@ def _named_class(directory: Path) -> Any:
     """
     import transformers
 
-    name = str(read_json(directory / "tokenizer_config.json").get("tokenizer_class")).removesuffix("Fast")
+    name = str(read_json(directory / "tokenizer_config.json").get("tokenizer_class"))
+    if name != "PreTrainedTokenizerFast":  # which reads any `tokenizer.json`; its namesake without "Fast" is abstract
+        name = name.removesuffix("Fast")
     cls = getattr(transformers, name, None)
     known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedTokenizerBase)
     return cls if known else transformers.AutoTokenizer
