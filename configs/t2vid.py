@@ -1,5 +1,5 @@
 """The recipe `t2vid` as a file. Its presets and keys are in `vlvm_jax/recipes/t2vid.py`."""
 
-from vlvm_jax.recipes.t2vid import get_config, shares
+from vlvm_jax.recipes.t2vid import PRESETS, get_config, shares
 
-__all__ = ["get_config", "shares"]
+__all__ = ["PRESETS", "get_config", "shares"]

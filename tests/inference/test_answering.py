@@ -232,7 +232,13 @@ def test_media_that_cannot_be_used(answering, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mesh", [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=4, context=2)]
+    "mesh",
+    [
+        MeshConfig(data=1, fsdp=8),
+        MeshConfig(data=2, fsdp=2, tensor=2),
+        MeshConfig(data=1, fsdp=2, tensor=4),
+        MeshConfig(data=1, fsdp=4, context=2),
+    ],
 )
 def test_eight_devices_say_what_one_says(folder, mesh):
     requests = [*about(folder, "0.mp4"), *about(folder, "1.mp4")[:1]]
@@ -249,7 +255,7 @@ def test_eight_devices_say_what_one_says(folder, mesh):
     assert said(answering.answer(requests[:4], SHORT)) | said(answering.answer(requests[4:], SHORT)) == expected
     assert any(not a.sharding.is_fully_replicated for a in answering.engine.params.values())
     if mesh.tensor > 1:
-        assert cache["key"].spec[2] == "tensor"
+        assert cache["key"].spec[2] == ("tensor" if mesh.tensor == 2 else None)  # there are two heads
     assert set(answering.engine.traced.values()) == {1}
 
 

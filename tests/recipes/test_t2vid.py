@@ -34,7 +34,7 @@ def mixed(arg):
     return config, {entry.path.rsplit("/", 1)[1]: (entry.count, entry.pages) for entry in config.stages[-1].data}
 
 
-@pytest.mark.parametrize("preset", ["idefics3-8b", "smolvlm2-2.2b"])
+@pytest.mark.parametrize("preset", t2vid.PRESETS[1:])
 def test_the_papers_mix(preset):
     config, parts = mixed(preset)
     counts = {name: count for name, (count, _) in parts.items()}
@@ -47,9 +47,17 @@ def test_the_papers_mix(preset):
     (stage,) = config.stages
     assert {rate for _, rate in stage.trainable} == {5e-6} and stage.schedule == "log_warmup_cosine"
     assert (stage.final_lr_ratio, stage.weight_decay, stage.beta2, stage.loss_on) == (0.1, 0.01, 0.999, "answer")
-    each = {"idefics3-8b": 169, "smolvlm2-2.2b": 81}[preset]
+    each = {"idefics3-8b": 169, "smolvlm2-2.2b": 81}.get(preset, 256)
     assert Model(config.model).adapter.num_video_tokens(24) == 24 * each
+    assert parts["long_alpaca.jsonl"][1]["max_pages"] == (44 if each == 256 else 65)
     assert stage.frames * each + 512 <= stage.length <= config.model.decoder.max_position_embeddings
+
+
+def test_pages_have_to_fit_a_row():
+    _, parts = mixed("internvl3-8b,length=17664")
+    assert parts["long_alpaca.jsonl"][1]["max_pages"] == 65
+    with pytest.raises(InputError, match="length=1200 has no room for a page of 256 tokens"):
+        t2vid.get_config("internvl3-8b,length=1200")
 
 
 @pytest.mark.parametrize(("arm", "samples"), [("video_only", 600), ("full_video", 4000)])

@@ -74,7 +74,12 @@ def on_one_device():
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}, {"dcn_data": 2, "fsdp": 4}],
+    [
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 1, "fsdp": 2, "tensor": 4},
+        {"data": 1, "fsdp": 2, "context": 4},
+        {"dcn_data": 2, "fsdp": 4},
+    ],
     ids=str,
 )
 def test_one_and_eight_devices_give_the_same_losses(sizes, on_one_device):

@@ -26,8 +26,6 @@ Splits = Mapping[str, tuple[int, ...]]
 
 _SEGMENT = re.compile(r"^(?P<stack>.+?)/layers/segments/(?P<index>\d+)/(?P<rest>.+)$")
 _WHOLE = re.compile(r"^(?P<stack>.+?)/layers/(?P<rest>.+)$")
-
-
 _PROJECTION = re.compile(r"(encoder|decoder)/.*/(q_proj|k_proj|v_proj|o_proj|out_proj)/")
 
 

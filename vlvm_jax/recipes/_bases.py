@@ -337,6 +337,7 @@ BASES = {
     "internvl3.5-4b": INTERNVL3_5_4B,
     "llava-video-7b": LLAVA_VIDEO_7B,
 }
+INTERNVL3 = tuple(name for name in BASES if name.startswith("internvl3"))  # presets of several recipes
 
 CLIP_L_336 = Scorer(ClipConfig(), "openai/clip-vit-large-patch14-336")  # its tower is of LLaVA-1.5's sizes
 CLIP_B_16 = Scorer(

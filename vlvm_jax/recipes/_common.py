@@ -149,7 +149,7 @@ EMBEDDED = "{embedded}"
 PATCHES = bases.EMBEDDED.vision.num_patches  # of a frame
 IMAGE_TEXT = 160  # tokens of the longest conversation about an image, without the image
 IMAGE_CAPTION = 40  # of an image's caption and its prompt
-CLIP_TEXT = 92  # about a clip, everything asked; two clips seldom both have the most
+CLIP_TEXT = 92  # about a clip, in training; two clips seldom both have the most
 QUESTION = 24  # tokens of a question and its answer
 
 

@@ -81,7 +81,6 @@ def image(options: Any) -> ConfigDict:
         of("sheets", 0.3),
         of("timeless_texts", 0.5),
     ]
-    rows = {"batch_size": 16, "media": 1, "frames": IMAGES, "length": 256}
     compared = [
         of("sets"),
         of("arrangements", 0.5),
@@ -92,6 +91,7 @@ def image(options: Any) -> ConfigDict:
         of("timeless_texts", 0.3),
     ]
     held_out = {"batch_size": 16, "frames": IMAGES, "length": 256}
+    rows = {**held_out, "media": 1}
     whole = dict.fromkeys(["encoder/**", "adapter/**", "decoder/**"], RATE)
     slower = {"encoder/**": RATE / 3, "adapter/**": RATE / 1.5, "decoder/**": RATE / 1.5}
     return run(

@@ -44,15 +44,7 @@ from vlvm_jax.recipes._common import (
     tiny_stage,
 )
 
-PRESETS = (
-    "tiny",
-    "llava-1.5-7b",
-    "vicuna-7b",
-    "smolvlm2-256m",
-    "internvl3-1b",
-    "internvl3-8b",
-    "internvl3.5-4b",
-)
+PRESETS = ("tiny", "llava-1.5-7b", "vicuna-7b", "smolvlm2-256m", *bases.INTERNVL3)
 STRATEGIES = ("S1", "S2", "S3")
 
 ALIGN = {"adapter/connector/**": 1e-3}

@@ -28,7 +28,7 @@ from vlvm_jax.errors import InputError
 from vlvm_jax.recipes import _bases as bases
 from vlvm_jax.recipes._common import entry, full_run, full_stage, parse_arg
 
-PRESETS = ("smolvlm2-256m", "llava-1.5-7b", "internvl3-1b", "internvl3-8b", "internvl3.5-4b", "llava-video-7b")
+PRESETS = ("smolvlm2-256m", "llava-1.5-7b", *bases.INTERNVL3, "llava-video-7b")
 LEAST = 4  # clips of a source that are set aside
 
 

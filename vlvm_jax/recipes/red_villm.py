@@ -47,7 +47,7 @@ from vlvm_jax.recipes._common import (
     tiny_stage,
 )
 
-PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b", "internvl3-1b", "internvl3-8b", "internvl3.5-4b")
+PRESETS = ("tiny", "llava-1.5-7b", "llava-v1-7b", "qwen2-7b", *bases.INTERNVL3)
 TRAIN = ("aligners", "lora", "decoder")
 FILES: dict[str, tuple[str, ...]] = {"en": ("VideoInstruct100K.json",), "zh": ("VideoInstruct100K_zh.json",)}
 FILES["both"] = (*FILES["en"], *FILES["zh"])

@@ -46,7 +46,7 @@ from vlvm_jax.recipes._common import (
     tiny_stage,
 )
 
-PRESETS = ("tiny", "idefics3-8b", "smolvlm2-2.2b", "internvl3-1b", "internvl3-8b", "internvl3.5-4b")
+PRESETS = ("tiny", "idefics3-8b", "smolvlm2-2.2b", *bases.INTERNVL3)
 ARMS = ("hybrid", "video_only", "pure_text", "full_video", "zero_shot")
 TEXT_ROOM = 1024  # tokens of a row for what is asked and said about pages
 WHOLE = {"encoder/**": 5e-6, "adapter/**": 5e-6, "decoder/**": 5e-6}

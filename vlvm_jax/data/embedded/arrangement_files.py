@@ -130,15 +130,14 @@ def write_timeless_text(path: Path, split: Split, index: int, *, size: int, fps:
 def write_clip(path: Path, split: Split, index: int, *, size: int, fps: int, seed: int) -> dict[str, Any]:
     """A clip with a conversation and a caption; kinds take turns.
 
-    To learn from, everything is asked of the event, and the conversation ends with the caption, which would give
-    answers after it away.
+    In training, the conversation ends with the caption, which would give answers after it away.
     """
     rng = _rng(split, index, seed)
     drawn = events.draw_clip(rng, events.KINDS[index % len(events.KINDS)], held_out=split.held_out)
     name = f"media/{split.name}/{index:06d}.mp4"
     write_mp4(path / name, events.render(drawn, size), fps)
     told = scenes.Question("told", scenes.CAPTION_PROMPTS["video"], events.caption(drawn))
-    asked = events.questions(drawn, rng) if split.held_out else [*events.every_question(drawn, rng), told]
+    asked = events.questions(drawn, rng) if split.held_out else [*events.questions_to_learn(drawn, rng), told]
     return {
         "id": f"{split.name}/{index:06d}",
         "video": name,

@@ -27,7 +27,8 @@ CHANGES = ("color", "shape", "size", "place", "count", "nothing")  # from one im
 DIFFERENCES = ("color", "shape", "size", "count", "nothing")  # at one place
 TRAITS = ("color", "shape", "size")
 TYPES = ("color", "shape", "count", "count_of", "position", "relation", "size", "place")
-SET_TYPES = ("differs", "which_differs", "images_with", "in_all")
+OF_ALL_IMAGES = ("images_with", "in_all")
+SET_TYPES = ("differs", "which_differs", *OF_ALL_IMAGES)
 MOST = 6  # things of an image
 MOST_IMAGES = 3  # of a set
 _SOME = 3  # things of an image of a set whose images have nothing to do with each other, at most
@@ -305,7 +306,7 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
       most: questions, at most. The answers of further ones are not balanced over sets.
     """
     count = int(rng.integers(2, MOST_IMAGES + 1))
-    if kind in ("differs", "which_differs"):
+    if kind not in OF_ALL_IMAGES:
         first, other, question = (_pair_at_place if kind == "differs" else _pair_with_change)(rng, held_out)
         first, other = (first, other) if rng.integers(2) else (other, first)
         images = [first] * (count - 1) + [other]
@@ -316,7 +317,7 @@ def draw_set(rng: np.random.Generator, kind: str, *, held_out: bool, most: int =
         images = [_having(rng, word, number < having, held_out) for number in range(count)]
         asked = [_about_images(kind, word, having, count)]
     for _ in range(most - len(asked)):
-        wanted, kind = int(rng.integers(count + 1)), SET_TYPES[2 + int(rng.integers(2))]
+        wanted, kind = int(rng.integers(count + 1)), _one(rng, OF_ALL_IMAGES)
         words = [word for word in (*COLORS, *SHAPES) if sum(word in _traits(image) for image in images) == wanted]
         if words:
             asked.append(_about_images(kind, _one(rng, words), wanted, count))
@@ -356,11 +357,10 @@ def _which_differs(first: Arrangement, other: Arrangement) -> Question | None:
         return None
     one, two = first.things[-1], other.things[-1]
     trait = next((trait for trait in TRAITS if getattr(one, trait) != getattr(two, trait)), "place")
-    kept = {"color": ("shape",), "shape": ("color",)}.get(trait, ("color", "shape"))
-    name = " ".join(getattr(one, key) for key in kept)
-    for image in (first, other):
-        if sum(name == " ".join(getattr(thing, key) for key in kept) for thing in image.things) > 1:
-            return None
+    kept = {"color": "shape", "shape": "color"}.get(trait, "name")
+    name = getattr(one, kept)
+    if any(sum(getattr(thing, kept) == name for thing in image.things) > 1 for image in (first, other)):
+        return None
     return Question("which_differs", f"what differs in {trait} ?", name)
 
 
@@ -395,16 +395,16 @@ def _pair_at_place(rng: np.random.Generator, held_out: bool) -> tuple[Arrangemen
 
     Where nothing differs there is mostly something in the cell, and mostly a change elsewhere.
     """
-    answer = _one(rng, DIFFERENCES)
+    difference = _one(rng, DIFFERENCES)
     while True:
-        change = _one(rng, {"count": ("count", "place"), "nothing": CHANGES}.get(answer, (answer,)))
+        change = _one(rng, {"count": ("count", "place"), "nothing": CHANGES}.get(difference, (difference,)))
         first = draw_arrangement(rng, held_out=held_out, **_ALIKE)
         other = _changed(first, change, rng)
         if other.held_out != held_out or (other.caption == first.caption) != (change == "nothing"):
             continue
-        cells = [cell for cell in _CELLS if _difference(first, other, cell) == answer]
+        cells = [cell for cell in _CELLS if _difference(first, other, cell) == difference]
         filled = [cell for cell in cells if any(thing.cell == cell for thing in first.things)]
-        if answer == "nothing" and rng.random() < _FILLED_SHARE:
+        if difference == "nothing" and rng.random() < _FILLED_SHARE:
             cells = filled
         if cells:
             return first, other, _about_cell((first, other), _one(rng, cells))

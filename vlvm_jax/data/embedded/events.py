@@ -25,8 +25,8 @@ TEMPORAL_TYPES = ("direction", "speed", "before_after", "order", "repetition", "
 FRAMES = 16
 COME = 3  # things that come one after another
 MOST_BLINKS = 3
-MOST_QUESTIONS = 6  # about a clip, where not everything is asked of the event
-MOST_STILL = 3  # questions about what is still, where everything is asked of the event
+MOST_QUESTIONS = 6  # about a clip, held out
+MOST_STILL = 3  # questions about what is still, in training
 _PLACES = ("first", "second", "last")
 
 
@@ -201,12 +201,12 @@ def questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     return _shuffled([*event, *(asked[i] for i in keep)], rng)
 
 
-def every_question(clip: Clip, rng: np.random.Generator) -> list[Question]:
-    """All that can be asked of the event, or one half of it, and some of what is still: to learn from.
+def questions_to_learn(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    """What is asked of the event and of what is still in training: all of it, but for what it would give away.
 
     What the event happens to is asked of half of the clips. It comes first there, and every question has to come first
-    for some clips: held-out ones are asked alone. Of questions that give each other away, those of one half follow each
-    other, so that every answer is learned from frames rather than from words before it.
+    for some clips: held-out ones are asked alone. Direction and places give each other away, and so do places in an
+    order and pairs: one of the two is asked, so that every answer is learned from frames, not from words before it.
     """
     asked = [question for questions in _about_event(clip, rng) for question in questions]
     if rng.integers(2):
